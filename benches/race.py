@@ -1,0 +1,574 @@
+#!/usr/bin/env python3
+"""Race pcopy against other copiers, one row of work at a time.
+
+    benches/race.py tree            one row
+    benches/race.py tree again      several
+    benches/race.py all             every row
+    benches/race.py list            the rows and their bars
+    benches/race.py clean           remove the data folder
+
+The rows:
+
+tree        a kernel source tree (about 80,000 files, 1.2 GiB), tmpfs to tmpfs
+tree-ext4   the same tree from and to one file system on a RAM-backed loop
+tree-xfs    device, so that shared extents are possible where the file system
+tree-btrfs  has them; needs root
+tree-bare, tree-ext4-bare, tree-xfs-bare, tree-btrfs-bare
+            the same, pcopy keeping as little as cpz: modes and content only
+flat        40,000 files of 8 KiB in one folder, tmpfs
+big         one file of 2 GiB, tmpfs
+big-ext4    the same on ext4
+again       a second run over a finished copy of the tree: nothing to do
+slow        2,000 files in 100 folders, source and destination on a FUSE
+            pass-through (examples/faultfs.rs) that delays every call by
+            0.5 ms; no -j; freshly mounted for each run, so nothing is cached
+tiny        a folder of ten small files: what starting up costs
+sparse      a file of 8 GiB with 64 MiB of data in 64 places, tmpfs
+memory      peak private memory of a copier and all its children on the tree,
+            sampled from /proc/*/smaps_rollup
+syscalls    system calls for one small file: strace's count over 2,000 files
+            less its count over 1,000
+progress    the tree with the progress bar drawn on a terminal, and without
+
+How it is measured. In each round every program runs once, and the next round
+starts with another program, so that a change in the machine's mood hits all
+alike. One round before the first is not counted; it warms the caches and
+checks that each copy has as many entries and bytes as its source. A program
+that fails, hangs, or copies too little leaves the row, with the reason shown.
+The span timed is from posix_spawn to wait4. Removing the last destination,
+`sync` (where there is a disk to sync) and mounting happen outside of it.
+Ratios are ratios of medians. pcopy runs with its default flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import json
+import os
+import platform
+import pty
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.dont_write_bytecode = True  # No __pycache__ in the project.
+from arena import GIB, MIB, Arena, Skip, arena, census, free_gib, unmount  # noqa: E402
+
+PROJECT = Path(__file__).resolve().parent.parent
+# No single run may take longer, in seconds.
+RUN_LIMIT = 600
+BARE = ["--no-preserve=ownership,timestamps,xattr,links"]
+
+
+class Failure(Exception):
+    """A program did not do its work; the text says why."""
+
+
+# ---------------------------------------------------------------- programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One entrant of a race. {src}, {dst} and {parent} (of dst) are filled in."""
+
+    name: str
+    argv: list[str]
+    on_terminal: bool = False
+
+    def command(self, src: Path, dst: Path) -> list[str]:
+        words = {"src": src, "dst": dst, "parent": dst.parent}
+        return [word.format(**words) for word in self.argv]
+
+    @property
+    def is_pcopy(self) -> bool:
+        return self.name.startswith("pcopy")
+
+    def at(self, path: Path) -> Program:
+        return dataclasses.replace(self, argv=[str(path), *self.argv[1:]])
+
+    def chosen(self, only: set[str]) -> bool:
+        """Whether --only names this program, in full (`cp-a`) or by its first words (`cp`)."""
+        key = re.sub("[ -]+", "-", self.name)
+        return not only or any(key == word or key.startswith(word + "-") for word in only)
+
+
+def peer(name: str, command: str = "") -> Program:
+    return Program(name, (command or name + " {src} {dst}").split())
+
+
+# cpx always copies into the folder that it is given.
+COPIERS = [
+    peer("cpz"),
+    peer("fcp"),
+    peer("xcp -r"),
+    peer("cpx -a", "cpx -a {src} {parent}"),
+    peer("cp -a"),
+    peer("cp -r"),
+    peer("rcp"),
+    peer("rcp --preserve"),
+    peer("rsync -a", "rsync -a {src}/ {dst}/"),
+    peer("rclone copy", "rclone copy --links {src} {dst}"),
+]
+# Those that know how to leave a finished copy alone.
+UPDATERS = [
+    peer("cp -auT"),
+    peer("cpx --resume", "cpx -a --resume {src} {parent}"),
+    peer("rcp --overwrite", "rcp --overwrite --preserve {src} {dst}"),
+    peer("rsync -a", "rsync -a {src}/ {dst}/"),
+    peer("rclone copy", "rclone copy --links {src} {dst}"),
+]
+
+
+def pcopies(flags: list[str], suffix: str = "", on_terminal: bool = False) -> list[Program]:
+    return [
+        Program(f"pcopy-{mode}{suffix}", ["pcopy", f"--mode={mode}", *flags, "{src}", "{dst}"], on_terminal)
+        for mode in ("thread", "process")
+    ]
+
+
+def version(path: Path) -> str:
+    """The first line of a program's own account of its version."""
+    flag = "version" if path.name == "rclone" else "--version"
+    found = subprocess.run([path, flag], capture_output=True, text=True, check=False)
+    line = (found.stdout + found.stderr).strip().split("\n")[0]
+    return line if path.name in line else f"{path.name} {line}"
+
+
+# ------------------------------------------------------------------ running
+
+
+def wait(pid: int, name: str, meanwhile: Callable[[int], None] | None) -> int:
+    """Waits for a child that leads its own group; kills the group if that does not go well."""
+
+    def too_long(_signal: int, _frame: object) -> None:
+        raise Failure(f"{name}: still running after {RUN_LIMIT} s")
+
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(RUN_LIMIT)
+    try:
+        if meanwhile:
+            meanwhile(pid)
+        return os.waitstatus_to_exitcode(os.wait4(pid, 0)[1])
+    except BaseException:
+        os.killpg(pid, signal.SIGKILL)
+        os.wait4(pid, 0)
+        raise
+    finally:
+        signal.alarm(0)
+
+
+def run(argv: list[str], stderr: Path, meanwhile: Callable[[int], None] | None = None) -> float:
+    """Runs a command with stderr going to a file or terminal; the seconds that it took."""
+    path = shutil.which(argv[0]) or argv[0]
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 2, str(stderr), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY, 0o600),
+    ]
+    start = time.perf_counter()
+    pid = os.posix_spawn(path, argv, os.environ, file_actions=actions, setpgroup=0)
+    code = wait(pid, argv[0], meanwhile)
+    seconds = time.perf_counter() - start
+    if code != 0:
+        told = stderr.read_text(errors="replace").split("\n") if stderr.is_file() else []
+        raise Failure(f"exit status {code}: {' | '.join(line for line in told if line)[:200]}")
+    return seconds
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[Path]:
+    """A pseudo-terminal whose output is read and thrown away; yields its path."""
+    ours, theirs = pty.openpty()
+
+    def drain() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(ours, 65536):
+                pass
+
+    reader = threading.Thread(target=drain, daemon=True)
+    reader.start()
+    try:
+        yield Path(os.ttyname(theirs))
+    finally:
+        os.close(theirs)  # The reader sees the end of the terminal.
+        reader.join(5)
+        os.close(ours)
+
+
+# ----------------------------------------------------- what is measured, how
+
+
+def measure_seconds(program: Program, place: Arena) -> tuple[float, str]:
+    argv = program.command(place.src, place.dst)
+    if program.on_terminal:
+        with terminal() as tty:
+            return run(argv, tty), ""
+    return run(argv, place.log), ""
+
+
+def family(leader: int) -> Iterator[int]:
+    """A process and all its descendants."""
+    children = collections.defaultdict(list)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            # The fields after the name, which may hold anything but ends with the last ")".
+            stat = (process / "stat").read_text().rpartition(")")[2].split()
+            children[int(stat[1])].append(int(process.name))
+    waiting = [leader]
+    while waiting:
+        yield (pid := waiting.pop())
+        waiting += children[pid]
+
+
+def private_mib(pid: int) -> float:
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0  # It has ended meanwhile.
+    return sum(int(kib) for kib in re.findall(r"^Private_\w+: +(\d+) kB", rollup, re.M)) / 1024
+
+
+def measure_memory(program: Program, place: Arena) -> tuple[float, str]:
+    peak, most = 0.0, 0
+
+    def watch(pid: int) -> None:
+        nonlocal peak, most
+        # WNOWAIT leaves the end of the process for run() to collect.
+        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            members = list(family(pid))
+            peak = max(peak, sum(map(private_mib, members)))
+            most = max(most, len(members))
+            time.sleep(0.003)
+
+    run(program.command(place.src, place.dst), place.log, watch)
+    return peak, f"{most} processes" if most > 1 else ""
+
+
+def strace(program: Program, place: Arena, folder: str) -> collections.Counter[str]:
+    """System calls by name in one run, children included."""
+    counted = place.log.with_name("strace")
+    command = program.command(place.src / folder, place.dst.parent / folder)
+    run(["strace", "-f", "-c", "-o", str(counted), *command], place.log)
+    counts: collections.Counter[str] = collections.Counter()
+    for line in counted.read_text().splitlines():
+        words = line.split()
+        if len(words) >= 5 and words[3].isdigit() and words[-1] != "total":
+            counts[words[-1]] = int(words[3])
+    return counts
+
+
+def measure_syscalls(program: Program, place: Arena) -> tuple[float, str]:
+    if not shutil.which("strace"):
+        raise Skip("needs strace")
+    once, twice = (strace(program, place, folder) for folder in ("1000", "2000"))
+    each = {name: (twice[name] - once[name]) / 1000 for name in twice}
+    note = ", ".join(f"{name} {n:.2f}" for name, n in sorted(each.items(), key=lambda x: -x[1]) if n >= 0.02)
+    return sum(each.values()), f"{once.total()} for 1,000; each: {note}"
+
+
+# --------------------------------------------------------------------- rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """What a row asks of pcopy: at most `limit` times a rival's figure."""
+
+    limit: float
+    rival: str = ""  # A name, "best peer", "best other" (all but cpz), or "": an absolute figure.
+    modes: tuple[str, ...] = ("pcopy-thread", "pcopy-process")
+
+    def __str__(self) -> str:
+        return f"at most {self.limit:g}" + (f" x {self.rival}" if self.rival else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    name: str
+    source: str
+    bars: list[Bar]
+    place: str = "tmpfs"
+    entrants: list[Program] = dataclasses.field(default_factory=lambda: pcopies([]) + COPIERS)
+    measure: Callable[[Program, Arena], tuple[float, str]] = measure_seconds
+    unit: str = "s"
+    rounds: float = 1  # Times --rounds.
+    gib: int = 4  # Memory needed.
+    checked: bool = True
+
+
+KEPT = [Bar(1.12, "cpz"), Bar(1.0, "best other")]
+AS_LITTLE = pcopies(BARE) + COPIERS[:2]
+BIG = [Bar(0.85, "best peer")]
+ROWS = [
+    Row("tree", "tree", [Bar(1.05, "cpz"), Bar(0.5, "cp -a"), Bar(0.5, "cpx -a")]),
+    *(Row(f"tree-{kind}", "tree", KEPT, kind, gib=9) for kind in ("ext4", "xfs", "btrfs")),
+    Row("tree-bare", "tree", [Bar(1.0, "cpz")], entrants=AS_LITTLE),
+    *(Row(f"tree-{kind}-bare", "tree", [Bar(1.0, "cpz")], kind, AS_LITTLE, gib=9) for kind in ("ext4", "xfs", "btrfs")),
+    Row("flat", "flat", [Bar(0.9, "best peer")]),
+    Row("big", "big", BIG, gib=5),
+    Row("big-ext4", "big", BIG, "ext4", gib=11),
+    Row("again", "tree", [Bar(0.6, "cp -auT")], "finished", pcopies([]) + UPDATERS),
+    Row("slow", "small", [Bar(1.2, "rcp"), Bar(0.125, "cpz")], "slow", gib=1),
+    Row("tiny", "tiny", [Bar(1.3, "cp -a", ("pcopy-thread",)), Bar(2.5, "cp -a", ("pcopy-process",))],
+        rounds=40, gib=1),
+    Row("sparse", "sparse", [Bar(1.0, "best peer")], gib=10),
+    Row("memory", "tree", [Bar(64)], measure=measure_memory, unit="MiB", rounds=0.6),
+    Row("syscalls", "counted", [Bar(9, "", ("pcopy-thread",)), Bar(10, "", ("pcopy-process",))],
+        measure=measure_syscalls, unit="calls", rounds=0.2, gib=1, checked=False),
+    Row("progress", "tree",
+        [Bar(1.01, f"pcopy-{mode}", (f"pcopy-{mode} bar",)) for mode in ("thread", "process")],
+        entrants=pcopies(["--progress=never"], "", True) + pcopies(["--progress=always"], " bar", True), rounds=3),
+]  # fmt: skip
+
+
+@dataclasses.dataclass
+class Result:
+    row: Row
+    figures: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    skipped: str = ""
+
+    def medians(self) -> dict[str, float]:
+        return {name: statistics.median(figures) for name, figures in self.figures.items()}
+
+    def best(self, but: str = "") -> str:
+        """The best program that is not pcopy."""
+        rivals = {n: m for n, m in self.medians().items() if not n.startswith("pcopy") and n != but}
+        return min(rivals, key=lambda name: rivals[name], default="")
+
+    def verdicts(self) -> Iterator[str]:
+        medians = self.medians()
+        for bar in self.row.bars:
+            rival = {"best peer": self.best(), "best other": self.best("cpz")}.get(bar.rival, bar.rival)
+            if rival and rival not in medians:
+                continue
+            named = f" ({rival})" if rival != bar.rival else ""
+            for mode in bar.modes:
+                if mode in medians:
+                    # What stands alone is a ceiling: the worst run counts.
+                    reached = medians[mode] / medians[rival] if rival else max(self.figures[mode])
+                    verdict = "reached" if reached <= bar.limit else "MISSED"
+                    yield f"{mode}: {reached:.3g}, {bar}{named}: {verdict}"
+
+
+def check(program: Program, place: Arena) -> str:
+    """Whether all arrived; a note where holes did not stay holes."""
+    wanted, found = census(place.real_src), census(place.real_dst)
+    if found[:2] != wanted[:2]:
+        raise Failure(f"{program.name} copied {found[0]} entries, {found[1]} bytes of {wanted[0]}, {wanted[1]}")
+    return f"takes {found[2] >> 20} MiB of disk" if found[2] > 2 * wanted[2] + MIB else ""
+
+
+def race(row: Row, place: Arena, programs: list[Program], rounds: int, patience: float) -> Result:
+    """Runs the rounds; programs slower than `patience` in the warm-up have one counted round only."""
+    result = Result(row)
+    slow: set[str] = set()
+    for number in range(rounds + 1):
+        line = [p for p in programs if p.name not in result.failed and (number < 2 or p.name not in slow)]
+        turn = number % max(len(line), 1)
+        for program in line[turn:] + line[:turn]:
+            if sys.stderr.isatty():
+                print(f"\r\033[K{row.name}: round {number} of {rounds}, {program.name}", end="", file=sys.stderr)
+            place.clear()
+            try:
+                figure, note = row.measure(program, place)
+                if number == 0 and row.checked:
+                    note = check(program, place) or note
+            except Failure as why:
+                result.failed[program.name] = str(why)
+                result.figures.pop(program.name, None)
+                continue
+            if note:
+                result.notes[program.name] = note
+            if number:
+                result.figures.setdefault(program.name, []).append(figure)
+            elif row.unit == "s" and figure > patience:
+                slow.add(program.name)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    return result
+
+
+# ---------------------------------------------------------------- reporting
+
+
+def show(figure: float, unit: str) -> str:
+    if unit == "s" and figure < 0.02:
+        return f"{figure * 1000:.2f} ms"
+    return f"{figure:#.3g} {unit}" if figure < 100 else f"{figure:.0f} {unit}"
+
+
+def report(result: Result) -> None:
+    row, medians = result.row, result.medians()
+    print(f"\n== {row.name} ==")
+    if result.skipped:
+        print(f"skipped: {result.skipped}")
+        return
+    ours, cpz = medians.get("pcopy-thread"), medians.get("cpz")
+    print(f"{'program':<20}{'median':>12}{'min':>12}{'max':>12}{'x pcopy':>9}{'x cpz':>8}{'rounds':>8}")
+    for name, median in sorted(medians.items(), key=lambda item: item[1]):
+        figures = result.figures[name]
+        shown = "".join(f"{show(f, row.unit):>12}" for f in (median, min(figures), max(figures)))
+        ratios = "".join(f"{median / of:>{w}.2f}" if of else f"{'-':>{w}}" for of, w in ((ours, 9), (cpz, 8)))
+        print(f"{name:<20}{shown}{ratios}{len(figures):>8}  {result.notes.get(name, '')}".rstrip())
+    for name, why in result.failed.items():
+        print(f"{name:<20}  out: {why}")
+    for verdict in result.verdicts():
+        print(f"  {verdict}")
+
+
+def markdown(results: list[Result], versions: dict[str, str]) -> None:
+    """The whole race as one table, the best of each row in bold, ready to paste."""
+    names = list(dict.fromkeys(name for result in results for name in result.figures))
+    print(f"\n{datetime.date.today()}, {machine()}; {', '.join(versions.values())}. Medians; the best in bold.\n")
+    print("| work | " + " | ".join(names) + " |")
+    print("|---|" + "---:|" * len(names))
+    for result in results:
+        medians = result.medians()
+        best = min(medians.values(), default=0)
+        cells = [show(medians[name], result.row.unit) if name in medians else "" for name in names]
+        cells = [f"**{c}**" if medians.get(n) == best else c for n, c in zip(names, cells, strict=True)]
+        print(f"| {result.row.name} | " + " | ".join(cells) + " |")
+    print()
+    for result in results:
+        for verdict in result.verdicts():
+            print(f"- {result.row.name}: {verdict}")
+
+
+def machine() -> str:
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores ({cpu[1] if cpu else platform.machine()}), {memory:.0f} GiB, Linux {platform.release()}"
+
+
+def as_json(results: list[Result], versions: dict[str, str]) -> str:
+    rows = {
+        r.row.name: {
+            "unit": r.row.unit,
+            "skipped": r.skipped,
+            "programs": {
+                name: {"median": median, "min": min(r.figures[name]), "max": max(r.figures[name]),
+                       "note": r.notes.get(name, ""), "figures": r.figures[name]}
+                for name, median in r.medians().items()
+            },
+            "failed": r.failed,
+            "verdicts": list(r.verdicts()),
+        }
+        for r in results
+    }  # fmt: skip
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    return json.dumps({"date": now, "machine": machine(), "versions": versions, "rows": rows}, indent=1)
+
+
+# --------------------------------------------------------------------- main
+
+
+def run_row(row: Row, args: argparse.Namespace) -> Result:
+    entrants = [p.at(args.pcopy) if p.is_pcopy else p for p in row.entrants if p.chosen(args.only)]
+    entrants = [program for program in entrants if shutil.which(program.argv[0])]
+    try:
+        if not entrants:
+            raise Skip("no program to run")
+        if free_gib(args.data) < row.gib:
+            raise Skip(f"needs {row.gib} GiB of free memory")
+        with arena(args.data, row.source, row.place, args.built / "examples" / "faultfs") as place:
+            return race(row, place, entrants, max(1, round(args.rounds * row.rounds)), args.patience)
+    except Skip as why:
+        return Result(row, skipped=str(why))
+
+
+def build(rows: list[Row], args: argparse.Namespace) -> None:
+    """Builds pcopy and the slow file system with cargo, where they take part and are not given."""
+    if args.pcopy:
+        args.pcopy = args.pcopy.resolve(strict=True)
+        args.built = args.pcopy.parent
+        return
+    args.built = Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target")) / "release"
+    args.pcopy = args.built / "pcopy"
+    cargo = ["cargo", "build", "--release"]
+    if any(program.is_pcopy and program.chosen(args.only) for row in rows for program in row.entrants):
+        subprocess.run([*cargo, "--bin", "pcopy"], cwd=PROJECT, check=True)
+    if any(row.place == "slow" for row in rows):
+        # Without it that one row is skipped.
+        subprocess.run([*cargo, "--example", "faultfs"], cwd=PROJECT, check=False)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="+", metavar="ROW", help="rows of work, or: all, list, clean")
+    option = parser.add_argument
+    option("--rounds", type=int, default=5, help="counted rounds; tiny has 40, progress 3 times as many [%(default)s]")
+    option("--pcopy", type=Path, help="a built pcopy, with examples/faultfs beside it [built by cargo]")
+    option("--only", default="", metavar="NAMES", help="programs to race, by comma: pcopy-thread,cpz,cp-a,rsync")
+    option("--data", type=Path, default=Path("/dev/shm/pcopy-race"), help="the data folder, in RAM [%(default)s]")
+    option("--peers", type=Path, action="append", default=[], help="a folder of copiers, searched before PATH")
+    option("--patience", type=float, default=15, help="who takes longer has one counted round [%(default)s s]")
+    option("--json", type=Path, metavar="FILE", help="write every figure to this file")
+    option("--markdown", action="store_true", help="end with a table to paste")
+    args = parser.parse_args()
+    args.only = set(filter(None, args.only.split(",")))
+    known = {row.name for row in ROWS} | {"all", "list", "clean"}
+    if unknown := set(args.rows) - known:
+        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    return args
+
+
+def stop(signum: int, _frame: object) -> None:
+    """Unwinds, so that all is unmounted and removed; further signals do not disturb that."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(128 + signum)
+
+
+def main() -> int:
+    args = arguments()
+    if "list" in args.rows:
+        for row in ROWS:
+            print(f"{row.name:<18}{'; '.join(map(str, row.bars))}")
+        return 0
+    if "clean" in args.rows:
+        unmount(args.data / "run" / "mnt")
+        shutil.rmtree(args.data, ignore_errors=True)
+        return 0
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    os.environ["PATH"] = ":".join([*map(str, args.peers), os.environ["PATH"]])
+    rows = [row for row in ROWS if row.name in args.rows or "all" in args.rows]
+    build(rows, args)
+    args.data.mkdir(parents=True, exist_ok=True)
+    lock = open(args.data / "lock", "w")  # Held until the end.
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"another race runs in {args.data}")
+
+    found = [program for row in rows for program in row.entrants if program.chosen(args.only)]
+    paths = {p.argv[0]: shutil.which(args.pcopy if p.is_pcopy else p.argv[0]) for p in found}
+    versions = {name: version(Path(path)) for name, path in paths.items() if path}
+    print(machine(), *versions.values(), sep="\n", flush=True)
+    results = []
+    for row in rows:
+        results.append(run_row(row, args))
+        report(results[-1])
+        if args.json:
+            args.json.write_text(as_json(results, versions))
+    if args.markdown:
+        markdown(results, versions)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+//! The inodes that the kernel knows: a number for the kernel, a way to reach it for us.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, Weak};
+
+use fuser::INodeNo;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, statat};
+use rustix::io::{Errno, Result};
+
+/// How to get hold of an inode without following it if it is a symbolic link.
+const REACH: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// The first number for entries on another device than the root's, out of the way of real ones.
+const FOREIGN: u64 = 1 << 62;
+
+/// Device and inode number in the source folder.
+type Key = (u64, u64);
+
+/// An inode of the source folder.
+pub(crate) struct Inode {
+    /// What the kernel calls it; the inode number in the source wherever that is unique.
+    pub(crate) id: u64,
+    key: Key,
+    /// A folder is held open. Files are too many for that: they are reached by their names.
+    folder: Option<Arc<OwnedFd>>,
+    /// Where the kernel has found it, the latest last; the root is found nowhere.
+    links: Mutex<Vec<(Arc<Inode>, OsString)>>,
+    /// The file as last opened, to reach it when no name leads there any more.
+    opened: Mutex<Weak<OwnedFd>>,
+}
+
+/// A path that leads to what is open as `fd`, even to a symbolic link, and not through it.
+pub(crate) fn path_of(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+fn key_of(stat: &Stat) -> Key {
+    (stat.st_dev, stat.st_ino)
+}
+
+impl Inode {
+    fn new(id: u64, key: Key, folder: Option<OwnedFd>) -> Arc<Self> {
+        let folder = folder.map(Arc::new);
+        Arc::new(Inode { id, key, folder, links: Mutex::default(), opened: Mutex::default() })
+    }
+
+    /// The name by which it was last found, for the faults.
+    pub(crate) fn name(&self) -> OsString {
+        let links = self.links.lock().unwrap();
+        links.last().map_or_else(|| "/".into(), |(_, name)| name.clone())
+    }
+
+    /// A descriptor for everything but reading and writing.
+    pub(crate) fn fd(&self) -> Result<Arc<OwnedFd>> {
+        if let Some(folder) = &self.folder {
+            return Ok(folder.clone());
+        }
+        let found = self.links.lock().unwrap().iter().rev().find_map(|(parent, name)| {
+            let fd = openat(parent.fd().ok()?, name, REACH, Mode::empty()).ok()?;
+            // The name may have been given to another file since.
+            (key_of(&fstat(&fd).ok()?) == self.key).then(|| Arc::new(fd))
+        });
+        found.or_else(|| self.opened.lock().unwrap().upgrade()).ok_or(Errno::STALE)
+    }
+
+    pub(crate) fn stat(&self) -> Result<Stat> {
+        fstat(self.fd()?)
+    }
+
+    pub(crate) fn open(&self, flags: OFlags) -> Result<OwnedFd> {
+        let flags = (flags | OFlags::CLOEXEC) - OFlags::NOFOLLOW;
+        openat(CWD, path_of(&*self.fd()?), flags, Mode::empty())
+    }
+
+    /// Notes that it is open as `file`.
+    pub(crate) fn set_opened(&self, file: &Arc<OwnedFd>) {
+        *self.opened.lock().unwrap() = Arc::downgrade(file);
+    }
+
+    fn add_link(&self, parent: &Arc<Inode>, name: &OsStr) {
+        let mut links = self.links.lock().unwrap();
+        if self.folder.is_some() {
+            // A folder has one name only; an older one is out of date.
+            links.clear();
+        } else {
+            links.retain(|link| link.1 != name || !Arc::ptr_eq(&link.0, parent));
+        }
+        links.push((parent.clone(), name.to_owned()));
+    }
+}
+
+/// The inodes that the kernel knows.
+pub(crate) struct Inodes {
+    root_device: u64,
+    table: Mutex<Table>,
+}
+
+struct Table {
+    by_id: HashMap<u64, Known>,
+    ids: HashMap<Key, u64>,
+    next_foreign: u64,
+}
+
+/// An inode and how often the kernel was told of it, less how often it forgot.
+struct Known {
+    inode: Arc<Inode>,
+    lookups: u64,
+}
+
+impl Inodes {
+    pub(crate) fn new(source: &Path) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = openat(CWD, source, flags, Mode::empty())?;
+        let (id, key) = (INodeNo::ROOT.0, key_of(&fstat(&fd)?));
+        // The kernel knows the root without asking and never forgets it.
+        let known = Known { inode: Inode::new(id, key, Some(fd)), lookups: 1 };
+        let (by_id, ids) = (HashMap::from([(id, known)]), HashMap::from([(key, id)]));
+        let table = Mutex::new(Table { by_id, ids, next_foreign: FOREIGN });
+        Ok(Inodes { root_device: key.0, table })
+    }
+
+    pub(crate) fn get(&self, id: INodeNo) -> Result<Arc<Inode>> {
+        let table = self.table.lock().unwrap();
+        table.by_id.get(&id.0).map(|known| known.inode.clone()).ok_or(Errno::STALE)
+    }
+
+    /// Finds an entry and counts one lookup, which the kernel takes back by [`Inodes::forget`].
+    pub(crate) fn enter(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<(Arc<Inode>, Stat)> {
+        let parent_fd = parent.fd()?;
+        let mut stat = statat(&parent_fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let mut folder = None;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            let fd = openat(&parent_fd, name, REACH | OFlags::DIRECTORY, Mode::empty())?;
+            stat = fstat(&fd)?;
+            folder = Some(fd);
+        }
+        let key = key_of(&stat);
+
+        let mut table = self.table.lock().unwrap();
+        let Table { by_id, ids, next_foreign } = &mut *table;
+        let id = *ids.entry(key).or_insert_with(|| {
+            if key.0 == self.root_device && (2..FOREIGN).contains(&key.1) {
+                return key.1;
+            }
+            *next_foreign += 1;
+            *next_foreign
+        });
+        let new = || Known { inode: Inode::new(id, key, folder), lookups: 0 };
+        let known = by_id.entry(id).or_insert_with(new);
+        known.lookups += 1;
+        known.inode.add_link(parent, name);
+        Ok((known.inode.clone(), stat))
+    }
+
+    pub(crate) fn forget(&self, id: INodeNo, lookups: u64) {
+        let mut table = self.table.lock().unwrap();
+        let Some(known) = table.by_id.get_mut(&id.0) else { return };
+        known.lookups = known.lookups.saturating_sub(lookups);
+        if known.lookups == 0 {
+            let key = known.inode.key;
+            table.ids.remove(&key);
+            table.by_id.remove(&id.0);
+        }
+    }
+
+    /// Notes the new name of an entry, if the kernel knows it; it will not look it up by itself.
+    pub(crate) fn renamed(&self, parent: &Arc<Inode>, name: &OsStr) {
+        let stat = parent.fd().and_then(|fd| statat(fd, name, AtFlags::SYMLINK_NOFOLLOW));
+        let Ok(stat) = stat else { return };
+        let table = self.table.lock().unwrap();
+        let id = table.ids.get(&key_of(&stat));
+        if let Some(known) = id.and_then(|id| table.by_id.get(id)) {
+            known.inode.add_link(parent, name);
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The board: memory that all workers and the parent share, whether the workers are threads or
+//! processes. Workers write on it what they are at, the parent reads it; nothing here costs a
+//! system call, and what a dead worker wrote last can still be read.
+
+use std::io;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use rustix::process::Pid;
+
+use crate::sys;
+
+/// Words for an entry's name: NAME_MAX is 255 bytes.
+const NAME_WORDS: usize = 32;
+
+/// What the parent tells all workers.
+#[derive(Default)]
+#[repr(C)]
+pub struct Common {
+    stop: AtomicU64,
+    wanted: AtomicU64,
+}
+
+/// What one worker tells the parent. One page-aligned 512-byte stretch for each, so that two
+/// workers never write to the same cache line.
+#[derive(Default)]
+#[repr(C, align(512))]
+pub struct Slot {
+    pid: AtomicU64,
+    job: AtomicU64,
+    done_in_job: AtomicU64,
+    beat: AtomicU64,
+    cpu: AtomicU64,
+    found: AtomicU64,
+    bytes_found: AtomicU64,
+    copied: AtomicU64,
+    unchanged: AtomicU64,
+    skipped: AtomicU64,
+    bytes: AtomicU64,
+    making: AtomicU64,
+    name_length: AtomicU64,
+    name: [AtomicU64; NAME_WORDS],
+}
+
+/// Under which name a worker is writing an entry at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Making {
+    /// Nothing is being written.
+    Nothing,
+    /// Under the entry's own name, which did not exist before.
+    Entry,
+    /// Under the worker's temporary name.
+    Temporary,
+}
+
+/// Sums over all workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Entries that listings have shown so far, without folders.
+    pub found: u64,
+    /// Bytes of the regular files that were looked at so far.
+    pub bytes_found: u64,
+    /// Entries that were made or replaced at the destination.
+    pub copied: u64,
+    /// Entries that were left alone because they were the same.
+    pub unchanged: u64,
+    /// Entries that `--overwrite` said to leave alone.
+    pub skipped: u64,
+    /// Bytes that were copied.
+    pub bytes: u64,
+    /// Processor time that workers have used, in nanoseconds, as of their last word.
+    pub cpu: u64,
+}
+
+/// How an entry that went well ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Made or replaced.
+    Copied,
+    /// The same already.
+    Unchanged,
+    /// Left alone because `--overwrite` says so.
+    Skipped,
+}
+
+impl Slot {
+    /// The worker is a process and lives.
+    pub fn set_pid(&self, pid: Pid) {
+        self.pid.store(pid.as_raw_nonzero().get() as u64, Release);
+    }
+
+    /// The worker's process number, once it lives; none for a thread.
+    pub fn pid(&self) -> Option<Pid> {
+        Pid::from_raw(self.pid.load(Acquire) as i32)
+    }
+
+    /// The worker begins a job.
+    pub fn begin_job(&self, job: u64) {
+        self.name_length.store(0, Relaxed);
+        self.making.store(0, Relaxed);
+        self.done_in_job.store(0, Relaxed);
+        self.job.store(job, Release);
+        self.beat();
+    }
+
+    /// The worker has nothing to do.
+    pub fn idle(&self) {
+        self.job.store(0, Relaxed);
+        self.name_length.store(0, Release);
+        self.beat();
+    }
+
+    /// The worker turns to an entry of its job.
+    pub fn begin_entry(&self, name: &[u8]) {
+        self.name_length.store(0, Relaxed);
+        for (word, bytes) in self.name.iter().zip(name.chunks(8)) {
+            let mut whole = [0; 8];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            word.store(u64::from_ne_bytes(whole), Relaxed);
+        }
+        self.name_length.store(name.len() as u64, Release);
+        self.beat();
+    }
+
+    /// Progress was made: the worker is not stuck.
+    pub fn beat(&self) {
+        add(&self.beat, 1);
+    }
+
+    /// The worker writes under this name from now on.
+    pub fn making(&self, what: Making) {
+        self.making.store(what as u64, Release);
+    }
+
+    /// An entry is done.
+    pub fn end_entry(&self, ending: Ending) {
+        let counter = match ending {
+            Ending::Copied => &self.copied,
+            Ending::Unchanged => &self.unchanged,
+            Ending::Skipped => &self.skipped,
+        };
+        add(counter, 1);
+        add(&self.done_in_job, 1);
+    }
+
+    /// An entry is done that an earlier worker had counted before it died.
+    pub fn end_counted_entry(&self) {
+        add(&self.done_in_job, 1);
+    }
+
+    /// Entries were found.
+    pub fn found(&self, entries: u64) {
+        add(&self.found, entries);
+    }
+
+    /// The size of a regular file is known.
+    pub fn bytes_found(&self, bytes: u64) {
+        add(&self.bytes_found, bytes);
+    }
+
+    /// Bytes were copied. That is progress.
+    pub fn bytes(&self, bytes: u64) {
+        add(&self.bytes, bytes);
+        self.beat();
+    }
+
+    /// The worker's processor time so far, in nanoseconds.
+    pub fn cpu(&self, nanoseconds: u64) {
+        self.cpu.store(nanoseconds, Relaxed);
+    }
+
+    /// The job that the worker is at.
+    pub fn job(&self) -> Option<u64> {
+        Some(self.job.load(Acquire)).filter(|&job| job != 0)
+    }
+
+    /// How many entries of its job the worker has done and counted.
+    pub fn done_in_job(&self) -> u64 {
+        self.done_in_job.load(Relaxed)
+    }
+
+    /// A number that changes whenever the worker makes progress.
+    pub fn beats(&self) -> u64 {
+        self.beat.load(Relaxed)
+    }
+
+    /// What the worker is writing under.
+    pub fn is_making(&self) -> Making {
+        match self.making.load(Acquire) {
+            1 => Making::Entry,
+            2 => Making::Temporary,
+            _ => Making::Nothing,
+        }
+    }
+
+    /// The entry that the worker is at. Of a worker that is running this is a snapshot that may
+    /// be torn; it is for people then.
+    pub fn entry(&self) -> Option<Vec<u8>> {
+        let length = self.name_length.load(Acquire).min(8 * NAME_WORDS as u64) as usize;
+        let mut name: Vec<u8> = self
+            .name
+            .iter()
+            .take(length.div_ceil(8))
+            .flat_map(|word| word.load(Relaxed).to_ne_bytes())
+            .collect();
+        name.truncate(length);
+        (!name.is_empty()).then_some(name)
+    }
+}
+
+/// Adds without a locked instruction: each counter has one writer.
+fn add(counter: &AtomicU64, number: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(number), Relaxed);
+}
+
+/// The shared memory of one run.
+#[derive(Clone, Copy)]
+pub struct Board {
+    common: &'static Common,
+    slots: &'static [Slot],
+}
+
+impl Board {
+    /// A board for at most `workers` workers, the replaced ones included. Pages that no worker
+    /// touches cost nothing.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn new(workers: usize) -> io::Result<Self> {
+        Ok(Self {
+            common: &sys::shared_memory(1)?[0],
+            slots: sys::shared_memory(workers)?,
+        })
+    }
+
+    /// One worker's slot.
+    pub fn slot(&self, worker: usize) -> &'static Slot {
+        &self.slots[worker]
+    }
+
+    /// How many workers there is room for.
+    pub fn room(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Tells all workers to leave what they are doing.
+    pub fn stop(&self) {
+        self.common.stop.store(1, Release);
+    }
+
+    /// True once the run is to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.common.stop.load(Relaxed) != 0
+    }
+
+    /// The parent says how many more deals idle workers would take at once.
+    pub fn want(&self, deals: usize) {
+        self.common.wanted.store(deals as u64, Relaxed);
+    }
+
+    /// A worker asks whether it should give away a part of its work. Each `true` stands for one
+    /// deal that is wanted.
+    pub fn take_wanted(&self) -> bool {
+        self.common.wanted.load(Relaxed) != 0
+            && self
+                .common
+                .wanted
+                .fetch_update(Relaxed, Relaxed, |wanted| wanted.checked_sub(1))
+                .is_ok()
+    }
+
+    /// Sums over the slots of the first `workers` workers.
+    pub fn counts(&self, workers: usize) -> Counts {
+        let mut sum = Counts::default();
+        for slot in &self.slots[..workers.min(self.slots.len())] {
+            sum.found += slot.found.load(Relaxed);
+            sum.bytes_found += slot.bytes_found.load(Relaxed);
+            sum.copied += slot.copied.load(Relaxed);
+            sum.unchanged += slot.unchanged.load(Relaxed);
+            sum.skipped += slot.skipped.load(Relaxed);
+            sum.bytes += slot.bytes.load(Relaxed);
+            sum.cpu += slot.cpu.load(Relaxed);
+        }
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_worker_writes_the_parent_reads() {
+        let board = Board::new(3).unwrap();
+        let slot = board.slot(2);
+        assert_eq!(slot.entry(), None);
+        slot.begin_job(7);
+        for name in [&[b'x'; 255][..], b"short", b"12345678"] {
+            slot.begin_entry(name);
+            assert_eq!(slot.entry().as_deref(), Some(name));
+        }
+        slot.making(Making::Temporary);
+        assert_eq!(slot.is_making(), Making::Temporary);
+        slot.end_entry(Ending::Copied);
+        slot.bytes(10);
+        assert_eq!((slot.job(), slot.done_in_job()), (Some(7), 1));
+        let counts = board.counts(3);
+        assert_eq!((counts.copied, counts.bytes), (1, 10));
+        slot.idle();
+        assert_eq!(slot.job(), None);
+    }
+
+    #[test]
+    fn each_wanted_deal_is_given_once() {
+        let board = Board::new(1).unwrap();
+        assert!(!board.take_wanted());
+        board.want(2);
+        assert!(board.take_wanted());
+        assert!(board.take_wanted());
+        assert!(!board.take_wanted());
+    }
+}

@@ -1,0 +1,60 @@
+//! What every worker has from the start: the choices, the roots, the board.
+
+use std::ffi::CString;
+
+use crate::board::Board;
+use crate::config::Config;
+use crate::roots::Roots;
+
+/// One for the run. Threads share it, forked workers inherit it.
+pub struct Context {
+    /// The choices.
+    pub config: Config,
+    /// Sources and destinations, open.
+    pub roots: Roots,
+    /// The shared memory.
+    pub board: Board,
+}
+
+impl Context {
+    /// The name under which a worker of this run writes what replaces an existing entry.
+    pub fn temporary_name(&self, worker: usize) -> CString {
+        let name = format!(".pcopy.{:016x}.{worker}.tmp", self.config.run);
+        CString::new(name).unwrap_or_default()
+    }
+}
+
+/// True for the names that [`Context::temporary_name`] gives, in this run or another.
+pub fn is_temporary(name: &[u8]) -> bool {
+    let parts = name
+        .strip_prefix(b".pcopy.")
+        .and_then(|rest| rest.strip_suffix(b".tmp"));
+    let Some((run, worker)) = parts.and_then(|parts| parts.split_at_checked(16)) else {
+        return false;
+    };
+    let Some(worker) = worker.strip_prefix(b".") else {
+        return false;
+    };
+    run.iter().all(u8::is_ascii_hexdigit)
+        && !worker.is_empty()
+        && worker.iter().all(u8::is_ascii_digit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_temporary;
+
+    #[test]
+    fn only_pcopys_own_names_are_temporary() {
+        assert!(is_temporary(b".pcopy.0123456789abcdef.7.tmp"));
+        for other in [
+            &b".pcopy.tmp"[..],
+            b".pcopy.0123456789abcdef..tmp",
+            b".pcopy.0123456789abcdeg.7.tmp",
+            b".pcopy.0123456789abcdef.7.tmp~",
+            b".pcopy.notes.tmp",
+        ] {
+            assert!(!is_temporary(other), "{}", other.escape_ascii());
+        }
+    }
+}

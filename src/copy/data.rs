@@ -1,0 +1,362 @@
+//! A file's contents: ranges by copy_file_range(2) or read and write, holes, shared extents.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{self, FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::folder::Folder;
+use super::{At, Copier, Trouble};
+use crate::config::{Reflink, Sparse};
+use crate::job::{Reason, Stamp, Step};
+
+/// Bytes that one system call copies at first. Between two calls a worker looks whether it is
+/// to stop and shows its progress, so a call must not take long on a slow disk.
+const FIRST_CHUNK: u64 = 4 << 20;
+/// Chunks grow up to this size while they take less than [`CHUNK_TIME`].
+const LAST_CHUNK: u64 = 256 << 20;
+const CHUNK_TIME: Duration = Duration::from_millis(50);
+/// Room for read and write where the kernel cannot copy by itself.
+const BUFFER: usize = 256 << 10;
+/// Runs of zeros of this length and alignment become holes with `--sparse=always`.
+const HOLE: usize = 4096;
+
+/// tmpfs: reserving space there fills it with zeros, which costs more than it saves.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// Sets a large file's size, and reserves its space where that makes writing it in pieces
+/// faster and a full disk known at once (ext4: 0.73 s against 0.53 s for 2 GiB).
+pub(super) fn reserve(file: &OwnedFd, stamp: &Stamp) -> Result<(), Trouble> {
+    fs::ftruncate(file, stamp.size).at(Step::Reserve)?;
+    #[allow(clippy::unnecessary_cast)] // the field's type differs between architectures
+    let is_tmpfs = fs::fstatfs(file).is_ok_and(|statfs| statfs.f_type as u64 == TMPFS_MAGIC);
+    if is_tmpfs || stamp.allocated < stamp.size {
+        return Ok(());
+    }
+    match fs::fallocate(file, FallocateFlags::empty(), 0, stamp.size) {
+        Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => {
+            Err(Trouble::new(Step::Reserve, errno.into()))
+        }
+        // It is a help, not a need.
+        _ => Ok(()),
+    }
+}
+
+impl Copier {
+    /// Shares the source's extents, where that is wanted and can be done. True when the whole
+    /// content is there.
+    pub(super) fn clone_whole(
+        &mut self,
+        source: &OwnedFd,
+        file: &OwnedFd,
+    ) -> Result<bool, Trouble> {
+        match self.context.config.reflink {
+            Reflink::Never => Ok(false),
+            Reflink::Auto => match fs::ioctl_ficlone(file, source) {
+                Ok(()) => {
+                    self.slot
+                        .bytes(fs::fstat(file).at(Step::Clone)?.st_size as u64);
+                    Ok(true)
+                }
+                Err(_) => Ok(false),
+            },
+            Reflink::Always => {
+                fs::ioctl_ficlone(file, source).at(Step::Clone)?;
+                self.slot
+                    .bytes(fs::fstat(file).at(Step::Clone)?.st_size as u64);
+                Ok(true)
+            }
+        }
+    }
+
+    /// Copies everything from the start to the end.
+    pub(super) fn copy_whole(
+        &mut self,
+        source: &OwnedFd,
+        file: &OwnedFd,
+        stamp: &Stamp,
+        folder: &Folder,
+    ) -> Result<(), Trouble> {
+        if stamp.size == 0 {
+            // Empty, or a file of /proc that does not know its size.
+            self.read_write(source, file, 0, u64::MAX, false)?;
+            return Ok(());
+        }
+        if self.context.config.reflink == Reflink::Always {
+            return self.clone_whole(source, file).map(drop);
+        }
+        let copied = self.copy_range(source, file, stamp, 0, stamp.size, folder)?;
+        if copied < stamp.size && !claims_sizes(source, stamp) {
+            return Err(Trouble::new(Step::Read, Reason::Changed));
+        }
+        Ok(())
+    }
+
+    /// Copies a range. Gives the length that was there, holes included: less than `length` only
+    /// where the source ends before. The destination's size is right afterwards.
+    pub(super) fn copy_range(
+        &mut self,
+        source: &OwnedFd,
+        file: &OwnedFd,
+        stamp: &Stamp,
+        offset: u64,
+        length: u64,
+        folder: &Folder,
+    ) -> Result<u64, Trouble> {
+        let sparse = self.context.config.sparse;
+        if sparse == Sparse::Auto && stamp.allocated < stamp.size {
+            return self.copy_data_between_holes(source, file, offset, length, folder);
+        }
+        if sparse == Sparse::Always {
+            let copied = self.read_write(source, file, offset, length, true)?;
+            fs::ftruncate(file, offset + copied).at(Step::Write)?;
+            return Ok(copied);
+        }
+        self.copy_data(source, file, offset, length, folder)
+    }
+
+    fn copy_data_between_holes(
+        &mut self,
+        source: &OwnedFd,
+        file: &OwnedFd,
+        offset: u64,
+        length: u64,
+        folder: &Folder,
+    ) -> Result<u64, Trouble> {
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            let data = match fs::seek(source, SeekFrom::Data(at)) {
+                Ok(data) => data.min(end),
+                // Nothing but a hole up to the end of the file.
+                Err(Errno::NXIO) => break,
+                // A file system that knows no holes.
+                Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+                Err(errno) => return Err(Trouble::new(Step::Read, errno.into())),
+            };
+            if data >= end {
+                break;
+            }
+            let hole = match fs::seek(source, SeekFrom::Hole(data)) {
+                Ok(hole) => hole.min(end),
+                Err(_) => end,
+            };
+            let copied = self.copy_data(source, file, data, hole - data, folder)?;
+            if copied < hole - data {
+                return Ok(data + copied - offset);
+            }
+            at = hole;
+        }
+        // The hole at the end, if there is one. In a piece another worker may have written
+        // beyond it already; the size is set when the file is prepared.
+        let size = fs::fstat(file).at(Step::Write)?.st_size as u64;
+        if size < end {
+            fs::ftruncate(file, end).at(Step::Write)?;
+        }
+        Ok(length)
+    }
+
+    fn copy_data(
+        &mut self,
+        source: &OwnedFd,
+        file: &OwnedFd,
+        offset: u64,
+        length: u64,
+        folder: &Folder,
+    ) -> Result<u64, Trouble> {
+        let config = &self.context.config;
+        let devices = folder.devices();
+        if config.reflink == Reflink::Never
+            || config.sparse == Sparse::Never
+            || self.no_copy_range.contains(&devices)
+        {
+            return self.read_write(source, file, offset, length, false);
+        }
+        let mut copied = 0;
+        let mut pace = Pace::new(length);
+        while copied < length {
+            let (mut from, mut to) = (offset + copied, offset + copied);
+            let chunk = pace.chunk(length - copied) as usize;
+            match fs::copy_file_range(source, Some(&mut from), file, Some(&mut to), chunk) {
+                // The end, or a file system that only says so: reading tells.
+                Ok(0) => {
+                    let (rest, left) = (offset + copied, length - copied);
+                    return Ok(copied + self.read_write(source, file, rest, left, false)?);
+                }
+                Ok(count) => {
+                    copied += count as u64;
+                    self.slot.bytes(count as u64);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM)
+                    if copied == 0 =>
+                {
+                    self.no_copy_range.push(devices);
+                    return self.read_write(source, file, offset, length, false);
+                }
+                Err(errno) => {
+                    let reason = Reason::from(errno);
+                    let step = if reason.is_full() || errno == Errno::FBIG {
+                        Step::Write
+                    } else {
+                        Step::Copy
+                    };
+                    return Err(Trouble::new(step, reason));
+                }
+            }
+            self.check_stop()?;
+        }
+        Ok(copied)
+    }
+
+    /// Reads and writes; with `make_holes`, zeros are not written.
+    fn read_write(
+        &mut self,
+        source: &OwnedFd,
+        file: &OwnedFd,
+        offset: u64,
+        length: u64,
+        make_holes: bool,
+    ) -> Result<u64, Trouble> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(BUFFER, 0);
+        let mut copied = 0;
+        let result = loop {
+            if copied == length {
+                break Ok(copied);
+            }
+            let wanted = (length - copied).min(BUFFER as u64) as usize;
+            let at = offset + copied;
+            let count = match rustix::io::pread(source, &mut buffer[..wanted], at) {
+                Ok(0) => break Ok(copied),
+                Ok(count) => count,
+                Err(Errno::INTR) => continue,
+                Err(errno) => break Err(Trouble::new(Step::Read, errno.into())),
+            };
+            let written = if make_holes {
+                write_without_zeros(file, &buffer[..count], at)
+            } else {
+                write_all(file, &buffer[..count], at)
+            };
+            if let Err(errno) = written {
+                break Err(Trouble::new(Step::Write, errno.into()));
+            }
+            copied += count as u64;
+            self.slot.bytes(count as u64);
+            if let Err(trouble) = self.check_stop() {
+                break Err(trouble);
+            }
+        };
+        self.buffer = buffer;
+        result
+    }
+
+    fn check_stop(&self) -> Result<(), Trouble> {
+        if self.context.board.is_stopping() {
+            return Err(Trouble::new(Step::Copy, Reason::Stopped));
+        }
+        Ok(())
+    }
+}
+
+/// True for a file that ended before its claimed size and claims it still: one of /sys, say,
+/// where each file has 4096 bytes and less to read. Such file systems have no blocks.
+fn claims_sizes(source: &OwnedFd, stamp: &Stamp) -> bool {
+    fs::fstat(source).is_ok_and(|now| stamp.same_contents(&Stamp::of(&now)))
+        && fs::fstatfs(source).is_ok_and(|statfs| statfs.f_blocks == 0)
+}
+
+fn write_all(file: &OwnedFd, mut bytes: &[u8], mut at: u64) -> rustix::io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(file.as_fd(), bytes, at) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(count) => {
+                bytes = &bytes[count..];
+                at += count as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn write_without_zeros(file: &OwnedFd, bytes: &[u8], at: u64) -> rustix::io::Result<()> {
+    let is_hole = |block: &[u8]| block.len() == HOLE && block.iter().all(|&b| b == 0);
+    let mut blocks = bytes.chunks(HOLE).peekable();
+    let mut start = 0;
+    while let Some(block) = blocks.next() {
+        if is_hole(block) {
+            start += HOLE;
+            continue;
+        }
+        let mut end = start + block.len();
+        while let Some(next) = blocks.next_if(|next| !is_hole(next)) {
+            end += next.len();
+        }
+        write_all(file, &bytes[start..end], at + start as u64)?;
+        start = end;
+    }
+    Ok(())
+}
+
+/// How much to copy at once: little at first, more while it goes fast.
+struct Pace {
+    chunk: u64,
+    /// None for what one chunk holds: no look at the clock then.
+    since: Option<Instant>,
+}
+
+impl Pace {
+    fn new(length: u64) -> Self {
+        Self {
+            chunk: FIRST_CHUNK,
+            since: (length > FIRST_CHUNK).then(Instant::now),
+        }
+    }
+
+    fn chunk(&mut self, left: u64) -> u64 {
+        if let Some(since) = &mut self.since {
+            let now = Instant::now();
+            let took = now - std::mem::replace(since, now);
+            if took < CHUNK_TIME {
+                self.chunk = (self.chunk * 2).min(LAST_CHUNK);
+            } else if took > CHUNK_TIME * 4 {
+                self.chunk = (self.chunk / 2).max(FIRST_CHUNK / 4);
+            }
+        }
+        self.chunk.min(left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    #[test]
+    fn zeros_become_holes_and_the_rest_arrives() {
+        let file = tempfile::tempfile().unwrap();
+        let mut bytes = vec![0_u8; 64 * HOLE + 17];
+        bytes[5 * HOLE + 3] = 1;
+        bytes[6 * HOLE] = 2;
+        bytes[40 * HOLE] = 3;
+        let fd = OwnedFd::from(file.try_clone().unwrap());
+        fs::ftruncate(&fd, bytes.len() as u64).unwrap();
+        write_without_zeros(&fd, &bytes, 0).unwrap();
+        let mut back = vec![9; bytes.len()];
+        file.read_exact_at(&mut back, 0).unwrap();
+        assert!(back == bytes);
+        assert!(file.metadata().unwrap().blocks() * 512 < bytes.len() as u64 / 2);
+    }
+
+    #[test]
+    fn chunks_grow_while_they_are_fast() {
+        let mut pace = Pace::new(1 << 40);
+        let first = pace.chunk(1 << 40);
+        let second = pace.chunk(1 << 40);
+        assert!(second >= first);
+        assert_eq!(pace.chunk(10), 10);
+    }
+}

@@ -1,0 +1,278 @@
+//! A folder open on both sides, and what is known about it.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::{At, Trouble};
+use crate::beneath;
+use crate::context::Context;
+use crate::job::{Inode, Reason, Stamp, Step};
+use crate::names::RelPath;
+
+/// The attribute that makes new entries inherit an ACL (acl(5)).
+const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
+
+/// A source folder and its destination.
+pub struct Folder {
+    source: OwnedFd,
+    /// None in a dry run, where the destination has no such folder.
+    destination: Option<Rc<OwnedFd>>,
+    /// What the source folder was when it was opened.
+    pub stamp: Stamp,
+    /// The destination's device.
+    device: u64,
+    fresh: bool,
+    /// The owner that the kernel gives to what is made here; learned, since a set-group-id
+    /// folder, a mount option or a server may decide it.
+    given: Option<(u32, u32)>,
+    /// What is made here inherits an ACL.
+    inherits: Option<bool>,
+    locked: bool,
+}
+
+impl Folder {
+    /// Opens both sides. `fresh` says that this run has made the destination folder.
+    ///
+    /// # Errors
+    /// Where one side cannot be opened, or must not be.
+    pub fn open(
+        context: &Context,
+        root: usize,
+        path: &RelPath,
+        fresh: bool,
+    ) -> Result<Self, Trouble> {
+        let pair = &context.roots.list[root];
+        let config = &context.config;
+        let source = if config.dereference {
+            beneath::open_folder_through_links(pair.source.as_fd(), path)
+        } else {
+            beneath::open_folder(pair.source.as_fd(), path)
+        };
+        let source = source.at(Step::OpenFolder)?;
+        let stamp = Stamp::of(&fs::fstat(&source).at(Step::OpenFolder)?);
+        let destination = match &pair.destination {
+            Some(destination) if !(fresh && config.dry_run) => {
+                match beneath::open_folder(destination.as_fd(), path) {
+                    Ok(folder) => Some(Rc::new(folder)),
+                    Err(Errno::NOENT) if config.dry_run => None,
+                    Err(errno) => {
+                        let reason = match errno {
+                            Errno::LOOP => Reason::LinkInTheWay,
+                            Errno::NOTDIR => in_the_way(destination.as_fd(), path),
+                            errno => errno.into(),
+                        };
+                        return Err(Trouble::new(Step::OpenDestinationFolder, reason));
+                    }
+                }
+            }
+            _ => None,
+        };
+        let mut folder = Self {
+            source,
+            destination,
+            stamp,
+            device: 0,
+            fresh,
+            given: None,
+            inherits: fresh.then_some(false),
+            locked: false,
+        };
+        folder.look_at_destination(context)?;
+        Ok(folder)
+    }
+
+    fn look_at_destination(&mut self, context: &Context) -> Result<(), Trouble> {
+        let Some(destination) = &self.destination else {
+            return Ok(());
+        };
+        let stat = fs::fstat(destination).at(Step::OpenDestinationFolder)?;
+        self.device = stat.st_dev;
+        if self.fresh {
+            // This folder was just made here, so files will be given the same owner.
+            self.given = Some((stat.st_uid, stat.st_gid));
+            return Ok(());
+        }
+        if context
+            .roots
+            .is_in_source(destination.as_fd(), Inode::of(&stat))
+        {
+            let reason = Reason::LandsOnSource;
+            return Err(Trouble::new(Step::OpenDestinationFolder, reason));
+        }
+        let config = &context.config;
+        if !config.is_root && !config.dry_run && stat.st_mode & 0o300 != 0o300 {
+            // A folder that its owner may not write to, from an earlier run: its mode is set
+            // again when the folder is finished. Where it is somebody else's, what is tried in
+            // it fails and says so.
+            let _ = fs::fchmod(destination, Mode::from_raw_mode(stat.st_mode | 0o700));
+        }
+        Ok(())
+    }
+
+    /// The source side.
+    pub fn source(&self) -> BorrowedFd<'_> {
+        self.source.as_fd()
+    }
+
+    /// The destination side.
+    ///
+    /// # Errors
+    /// In a dry run, where the folder does not exist; nothing asks then.
+    pub fn destination(&self) -> Result<BorrowedFd<'_>, Trouble> {
+        match &self.destination {
+            Some(destination) => Ok(destination.as_fd()),
+            None => Err(Trouble::new(
+                Step::OpenDestinationFolder,
+                Errno::NOENT.into(),
+            )),
+        }
+    }
+
+    /// The destination side, shared.
+    pub(super) fn share_destination(&self) -> Result<Rc<OwnedFd>, Trouble> {
+        self.destination()?;
+        self.destination
+            .clone()
+            .ok_or(Trouble::new(Step::Create, Errno::NOENT.into()))
+    }
+
+    /// True when this run has made the destination folder.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// True when nothing can be at the destination, so that no entry needs to be looked for.
+    pub fn is_empty(&self) -> bool {
+        self.fresh || self.destination.is_none()
+    }
+
+    /// What the destination has under a name.
+    ///
+    /// # Errors
+    /// Whatever fstatat(2) says but ENOENT.
+    pub fn existing(&self, name: &CStr) -> rustix::io::Result<Option<Stat>> {
+        let Some(destination) = self.destination.as_ref().filter(|_| !self.fresh) else {
+            return Ok(None);
+        };
+        match fs::statat(destination, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The devices of both sides.
+    pub fn devices(&self) -> (u64, u64) {
+        (self.stamp.inode.dev, self.device)
+    }
+
+    /// The owner and group that the kernel gives to new entries here, once that is known.
+    pub fn given(&self) -> Option<(u32, u32)> {
+        self.given
+    }
+
+    /// Learns from the first file made here what the kernel gives to new entries.
+    ///
+    /// # Errors
+    /// What fstat(2) says.
+    pub fn learn(&mut self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        if self.given.is_none() {
+            let stat = fs::fstat(file)?;
+            self.given = Some((stat.st_uid, stat.st_gid));
+        }
+        self.learn_inheritance();
+        Ok(())
+    }
+
+    fn learn_inheritance(&mut self) {
+        if self.inherits.is_none() {
+            let acl = self
+                .destination
+                .as_ref()
+                .map(|folder| fs::fgetxattr(folder, DEFAULT_ACL, &mut [0_u8; 0][..]));
+            self.inherits = Some(matches!(acl, Some(Ok(_))));
+        }
+    }
+
+    /// True when the folder has a default ACL, which everything made in it inherits.
+    pub fn inherits(&self) -> bool {
+        self.inherits.unwrap_or(true)
+    }
+
+    /// Tells other runs that temporary files are being written here, so that they are not taken
+    /// for left-overs. Where locks are not to be had it is done without.
+    pub fn lock_for_temporaries(&mut self) {
+        if let (Some(folder), false) = (&self.destination, self.locked) {
+            let _ = fs::flock(folder, FlockOperation::NonBlockingLockShared);
+            self.locked = true;
+        }
+    }
+
+    /// Makes a subfolder at the destination. True when it is new, false when there is one.
+    ///
+    /// # Errors
+    /// What mkdirat(2) says, or that something else has the name.
+    pub fn make_subfolder(&mut self, name: &CStr) -> Result<bool, Trouble> {
+        let Some(destination) = self.destination.clone() else {
+            return Ok(true);
+        };
+        match fs::mkdirat(&destination, name, Mode::RWXU) {
+            Ok(()) => {}
+            // Whether it is a folder shows when it is opened, without following a link.
+            Err(Errno::EXIST) => return Ok(false),
+            Err(errno) => return Err(Trouble::new(Step::MakeFolder, errno.into())),
+        }
+        self.learn_inheritance();
+        if self.inherits() {
+            strip_acls(&destination, name).at(Step::SetAttributes)?;
+        }
+        Ok(true)
+    }
+
+    /// What [`Folder::make_subfolder`] would say.
+    ///
+    /// # Errors
+    /// What fstatat(2) says.
+    pub fn would_make_subfolder(&self, name: &CStr) -> Result<bool, Trouble> {
+        Ok(self.existing(name).at(Step::LookAtDestination)?.is_none())
+    }
+}
+
+/// Removes the ACLs that a new folder has inherited: what it shall have is set when its entries
+/// are done, and they must not inherit anything meanwhile.
+fn strip_acls(parent: &OwnedFd, name: &CStr) -> rustix::io::Result<()> {
+    let folder = fs::openat(parent, name, beneath::FOLDER, Mode::empty())?;
+    for acl in [DEFAULT_ACL, c"system.posix_acl_access"] {
+        match fs::fremovexattr(&folder, acl) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    fs::fchmod(&folder, Mode::RWXU)
+}
+
+/// Why a destination folder could not be opened: a link and a file both give ENOTDIR, depending
+/// on whether the name is the last one.
+fn in_the_way(root: BorrowedFd<'_>, path: &RelPath) -> Reason {
+    let (parent, name) = path.split_last();
+    let stat = beneath::open_folder(root, &parent)
+        .and_then(|parent| fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW));
+    match stat.map(|stat| fs::FileType::from_raw_mode(stat.st_mode)) {
+        Ok(fs::FileType::Symlink) => Reason::LinkInTheWay,
+        _ => Reason::FileInTheWay,
+    }
+}
+
+/// Opens a folder's entry for writing that this run has prepared.
+pub(super) fn open_prepared(
+    folder: &Folder,
+    name: &CStr,
+    flags: OFlags,
+) -> Result<OwnedFd, Trouble> {
+    let flags = flags | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    fs::openat(folder.destination()?, name, flags, Mode::empty()).at(Step::Write)
+}

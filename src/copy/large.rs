@@ -1,0 +1,197 @@
+//! A large file in pieces: one worker prepares it ([`Copier::entry`]), several copy its pieces,
+//! one seals it.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+
+use rustix::fs::{self, AtFlags, OFlags};
+use rustix::io::Errno;
+
+use super::folder::{Folder, open_prepared};
+use super::{At, Copier, Outcome, Partial, Trouble, metadata};
+use crate::board::{Ending, Making};
+use crate::job::{Action, Large, Reason, Stamp, Step};
+
+/// Data in one piece: enough that dealing it costs nothing, little enough that all workers end
+/// at about the same time.
+const PIECE: u64 = 16 << 20;
+
+impl Large {
+    /// The pieces: offsets and lengths. A file with holes has longer ones, with about as much
+    /// data in each.
+    pub fn pieces(&self) -> Vec<(u64, u64)> {
+        let Stamp {
+            size, allocated, ..
+        } = self.stamp;
+        let count = allocated.min(size).div_ceil(PIECE).max(1);
+        let length = size.div_ceil(count).next_multiple_of(1 << 20);
+        (0..size)
+            .step_by(length as usize)
+            .map(|offset| (offset, length.min(size - offset)))
+            .collect()
+    }
+}
+
+impl Copier {
+    /// Copies one piece.
+    ///
+    /// # Errors
+    /// [`Reason::Changed`] where the source is not what it was: sealing copies it anew then.
+    pub fn piece(
+        &mut self,
+        folder: &mut Folder,
+        from: &CStr,
+        written_as: &CStr,
+        (stamp, offset, length): (&Stamp, u64, u64),
+    ) -> Result<(), Trouble> {
+        let source = self.open_source(folder, from).at(Step::Open)?;
+        if Stamp::of(&fs::fstat(&source).at(Step::Look)?).inode != stamp.inode {
+            return Err(Trouble::new(Step::Read, Reason::Changed));
+        }
+        let file = open_prepared(folder, written_as, OFlags::empty())?;
+        let copied = self.copy_range(&source, &file, stamp, offset, length, folder)?;
+        if copied < length {
+            return Err(Trouble::new(Step::Read, Reason::Changed));
+        }
+        crate::sys::close(file).at(Step::Close)
+    }
+
+    /// Completes a file whose pieces are all there.
+    ///
+    /// # Errors
+    /// What was tried and why it did not work. The incomplete file is removed then.
+    pub fn seal(
+        &mut self,
+        folder: &mut Folder,
+        from: &CStr,
+        large: &Large,
+        to: &CStr,
+        changed: bool,
+    ) -> Result<Outcome, Trouble> {
+        let (written_as, partial) = self.adopt(folder, large)?;
+        let source = self.open_source(folder, from).at(Step::Open)?;
+        let mut stamp = Stamp::of(&fs::fstat(&source).at(Step::Look)?);
+        let mut flags = OFlags::empty();
+        let again = changed || !stamp.same_contents(&large.stamp);
+        if again {
+            // The source changed while it was read: once more, by this worker alone.
+            flags = OFlags::TRUNC;
+        } else {
+            stamp = large.stamp;
+        }
+        let file = open_prepared(folder, &written_as, flags)?;
+        if again {
+            self.copy_whole(&source, &file, &stamp, folder)?;
+        }
+        folder.learn(file.as_fd()).at(Step::LookAtDestination)?;
+        let now = fs::fstat(&file).at(Step::LookAtDestination)?;
+        let has = metadata::Has {
+            owner: Some((now.st_uid, now.st_gid)),
+            mode: Some(now.st_mode & 0o7777).filter(|_| !folder.inherits()),
+        };
+        let attributes = metadata::list_attributes(source.as_fd(), &self.context.config)
+            .at(Step::ReadAttributes)?;
+        self.complete(
+            folder,
+            &source,
+            (file, partial),
+            &stamp,
+            has,
+            &attributes,
+            to,
+        )?;
+        Ok(Outcome::Done(Ending::Copied, Action::Copy))
+    }
+
+    /// Removes what there is of a large file.
+    ///
+    /// # Errors
+    /// What unlinkat(2) says.
+    pub fn abandon(&mut self, folder: &mut Folder, large: &Large) -> Result<(), Trouble> {
+        let (_, partial) = self.adopt(folder, large)?;
+        drop(partial);
+        Ok(())
+    }
+
+    /// Takes over what another worker has prepared: it is removed unless it is completed.
+    fn adopt(
+        &self,
+        folder: &mut Folder,
+        large: &Large,
+    ) -> Result<(std::ffi::CString, Partial), Trouble> {
+        let name = std::ffi::CString::new(large.written_as.as_bytes()).unwrap_or_default();
+        if large.written_as != large.name {
+            folder.lock_for_temporaries();
+        }
+        self.slot.making(Making::Entry);
+        let partial = Partial {
+            directory: folder.share_destination()?,
+            name: name.clone(),
+            slot: self.slot,
+            armed: true,
+        };
+        Ok((name, partial))
+    }
+
+    /// Removes names under which a worker that died has left something incomplete.
+    ///
+    /// # Errors
+    /// What unlinkat(2) says.
+    pub fn clear(&mut self, folder: &Folder, names: &[crate::names::Name]) -> Result<(), Trouble> {
+        if names.is_empty() || self.context.config.dry_run {
+            return Ok(());
+        }
+        let dir = Rc::clone(&folder.share_destination()?);
+        for name in names {
+            match fs::unlinkat(&dir, name.as_bytes(), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(Trouble::new(Step::Remove, errno.into())),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Inode;
+    use crate::names::Name;
+    use proptest::prelude::*;
+
+    fn large(size: u64, allocated: u64) -> Large {
+        let none = (0, 0);
+        Large {
+            name: Name::new(b"n"),
+            written_as: Name::new(b"n"),
+            stamp: Stamp {
+                inode: Inode { dev: 0, ino: 0 },
+                mode: 0,
+                uid: 0,
+                gid: 0,
+                size,
+                allocated,
+                links: 1,
+                rdev: 0,
+                atime: none,
+                mtime: none,
+                ctime: none,
+            },
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_cover_the_file_once(size in 1_u64..1 << 40, part in 1_u64..=64) {
+            let large = large(size, size / part);
+            let mut at = 0;
+            for (offset, length) in large.pieces() {
+                prop_assert_eq!(offset, at);
+                prop_assert!(length > 0);
+                at += length;
+            }
+            prop_assert_eq!(at, size);
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! One entry: compare it with what the destination has, copy it, set its metadata, put it in
+//! place. The one routine that the workers of both modes call.
+
+pub mod data;
+pub mod folder;
+mod large;
+pub mod metadata;
+mod special;
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::board::{Ending, Making, Slot};
+use crate::config::{Overwrite, Reflink, Sparse};
+use crate::context::Context;
+use crate::job::{Action, Large, NotKept, Reason, Stamp, Step};
+use crate::names::{Kind, Name};
+use crate::sys;
+use folder::Folder;
+
+/// From this size a file is copied in pieces by several workers. Below it, one worker is done
+/// before the pieces are dealt (`benches/README.md`).
+pub const LARGE: u64 = 32 << 20;
+
+/// Why an entry failed, and at what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// What was tried.
+    pub step: Step,
+    /// Why it did not work.
+    pub reason: Reason,
+}
+
+impl Trouble {
+    /// Trouble for a reason of pcopy's own.
+    pub fn new(step: Step, reason: Reason) -> Self {
+        Self { step, reason }
+    }
+}
+
+/// Names the step at which the system said no.
+pub(crate) trait At<T> {
+    fn at(self, step: Step) -> Result<T, Trouble>;
+}
+
+impl<T> At<T> for rustix::io::Result<T> {
+    fn at(self, step: Step) -> Result<T, Trouble> {
+        self.map_err(|errno| Trouble::new(step, errno.into()))
+    }
+}
+
+/// What became of an entry.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is done.
+    Done(Ending, Action),
+    /// It has several hard links, so the parent decides whether it is copied or linked.
+    HardLink(Stamp),
+    /// It is prepared at the destination, to be copied in pieces.
+    Large(Large),
+}
+
+/// What to do about an entry, seen from what the destination has.
+enum Plan {
+    /// Nothing is there.
+    Create,
+    /// What is there is to be replaced.
+    Replace(Action),
+    /// What is there stays.
+    Leave(Ending, Action),
+    /// Ask the parent.
+    HardLink(Stamp),
+}
+
+/// Copies entries; belongs to one worker.
+pub struct Copier {
+    pub(crate) context: &'static Context,
+    pub(crate) slot: &'static Slot,
+    /// The name under which this worker writes what replaces something.
+    temporary: CString,
+    buffer: Vec<u8>,
+    /// Pairs of devices between which copy_file_range(2) does not work.
+    no_copy_range: Vec<(u64, u64)>,
+    /// What could not be kept, since it was last asked.
+    pub not_kept: NotKept,
+}
+
+impl Copier {
+    /// A copier for the worker of this number.
+    pub fn new(context: &'static Context, worker: usize) -> Self {
+        Self {
+            context,
+            slot: context.board.slot(worker),
+            temporary: context.temporary_name(worker),
+            buffer: Vec::new(),
+            no_copy_range: Vec::new(),
+            not_kept: NotKept::default(),
+        }
+    }
+
+    /// Copies the entry `from` of the source folder to the name `to` in the destination folder.
+    /// With `first_link` an entry with several hard links is copied like any other.
+    ///
+    /// # Errors
+    /// What was tried and why it did not work. Nothing incomplete is left then.
+    pub fn entry(
+        &mut self,
+        folder: &mut Folder,
+        kind: Kind,
+        from: &CStr,
+        to: &CStr,
+        first_link: bool,
+    ) -> Result<Outcome, Trouble> {
+        let mut attempt = || match kind {
+            Kind::File => self.file(folder, from, to, first_link),
+            Kind::Folder | Kind::Link | Kind::Special => self.other(folder, from, to, first_link),
+        };
+        match attempt() {
+            // A source that changed while it was read is tried once more.
+            Err(trouble) if trouble.reason == Reason::Changed => attempt(),
+            result => result,
+        }
+    }
+
+    fn file(
+        &mut self,
+        folder: &mut Folder,
+        from: &CStr,
+        to: &CStr,
+        first_link: bool,
+    ) -> Result<Outcome, Trouble> {
+        let action = match self.plan(folder, from, to, first_link)? {
+            Plan::Create => Action::Copy,
+            Plan::Replace(action) => action,
+            Plan::Leave(ending, action) => return Ok(Outcome::Done(ending, action)),
+            Plan::HardLink(stamp) => return Ok(Outcome::HardLink(stamp)),
+        };
+        if self.context.config.dry_run {
+            return Ok(Outcome::Done(Ending::Copied, action));
+        }
+        let source = self.open_source(folder, from).at(Step::Open)?;
+        let stamp = Stamp::of(&fs::fstat(&source).at(Step::Look)?);
+        if FileType::from_raw_mode(stamp.mode) != FileType::RegularFile {
+            drop(source);
+            return self.other(folder, from, to, first_link);
+        }
+        if self.is_for_parent(&stamp, first_link) {
+            return Ok(Outcome::HardLink(stamp));
+        }
+        self.slot.bytes_found(stamp.size);
+
+        let attributes = metadata::list_attributes(source.as_fd(), &self.context.config)
+            .at(Step::ReadAttributes)?;
+        let mode = self.creation_mode(folder, &stamp, attributes.is_empty());
+        let (file, partial) = self.create(folder, to, action, mode)?;
+        folder.learn(file.as_fd()).at(Step::LookAtDestination)?;
+
+        if self.is_large(&stamp) && !self.clone_whole(&source, &file)? {
+            data::reserve(&file, &stamp)?;
+            let large = Large {
+                name: Name::new(from.to_bytes()),
+                written_as: Name::new(partial.name.to_bytes()),
+                stamp,
+            };
+            partial.keep();
+            return Ok(Outcome::Large(large));
+        }
+        if !self.is_large(&stamp) {
+            self.copy_whole(&source, &file, &stamp, folder)?;
+        }
+        let has = metadata::Has {
+            owner: folder.given(),
+            mode: Some(mode).filter(|_| !folder.inherits()),
+        };
+        self.complete(
+            folder,
+            &source,
+            (file, partial),
+            &stamp,
+            has,
+            &attributes,
+            to,
+        )?;
+        Ok(Outcome::Done(Ending::Copied, action))
+    }
+
+    /// Everything after the data: is the source still what it was, metadata, close, name.
+    #[allow(clippy::too_many_arguments)] // what one file is made of
+    fn complete(
+        &mut self,
+        folder: &Folder,
+        source: &OwnedFd,
+        (file, partial): (OwnedFd, Partial),
+        stamp: &Stamp,
+        has: metadata::Has,
+        attributes: &[CString],
+        to: &CStr,
+    ) -> Result<(), Trouble> {
+        let now = Stamp::of(&fs::fstat(source).at(Step::Look)?);
+        if !stamp.same_contents(&now) {
+            return Err(Trouble::new(Step::Read, Reason::Changed));
+        }
+        self.dress_file(file.as_fd(), source.as_fd(), stamp, has, attributes)?;
+        if self.context.config.fsync {
+            fs::fsync(&file).at(Step::Sync)?;
+        }
+        sys::close(file).at(Step::Close)?;
+        self.put_in_place(folder, partial, to)
+    }
+
+    /// Gives something complete its name.
+    fn put_in_place(&self, folder: &Folder, partial: Partial, to: &CStr) -> Result<(), Trouble> {
+        if partial.name.as_c_str() != to {
+            let dir = folder.destination()?;
+            fs::renameat(dir, &partial.name, dir, to).at(Step::Rename)?;
+        }
+        partial.keep();
+        Ok(())
+    }
+
+    /// What the destination has under the name, and so what to do.
+    fn plan(
+        &mut self,
+        folder: &Folder,
+        from: &CStr,
+        to: &CStr,
+        first_link: bool,
+    ) -> Result<Plan, Trouble> {
+        let config = &self.context.config;
+        let old = match folder.existing(to).at(Step::LookAtDestination)? {
+            Some(old) => Stamp::of(&old),
+            None if config.dry_run => {
+                let new = self.look(folder, from)?;
+                return Ok(if self.is_for_parent(&new, first_link) {
+                    Plan::HardLink(new)
+                } else {
+                    Plan::Create
+                });
+            }
+            None => return Ok(Plan::Create),
+        };
+        let new = self.look(folder, from)?;
+        if self.is_for_parent(&new, first_link) {
+            return Ok(Plan::HardLink(new));
+        }
+        if new.inode == old.inode {
+            return Ok(Plan::Leave(Ending::Unchanged, Action::LeaveSame));
+        }
+        let (old_type, new_type) = (
+            FileType::from_raw_mode(old.mode),
+            FileType::from_raw_mode(new.mode),
+        );
+        if old_type == FileType::Directory {
+            return Err(Trouble::new(Step::Create, Reason::FolderInTheWay));
+        }
+        let difference = if old_type != new_type {
+            Some(Action::ReplaceOtherKind)
+        } else if new_type == FileType::Symlink {
+            let there = folder.destination()?;
+            if self.link_target(folder.source(), from).at(Step::ReadLink)?
+                != fs::readlinkat(there, to, Vec::new()).at(Step::LookAtDestination)?
+            {
+                Some(Action::ReplaceTarget)
+            } else {
+                (old.mtime != new.mtime).then_some(Action::ReplaceTime)
+            }
+        } else if old.size != new.size || old.rdev != new.rdev {
+            Some(Action::ReplaceSize)
+        } else {
+            (old.mtime != new.mtime).then_some(Action::ReplaceTime)
+        };
+        let unchanged = Plan::Leave(Ending::Unchanged, Action::LeaveUnchanged);
+        Ok(match config.overwrite {
+            Overwrite::Changed => difference.map_or(unchanged, Plan::Replace),
+            Overwrite::Always => Plan::Replace(Action::ReplaceAlways),
+            Overwrite::Older if difference.is_none() => unchanged,
+            Overwrite::Older if old.mtime < new.mtime => Plan::Replace(Action::ReplaceOlder),
+            Overwrite::Older => Plan::Leave(Ending::Skipped, Action::SkipNewer),
+            Overwrite::Never if difference.is_none() => unchanged,
+            Overwrite::Never => Plan::Leave(Ending::Skipped, Action::SkipExisting),
+        })
+    }
+
+    fn look(&self, folder: &Folder, from: &CStr) -> Result<Stamp, Trouble> {
+        let flags = if self.context.config.dereference {
+            AtFlags::empty()
+        } else {
+            AtFlags::SYMLINK_NOFOLLOW
+        };
+        let stat = fs::statat(folder.source(), from, flags).at(Step::Look)?;
+        Ok(Stamp::of(&stat))
+    }
+
+    /// True for one of several hard links, unless it is to be copied all the same.
+    fn is_for_parent(&self, stamp: &Stamp, first_link: bool) -> bool {
+        !first_link && stamp.links > 1 && self.context.config.preserve.links.wanted()
+    }
+
+    fn open_source(&self, folder: &Folder, from: &CStr) -> rustix::io::Result<OwnedFd> {
+        // NONBLOCK: should a FIFO have taken the file's place meanwhile, opening it must not wait.
+        let mut flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        if !self.context.config.dereference {
+            flags |= OFlags::NOFOLLOW;
+        }
+        if self.context.config.is_root {
+            // The source's access times stay what they are. Only the owner and root may ask.
+            match fs::openat(
+                folder.source(),
+                from,
+                flags | OFlags::NOATIME,
+                Mode::empty(),
+            ) {
+                Err(Errno::PERM) => {}
+                result => return result,
+            }
+        }
+        fs::openat(folder.source(), from, flags, Mode::empty())
+    }
+
+    /// The mode to create a file with: its last one where nothing needs to be done before others
+    /// may see it, which saves a chmod(2); otherwise nothing for anybody else.
+    fn creation_mode(&self, folder: &Folder, stamp: &Stamp, plain: bool) -> u32 {
+        let config = &self.context.config;
+        if !config.preserve.mode.wanted() {
+            return 0o666 & !config.umask;
+        }
+        let owner_given = !config.preserve.ownership.wanted()
+            || folder.given() == Some(metadata::attainable_owner(config, folder.given(), stamp));
+        if plain && owner_given && stamp.mode & 0o7000 == 0 && folder.given().is_some() {
+            stamp.mode & 0o777
+        } else {
+            0o600
+        }
+    }
+
+    /// Creates the file that will become `to`.
+    fn create(
+        &self,
+        folder: &mut Folder,
+        to: &CStr,
+        action: Action,
+        mode: u32,
+    ) -> Result<(OwnedFd, Partial), Trouble> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        self.make(folder, to, action, |dir, name| {
+            fs::openat(
+                dir,
+                name,
+                flags | OFlags::NOFOLLOW,
+                Mode::from_raw_mode(mode),
+            )
+            .at(Step::Create)
+        })
+    }
+
+    /// Makes what will become `to`: under that name where nothing is there, under the temporary
+    /// name otherwise.
+    fn make<T>(
+        &self,
+        folder: &mut Folder,
+        to: &CStr,
+        action: Action,
+        make: impl Fn(BorrowedFd<'_>, &CStr) -> Result<T, Trouble>,
+    ) -> Result<(T, Partial), Trouble> {
+        let (name, making) = self.name_while_made(folder, to, action);
+        let directory = folder.share_destination()?;
+        self.slot.making(making);
+        let exists = Reason::from(Errno::EXIST);
+        let made = match make(directory.as_fd(), name) {
+            // Left by an earlier worker of this number that could not tidy up.
+            Err(trouble) if making == Making::Temporary && trouble.reason == exists => {
+                fs::unlinkat(&directory, name, AtFlags::empty()).at(Step::Remove)?;
+                make(directory.as_fd(), name)
+            }
+            result => result,
+        };
+        let made = made.inspect_err(|_| self.slot.making(Making::Nothing))?;
+        let partial = Partial {
+            directory,
+            name: name.to_owned(),
+            slot: self.slot,
+            armed: true,
+        };
+        Ok((made, partial))
+    }
+
+    /// The name to make something under, before it is complete.
+    fn name_while_made<'a>(
+        &'a self,
+        folder: &mut Folder,
+        to: &'a CStr,
+        action: Action,
+    ) -> (&'a CStr, Making) {
+        // `older` and `never` trust whatever has the name, so nothing incomplete may have it
+        // even for a moment: a kill would leave it there for good.
+        let overwrite = self.context.config.overwrite;
+        let trusting = matches!(overwrite, Overwrite::Older | Overwrite::Never);
+        if action == Action::Copy && !trusting {
+            (to, Making::Entry)
+        } else {
+            folder.lock_for_temporaries();
+            (&self.temporary, Making::Temporary)
+        }
+    }
+
+    fn is_large(&self, stamp: &Stamp) -> bool {
+        let config = &self.context.config;
+        stamp.size >= LARGE
+            && stamp.allocated >= LARGE
+            && config.jobs != Some(1)
+            && config.sparse == Sparse::Auto
+            && config.reflink != Reflink::Always
+    }
+}
+
+/// Something at the destination that is not complete. It is removed when this is dropped.
+struct Partial {
+    directory: Rc<OwnedFd>,
+    name: CString,
+    slot: &'static Slot,
+    armed: bool,
+}
+
+impl Partial {
+    /// It is complete, or somebody else's to complete.
+    fn keep(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if self.armed {
+            // Where even this fails there is nothing left to try: the error that led here is
+            // reported, and the next run sees that the file is incomplete.
+            let _ = fs::unlinkat(&self.directory, &self.name, AtFlags::empty());
+        }
+        self.slot.making(Making::Nothing);
+    }
+}

@@ -1,0 +1,149 @@
+//! Entries without contents: symbolic links, FIFOs, sockets, devices; and hard links.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{self, AtFlags, FileType, Mode};
+use rustix::io::Errno;
+
+use super::folder::Folder;
+use super::{At, Copier, Outcome, Plan, Trouble};
+use crate::board::{Ending, Making};
+use crate::config::{Keep, Overwrite};
+use crate::job::{Action, Inode, Reason, Stamp, Step};
+use crate::names::Kind;
+
+impl Copier {
+    /// Copies whatever is not a regular file or a folder.
+    pub(super) fn other(
+        &mut self,
+        folder: &mut Folder,
+        from: &CStr,
+        to: &CStr,
+        first_link: bool,
+    ) -> Result<Outcome, Trouble> {
+        let stamp = self.look(folder, from)?;
+        match FileType::from_raw_mode(stamp.mode) {
+            FileType::RegularFile => return self.file(folder, from, to, first_link),
+            // It was something else when the folder was listed.
+            FileType::Directory => return Err(Trouble::new(Step::Look, Reason::Changed)),
+            _ => {}
+        }
+        if self.is_for_parent(&stamp, first_link) {
+            return Ok(Outcome::HardLink(stamp));
+        }
+        let action = match self.plan(folder, from, to, first_link)? {
+            Plan::Create => Action::Copy,
+            Plan::Replace(action) => action,
+            Plan::Leave(ending, action) => return Ok(Outcome::Done(ending, action)),
+            Plan::HardLink(stamp) => return Ok(Outcome::HardLink(stamp)),
+        };
+        if self.context.config.dry_run {
+            return Ok(Outcome::Done(Ending::Copied, action));
+        }
+        let file_type = FileType::from_raw_mode(stamp.mode);
+        let ((), partial) = if file_type == FileType::Symlink {
+            let target = self.link_target(folder.source(), from).at(Step::ReadLink)?;
+            self.make(folder, to, action, |dir, name| {
+                fs::symlinkat(&target, dir, name).at(Step::Create)
+            })?
+        } else {
+            let mode = Mode::from_raw_mode(self.special_mode(&stamp));
+            self.make(folder, to, action, |dir, name| {
+                fs::mknodat(dir, name, file_type, mode, stamp.rdev).at(Step::Create)
+            })?
+        };
+        self.dress_by_name(folder, from, &partial.name, &stamp)?;
+        self.put_in_place(folder, partial, to)?;
+        Ok(Outcome::Done(Ending::Copied, action))
+    }
+
+    /// Nobody else may use a FIFO or a device before its owner is right.
+    fn special_mode(&self, stamp: &Stamp) -> u32 {
+        let config = &self.context.config;
+        match config.preserve.mode {
+            Keep::No => 0o666 & !config.umask,
+            _ if config.preserve.ownership.wanted() => 0o600 & stamp.mode,
+            _ => stamp.mode & 0o777,
+        }
+    }
+
+    pub(super) fn link_target(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+    ) -> rustix::io::Result<CString> {
+        fs::readlinkat(dir, name, Vec::new())
+    }
+
+    /// Makes `name` a hard link to an entry that this run has copied.
+    ///
+    /// # Errors
+    /// What was tried and why it did not work.
+    pub fn hard_link(
+        &mut self,
+        folder: &mut Folder,
+        (to_folder, to_name): (&Folder, &CStr),
+        (kind, from, name): (Kind, &CStr, &CStr),
+    ) -> Result<Outcome, Trouble> {
+        let config = &self.context.config;
+        if config.dry_run {
+            return self.plan_hard_link(folder, (to_folder, to_name), name);
+        }
+        let target_dir = to_folder.destination()?;
+        let target = fs::statat(target_dir, to_name, AtFlags::SYMLINK_NOFOLLOW).at(Step::Link)?;
+        let action = match folder.existing(name).at(Step::LookAtDestination)? {
+            None => Action::Copy,
+            Some(old) if Inode::of(&old) == Inode::of(&target) => {
+                let action = Action::LeaveUnchanged;
+                return Ok(Outcome::Done(Ending::Unchanged, action));
+            }
+            Some(old) if FileType::from_raw_mode(old.st_mode) == FileType::Directory => {
+                return Err(Trouble::new(Step::Link, Reason::FolderInTheWay));
+            }
+            Some(_) if config.overwrite == Overwrite::Never => {
+                return Ok(Outcome::Done(Ending::Skipped, Action::SkipExisting));
+            }
+            Some(_) => Action::ReplaceOtherKind,
+        };
+        let made = self.make(folder, name, action, |dir, name| {
+            fs::linkat(target_dir, to_name, dir, name, AtFlags::empty()).at(Step::Link)
+        });
+        match made {
+            Ok(((), partial)) => self.put_in_place(folder, partial, name)?,
+            // Another file system below the destination, one without hard links, or too many of
+            // them: a copy of its own keeps the contents at least.
+            Err(trouble) if config.preserve.links != Keep::Must && cannot_link(trouble.reason) => {
+                self.slot.making(Making::Nothing);
+                return self.entry(folder, kind, from, name, true);
+            }
+            Err(trouble) => return Err(trouble),
+        }
+        Ok(Outcome::Done(Ending::Copied, Action::Link))
+    }
+
+    fn plan_hard_link(
+        &self,
+        folder: &Folder,
+        (to_folder, to_name): (&Folder, &CStr),
+        name: &CStr,
+    ) -> Result<Outcome, Trouble> {
+        let (old, target) = (folder.existing(name), to_folder.existing(to_name));
+        let inode = |stat: &fs::Stat| Inode::of(stat);
+        let (old, target) = (
+            old.at(Step::LookAtDestination)?.as_ref().map(inode),
+            target.at(Step::LookAtDestination)?.as_ref().map(inode),
+        );
+        Ok(if old.is_some() && old == target {
+            Outcome::Done(Ending::Unchanged, Action::LeaveUnchanged)
+        } else {
+            Outcome::Done(Ending::Copied, Action::Link)
+        })
+    }
+}
+
+fn cannot_link(reason: Reason) -> bool {
+    [Errno::XDEV, Errno::MLINK, Errno::PERM, Errno::OPNOTSUPP]
+        .iter()
+        .any(|&errno| reason == errno.into())
+}

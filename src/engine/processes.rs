@@ -1,0 +1,341 @@
+//! Workers that are forked processes, seen from the parent: deal, listen, replace.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+
+use super::spawner::Spawner;
+use super::wire::{Wire, WireError};
+use super::{Death, Engine, Event};
+use crate::context::Context;
+use crate::job::{Failure, Job, JobId, News, Report, Step};
+
+/// How long a worker that closed its socket is given until it is ended by force.
+const ENDING: Duration = Duration::from_millis(100);
+
+/// The processes.
+pub struct Processes {
+    context: &'static Context,
+    spawner: Option<Spawner>,
+    workers: Vec<Process>,
+    limit: usize,
+    slots: usize,
+    events: VecDeque<Event>,
+    /// Left behind: they could not be ended.
+    stuck: Vec<Pid>,
+    /// Workers in a row that never came to life.
+    stillborn: usize,
+}
+
+struct Process {
+    number: usize,
+    wire: Wire,
+    deals: usize,
+    jobs: Vec<JobId>,
+    /// Deals that the socket had no room for.
+    backlog: VecDeque<Vec<Arc<Job>>>,
+}
+
+impl Processes {
+    /// Forks the spawner. No thread must exist yet. Workers are forked when there is work.
+    ///
+    /// # Errors
+    /// Where the spawner cannot be had.
+    pub fn new(context: &'static Context, limit: usize) -> Result<Self> {
+        Ok(Self {
+            context,
+            spawner: Some(Spawner::start(context)?),
+            workers: Vec::new(),
+            limit,
+            slots: 0,
+            events: VecDeque::new(),
+            stuck: Vec::new(),
+            stillborn: 0,
+        })
+    }
+
+    /// Starts a worker. None where that cannot be done any more.
+    fn start_one(&mut self) -> Option<usize> {
+        if self.slots == self.context.board.room() || self.stillborn > 2 {
+            return None;
+        }
+        let spawner = self.spawner.as_ref()?;
+        let (here, there) = Wire::pair().ok()?;
+        if spawner.ask(self.slots, &there).is_err() {
+            // It is dead: no more replacements. The workers that live go on.
+            let _ = waitpid(Some(spawner.pid), WaitOptions::NOHANG);
+            self.spawner = None;
+            return None;
+        }
+        self.workers.push(Process {
+            number: self.slots,
+            wire: Wire::new(here),
+            deals: 0,
+            jobs: Vec::new(),
+            backlog: VecDeque::new(),
+        });
+        self.slots += 1;
+        Some(self.workers.len() - 1)
+    }
+
+    /// The worker that a deal goes to: an idle one, else a new one, else the least busy.
+    fn choose(&mut self) -> Option<usize> {
+        let least = (0..self.workers.len()).min_by_key(|&at| self.workers[at].deals);
+        match least {
+            Some(at) if self.workers[at].deals == 0 => Some(at),
+            _ if self.workers.len() < self.limit => self.start_one().or(least),
+            least => least,
+        }
+    }
+
+    fn send(&mut self, at: usize, jobs: Vec<Arc<Job>>) {
+        let worker = &mut self.workers[at];
+        let plain: Vec<&Job> = jobs.iter().map(AsRef::as_ref).collect();
+        match worker.wire.send(&plain, false) {
+            // A closed socket is noticed when it is read.
+            Ok(()) | Err(WireError::Closed | WireError::Garbage | WireError::Nothing) => {}
+            Err(WireError::Full) => worker.backlog.push_back(jobs),
+            Err(WireError::TooLong) if jobs.len() > 1 => {
+                worker.deals += jobs.len() - 1;
+                for job in jobs {
+                    self.send(at, vec![job]);
+                }
+            }
+            Err(WireError::TooLong) => {
+                worker.deals -= 1;
+                worker.jobs.retain(|&id| id != jobs[0].id);
+                let report = refusal(jobs[0].id);
+                let worker = worker.number;
+                self.events.push_back(Event::Report { worker, report });
+            }
+        }
+    }
+
+    /// Reads what a worker has to say, or that it is no more.
+    fn listen(&mut self, at: usize) {
+        let worker = &mut self.workers[at];
+        match worker.wire.receive::<Report>(false) {
+            Ok(report) => {
+                self.stillborn = 0;
+                let over = |id: &JobId| {
+                    report.returned.contains(id)
+                        || report.news.iter().any(|news| news.ended && news.job == *id)
+                };
+                worker.jobs.retain(|id| !over(id));
+                if report.deal_ended {
+                    worker.deals = worker.deals.saturating_sub(1);
+                }
+                let worker = worker.number;
+                self.events.push_back(Event::Report { worker, report });
+            }
+            Err(WireError::Nothing) => {}
+            Err(_) => self.bury(at),
+        }
+    }
+
+    /// A worker's socket is closed, or it says what makes no sense: it is no more.
+    fn bury(&mut self, at: usize) {
+        let worker = self.workers.swap_remove(at);
+        let pid = self.context.board.slot(worker.number).pid();
+        let death = match pid {
+            Some(pid) => self.reap(pid),
+            None => {
+                self.stillborn += 1;
+                Death::Signal(0)
+            }
+        };
+        self.events.push_back(Event::Lost {
+            worker: worker.number,
+            jobs: worker.jobs,
+            death,
+        });
+    }
+
+    fn reap(&mut self, pid: Pid) -> Death {
+        let since = Instant::now();
+        loop {
+            match waitpid(Some(pid), WaitOptions::NOHANG) {
+                Ok(Some((_, status))) => return death_of(status),
+                Ok(None) if since.elapsed() < ENDING => {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                Ok(None) => {
+                    let _ = kill_process(pid, Signal::KILL);
+                    self.stuck.push(pid);
+                    return Death::Signal(0);
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return Death::Signal(0),
+            }
+        }
+    }
+
+    /// No zombie stays for long: neither a worker that took its time to end nor the spawner.
+    fn reap_late(&mut self) {
+        let gone = |pid: Pid| !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None));
+        self.stuck.retain(|&pid| !gone(pid));
+        if self
+            .spawner
+            .as_ref()
+            .is_some_and(|spawner| gone(spawner.pid))
+        {
+            self.spawner = None;
+        }
+    }
+
+    fn send_backlog(&mut self) {
+        for at in 0..self.workers.len() {
+            for jobs in std::mem::take(&mut self.workers[at].backlog) {
+                self.send(at, jobs);
+            }
+        }
+    }
+}
+
+/// What a worker would say of a job that is too long to be sent: a path of over 100 KiB.
+fn refusal(job: JobId) -> Report {
+    let news = News {
+        job,
+        ended: true,
+        failures: vec![Failure {
+            name: None,
+            step: Step::OpenFolder,
+            reason: Errno::NAMETOOLONG.into(),
+        }],
+        ..News::default()
+    };
+    Report {
+        news: vec![news],
+        ..Report::default()
+    }
+}
+
+fn death_of(status: WaitStatus) -> Death {
+    let signal = status.terminating_signal();
+    let exit = status.exit_status().map(|status| -status);
+    Death::Signal(signal.or(exit).unwrap_or(0))
+}
+
+impl Engine for Processes {
+    fn room(&self) -> usize {
+        (2 * self.limit).saturating_sub(self.busy())
+    }
+
+    fn idle(&self) -> usize {
+        let busy = self.workers.iter().filter(|worker| worker.deals > 0);
+        self.limit.saturating_sub(busy.count())
+    }
+
+    fn busy(&self) -> usize {
+        self.workers.iter().map(|worker| worker.deals).sum()
+    }
+
+    fn deal(&mut self, jobs: Vec<Arc<Job>>) {
+        let Some(at) = self.choose() else {
+            self.events.push_back(Event::NoWorkers);
+            return;
+        };
+        let worker = &mut self.workers[at];
+        worker.deals += 1;
+        worker.jobs.extend(jobs.iter().map(|job| job.id));
+        self.send(at, jobs);
+    }
+
+    fn next(&mut self, patience: Duration) -> Option<Event> {
+        if let Some(event) = self.events.pop_front() {
+            return Some(event);
+        }
+        self.send_backlog();
+        self.reap_late();
+        let mut fds: Vec<PollFd<'_>> = self
+            .workers
+            .iter()
+            .map(|worker| PollFd::from_borrowed_fd(worker.wire.as_fd(), PollFlags::IN))
+            .collect();
+        let timeout = Timespec {
+            tv_sec: patience.as_secs() as i64,
+            tv_nsec: i64::from(patience.subsec_nanos()),
+        };
+        // Interrupted by a signal: the caller looks at it.
+        poll(&mut fds, Some(&timeout)).ok()?;
+        let ready: Vec<usize> = (0..fds.len())
+            .rev()
+            .filter(|&at| !fds[at].revents().is_empty())
+            .collect();
+        // From the last one: burying a worker moves the last one to its place.
+        for at in ready {
+            self.listen(at);
+        }
+        self.events.pop_front()
+    }
+
+    fn set_limit(&mut self, workers: usize) {
+        self.limit = workers;
+    }
+
+    fn slots(&self) -> usize {
+        self.slots
+    }
+
+    fn label(&self, worker: usize) -> String {
+        match self.context.board.slot(worker).pid() {
+            Some(pid) => format!("[pid {}]", pid.as_raw_nonzero()),
+            None => format!("[worker {}]", worker + 1),
+        }
+    }
+
+    fn kill(&mut self, worker: usize) -> bool {
+        let pid = self.context.board.slot(worker).pid();
+        pid.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
+    }
+
+    fn abandon(&mut self, worker: usize) {
+        let Some(at) = self.workers.iter().position(|w| w.number == worker) else {
+            return;
+        };
+        let worker = self.workers.swap_remove(at);
+        self.stuck
+            .extend(self.context.board.slot(worker.number).pid());
+        self.events.push_back(Event::Lost {
+            worker: worker.number,
+            jobs: worker.jobs,
+            death: Death::LeftBehind,
+        });
+    }
+
+    fn shut_down(&mut self, patience: Duration) -> bool {
+        let board = self.context.board;
+        let spawner = self.spawner.take();
+        let mut left = std::mem::take(&mut self.stuck);
+        left.extend(spawner.as_ref().map(|spawner| spawner.pid));
+        // Closed sockets tell the spawner and the workers to end.
+        drop(spawner);
+        for worker in self.workers.drain(..) {
+            left.extend(board.slot(worker.number).pid());
+        }
+        let since = Instant::now();
+        let mut forced = false;
+        loop {
+            left.retain(|&pid| matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)));
+            if left.is_empty() {
+                return true;
+            }
+            if since.elapsed() > patience && !forced {
+                for &pid in &left {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+                forced = true;
+            }
+            if since.elapsed() > patience + ENDING {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Workers that are threads of a rayon pool.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
+
+use super::{Engine, Event};
+use crate::context::Context;
+use crate::job::{Job, Report};
+use crate::sys;
+use crate::worker::{Port, Worker};
+
+thread_local! {
+    /// This thread's worker, once it has had a job.
+    static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
+}
+
+/// A rayon pool whose threads are started when there is work for them.
+pub struct Threads {
+    context: &'static Context,
+    pool: ThreadPool,
+    /// Threads of the pool that have not been started.
+    waiting: Vec<ThreadBuilder>,
+    started: usize,
+    limit: usize,
+    deals: usize,
+    sender: Sender<(usize, Report)>,
+    reports: Receiver<(usize, Report)>,
+}
+
+impl Threads {
+    /// A pool for at most `workers` threads, none of which runs yet.
+    ///
+    /// # Errors
+    /// Where rayon cannot make a pool.
+    pub fn new(context: &'static Context, workers: usize, limit: usize) -> Result<Self> {
+        let mut waiting = Vec::with_capacity(workers);
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(workers)
+            .thread_name(|number| format!("pcopy worker {}", number + 1))
+            .spawn_handler(|thread| {
+                waiting.push(thread);
+                Ok(())
+            })
+            .build()
+            .context("cannot make a thread pool")?;
+        waiting.reverse();
+        // Bounded by the deals that are out, which are bounded by the number of workers.
+        let (sender, reports) = unbounded();
+        Ok(Self {
+            context,
+            pool,
+            waiting,
+            started: 0,
+            limit,
+            deals: 0,
+            sender,
+            reports,
+        })
+    }
+
+    fn start_one(&mut self) {
+        let Some(thread) = self.waiting.pop() else {
+            return;
+        };
+        let mut builder = std::thread::Builder::new();
+        if let Some(name) = thread.name() {
+            builder = builder.name(name.to_owned());
+        }
+        if builder.spawn(|| thread.run()).is_ok() {
+            self.started += 1;
+        } else {
+            // The system allows no further thread: these have to do.
+            self.waiting.clear();
+            self.limit = self.started.max(1);
+        }
+    }
+}
+
+struct Channel<'a> {
+    worker: usize,
+    sender: &'a Sender<(usize, Report)>,
+}
+
+impl Port for Channel<'_> {
+    fn send(&mut self, report: Report) -> bool {
+        self.sender.send((self.worker, report)).is_ok()
+    }
+}
+
+fn run(context: &'static Context, jobs: &[Arc<Job>], sender: &Sender<(usize, Report)>) {
+    let number = rayon::current_thread_index().unwrap_or(0);
+    WORKER.with_borrow_mut(|worker| {
+        let worker = worker.get_or_insert_with(|| {
+            let own_tables = sys::unshare_descriptors().is_ok();
+            Worker::new(context, number, own_tables)
+        });
+        worker.run(
+            jobs,
+            &mut Channel {
+                worker: number,
+                sender,
+            },
+        );
+    });
+}
+
+impl Engine for Threads {
+    fn room(&self) -> usize {
+        (2 * self.limit).saturating_sub(self.deals)
+    }
+
+    fn idle(&self) -> usize {
+        self.limit.saturating_sub(self.deals)
+    }
+
+    fn busy(&self) -> usize {
+        self.deals
+    }
+
+    fn deal(&mut self, jobs: Vec<Arc<Job>>) {
+        self.deals += 1;
+        if self.deals > self.started && self.started < self.limit {
+            self.start_one();
+        }
+        let (context, sender) = (self.context, self.sender.clone());
+        self.pool.spawn(move || run(context, &jobs, &sender));
+    }
+
+    fn next(&mut self, patience: Duration) -> Option<Event> {
+        let (worker, report) = self.reports.recv_timeout(patience).ok()?;
+        if report.deal_ended {
+            self.deals -= 1;
+        }
+        Some(Event::Report { worker, report })
+    }
+
+    fn set_limit(&mut self, workers: usize) {
+        self.limit = workers.min(self.started + self.waiting.len());
+    }
+
+    fn slots(&self) -> usize {
+        self.started
+    }
+
+    fn label(&self, worker: usize) -> String {
+        format!("[thread {}]", worker + 1)
+    }
+
+    fn kill(&mut self, _worker: usize) -> bool {
+        false
+    }
+
+    fn abandon(&mut self, _worker: usize) {}
+
+    fn shut_down(&mut self, _patience: Duration) -> bool {
+        // The threads end with the process; one that is stuck does not hold it up.
+        self.deals == 0
+    }
+}

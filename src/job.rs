@@ -1,0 +1,551 @@
+//! What the parent and the workers say to each other: jobs one way, reports the other. The same
+//! types in both modes; in process mode they cross a socket (`engine::wire`).
+
+use std::fmt;
+
+use rustix::fs::Stat;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::names::{Name, Names, RelPath};
+
+/// A job's number, never used twice in a run and never 0.
+pub type JobId = u64;
+
+/// A device and an inode number: which entry this is, whatever its names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Inode {
+    /// Device number.
+    pub dev: u64,
+    /// Inode number.
+    pub ino: u64,
+}
+
+impl Inode {
+    /// The inode that `stat` is of.
+    pub fn of(stat: &Stat) -> Self {
+        Self {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+        }
+    }
+}
+
+/// Some work in one folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its number.
+    pub id: JobId,
+    /// Which pair of source and destination root the path is below.
+    pub root: u32,
+    /// The folder, on both sides.
+    pub path: RelPath,
+    /// What to do there.
+    pub task: Task,
+    /// What a worker that died at this job leaves to know.
+    pub again: Option<Again>,
+}
+
+/// What to do in a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task {
+    /// List the source folder, make its subfolders at the destination, copy its entries.
+    Folder {
+        /// The destination folder was made by this run, so nothing is in it.
+        fresh: bool,
+        /// The source folders above this one; only where links to folders are followed, to
+        /// notice loops.
+        above: Vec<Inode>,
+    },
+    /// Copy these entries.
+    Entries {
+        /// Their names.
+        names: Names,
+        /// As in [`Task::Folder`].
+        fresh: bool,
+        /// Copy an entry with several hard links too, instead of reporting it: it is the first
+        /// of its group.
+        first_link: bool,
+    },
+    /// Make these entries hard links to a file that this run has copied.
+    Link {
+        /// Their names.
+        names: Names,
+        /// As in [`Task::Folder`].
+        fresh: bool,
+        /// Root of the entry to link to.
+        to_root: u32,
+        /// Folder of the entry to link to.
+        to_folder: RelPath,
+        /// Name of the entry to link to.
+        to_name: Name,
+    },
+    /// Copy a part of a large file that is prepared at the destination.
+    Piece {
+        /// The file.
+        large: Large,
+        /// First byte of the part.
+        offset: u64,
+        /// Length of the part in bytes.
+        length: u64,
+    },
+    /// Every part of a large file is there: set its metadata and give it its name.
+    Seal {
+        /// The file.
+        large: Large,
+        /// The source was seen to change, so the pieces are worth nothing.
+        changed: bool,
+    },
+    /// Remove what there is of a large file: a part of it failed.
+    Abandon {
+        /// The file.
+        large: Large,
+    },
+    /// Everything below the folder is done: set its owner, attributes, mode and times.
+    Finish {
+        /// What the source folder had when it was opened.
+        stamp: Stamp,
+        /// As in [`Task::Folder`].
+        fresh: bool,
+    },
+}
+
+/// What is known from workers that died at the same job before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Again {
+    /// Entries to leave out: given up, failed or being done elsewhere.
+    pub skip: Vec<Name>,
+    /// Names at the destination under which something incomplete was left: remove them first.
+    pub clear: Vec<Name>,
+    /// So many entries are done and counted already; they will look unchanged.
+    pub counted: u64,
+}
+
+/// A file that several workers copy in pieces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Large {
+    /// Its name.
+    pub name: Name,
+    /// The name under which it is being written; its own one where nothing stood there.
+    pub written_as: Name,
+    /// What the source file was when it was opened.
+    pub stamp: Stamp,
+}
+
+/// The part of a `stat` that a copy keeps, and that tells whether the source has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Which file it is.
+    pub inode: Inode,
+    /// File type and mode bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// Allocated bytes.
+    pub allocated: u64,
+    /// Number of hard links.
+    pub links: u64,
+    /// Device number of a device.
+    pub rdev: u64,
+    /// Access time, seconds and nanoseconds.
+    pub atime: (i64, i64),
+    /// Modification time.
+    pub mtime: (i64, i64),
+    /// Time of the last change of the inode.
+    pub ctime: (i64, i64),
+}
+
+impl Stamp {
+    /// What `stat` says.
+    #[allow(clippy::unnecessary_cast)] // the fields' types differ between architectures
+    pub fn of(stat: &Stat) -> Self {
+        Self {
+            inode: Inode::of(stat),
+            mode: stat.st_mode as u32,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            size: stat.st_size as u64,
+            allocated: stat.st_blocks as u64 * 512,
+            links: stat.st_nlink as u64,
+            rdev: stat.st_rdev as u64,
+            atime: (stat.st_atime as i64, stat.st_atime_nsec as i64),
+            mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+            ctime: (stat.st_ctime as i64, stat.st_ctime_nsec as i64),
+        }
+    }
+
+    /// True when a later look at the same file shows that its contents are what they were.
+    pub fn same_contents(&self, later: &Self) -> bool {
+        (self.size, self.mtime, self.ctime) == (later.size, later.mtime, later.ctime)
+    }
+}
+
+/// What a worker says, some of it about each job that it had to do with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// In the order in which it happened.
+    pub news: Vec<News>,
+    /// Jobs that the worker did not begin and gives back, since others are idle.
+    pub returned: Vec<JobId>,
+    /// What the destination file system could not hold.
+    pub not_kept: NotKept,
+    /// The last report of a deal.
+    pub deal_ended: bool,
+}
+
+impl Report {
+    /// True when there is nothing to say.
+    pub fn is_empty(&self) -> bool {
+        self.news.is_empty() && self.returned.is_empty() && !self.deal_ended
+    }
+}
+
+/// What happened in a job since the last news of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct News {
+    /// The job.
+    pub job: JobId,
+    /// It has ended.
+    pub ended: bool,
+    /// Subfolders that the destination has now, made by this run.
+    pub made: Names,
+    /// Subfolders that the destination had already.
+    pub merged: Names,
+    /// Entries of the folder that another worker shall copy: the last ones of the job's list,
+    /// where it came with one.
+    pub shared: Names,
+    /// Entries with several hard links.
+    pub links: Vec<HardLink>,
+    /// Files that are ready to be copied in pieces.
+    pub large: Vec<Large>,
+    /// What went wrong.
+    pub failures: Vec<Failure>,
+    /// What `-v` or `--dry-run` prints.
+    pub lines: Vec<Line>,
+    /// The folder's stamp, where its subfolders or other jobs still have to end before it can be
+    /// finished. Absent once the worker has finished it itself.
+    pub unfinished: Option<Box<Stamp>>,
+}
+
+impl News {
+    /// True when there is nothing to say.
+    pub fn is_empty(&self) -> bool {
+        !self.ended && !self.has_children() && self.failures.is_empty() && self.lines.is_empty()
+    }
+
+    /// True when it names work for other jobs in the same folder.
+    pub fn has_children(&self) -> bool {
+        !(self.made.is_empty()
+            && self.merged.is_empty()
+            && self.shared.is_empty()
+            && self.links.is_empty()
+            && self.large.is_empty())
+    }
+}
+
+/// One name of a file that has several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HardLink {
+    /// The name, with its kind.
+    pub names: Names,
+    /// The file.
+    pub inode: Inode,
+    /// How many names it has in all.
+    pub count: u64,
+}
+
+/// One line of output about an entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// The entry; none stands for the folder.
+    pub name: Option<Name>,
+    /// What was done, or would be.
+    pub action: Action,
+}
+
+/// What is done with an entry, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the texts below say it
+pub enum Action {
+    MakeFolder,
+    MergeFolder,
+    Copy,
+    ReplaceOtherKind,
+    ReplaceSize,
+    ReplaceTime,
+    ReplaceTarget,
+    ReplaceAlways,
+    ReplaceOlder,
+    Link,
+    LeaveUnchanged,
+    LeaveSame,
+    SkipExisting,
+    SkipNewer,
+}
+
+impl Action {
+    /// The verb and the reason of a dry run's line.
+    pub const fn plan(self) -> (&'static str, &'static str) {
+        match self {
+            Self::MakeFolder => ("make", "new"),
+            Self::MergeFolder => ("merge", "folder exists"),
+            Self::Copy => ("copy", "new"),
+            Self::ReplaceOtherKind => ("replace", "type differs"),
+            Self::ReplaceSize => ("replace", "size differs"),
+            Self::ReplaceTime => ("replace", "time differs"),
+            Self::ReplaceTarget => ("replace", "target differs"),
+            Self::ReplaceAlways => ("replace", "asked for"),
+            Self::ReplaceOlder => ("replace", "older"),
+            Self::Link => ("link", "hard link"),
+            Self::LeaveUnchanged => ("leave", "unchanged"),
+            Self::LeaveSame => ("leave", "same file"),
+            Self::SkipExisting => ("skip", "exists"),
+            Self::SkipNewer => ("skip", "not older"),
+        }
+    }
+
+    /// True when something is made or replaced.
+    pub const fn changes(self) -> bool {
+        !matches!(
+            self,
+            Self::MergeFolder
+                | Self::LeaveUnchanged
+                | Self::LeaveSame
+                | Self::SkipExisting
+                | Self::SkipNewer
+        )
+    }
+}
+
+/// What the destination could not hold although nobody is to blame: told once for the run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotKept {
+    /// Owners.
+    pub ownership: bool,
+    /// Mode bits.
+    pub mode: bool,
+    /// Extended attributes, ACLs and capabilities among them.
+    pub xattr: bool,
+    /// Times.
+    pub timestamps: bool,
+}
+
+impl NotKept {
+    /// True when everything was kept.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            ownership: self.ownership || other.ownership,
+            mode: self.mode || other.mode,
+            xattr: self.xattr || other.xattr,
+            timestamps: self.timestamps || other.timestamps,
+        }
+    }
+}
+
+/// An entry that was not copied, or not faithfully.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The entry; none stands for the job's folder.
+    pub name: Option<Name>,
+    /// What was tried.
+    pub step: Step,
+    /// Why it did not work.
+    pub reason: Reason,
+}
+
+/// What was tried when an entry failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the texts below say it
+pub enum Step {
+    OpenFolder,
+    ListFolder,
+    Look,
+    Open,
+    Read,
+    ReadLink,
+    ReadAttributes,
+    Copy,
+    OpenDestinationFolder,
+    MakeFolder,
+    LookAtDestination,
+    Create,
+    Write,
+    Reserve,
+    Clone,
+    SetOwner,
+    SetMode,
+    SetTimes,
+    SetAttributes,
+    Close,
+    Sync,
+    Rename,
+    Link,
+    Remove,
+}
+
+impl Step {
+    /// True for what is done at the destination; the failure is shown with that path.
+    pub const fn at_destination(self) -> bool {
+        !matches!(
+            self,
+            Self::OpenFolder
+                | Self::ListFolder
+                | Self::Look
+                | Self::Open
+                | Self::Read
+                | Self::ReadLink
+                | Self::ReadAttributes
+                | Self::Copy
+        )
+    }
+
+    /// For people.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::OpenFolder | Self::OpenDestinationFolder => "open folder",
+            Self::ListFolder => "list folder",
+            Self::Look | Self::LookAtDestination => "stat",
+            Self::Open => "open",
+            Self::Read => "read",
+            Self::ReadLink => "read link",
+            Self::ReadAttributes => "read attributes",
+            Self::Copy => "copy",
+            Self::MakeFolder => "make folder",
+            Self::Create => "create",
+            Self::Write => "write",
+            Self::Reserve => "reserve space",
+            Self::Clone => "clone (--reflink=always)",
+            Self::SetOwner => "set owner",
+            Self::SetMode => "set mode",
+            Self::SetTimes => "set times",
+            Self::SetAttributes => "set attributes",
+            Self::Close => "close",
+            Self::Sync => "sync to disk",
+            Self::Rename => "rename into place",
+            Self::Link => "make hard link",
+            Self::Remove => "remove incomplete file",
+        }
+    }
+}
+
+/// Why an entry failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reason {
+    /// The system's error number.
+    System(i32),
+    /// The source was not the same at the end of reading, two times.
+    Changed,
+    /// The destination has a folder of that name, and the source something else.
+    FolderInTheWay,
+    /// The destination has something else of that name, and the source a folder.
+    FileInTheWay,
+    /// The destination has a link where a folder is needed.
+    LinkInTheWay,
+    /// The source folder is the destination itself.
+    IsDestination,
+    /// The destination folder is the source, or lies in it.
+    LandsOnSource,
+    /// Following links, a folder was met below itself.
+    Loop,
+    /// Two workers died while they were at it; the last one by this signal, or with this exit
+    /// status where it is negative.
+    WorkersDied(i32),
+    /// No progress for so many seconds, two times.
+    Stalled(u64),
+    /// A panic; there is a message on stderr before.
+    Bug,
+    /// The run was stopped. Never shown.
+    Stopped,
+}
+
+impl Reason {
+    /// True when the destination has no room: everything after it would fail too.
+    pub fn is_full(self) -> bool {
+        [Errno::NOSPC, Errno::DQUOT]
+            .iter()
+            .any(|full| self == Self::System(full.raw_os_error()))
+    }
+}
+
+impl From<Errno> for Reason {
+    fn from(errno: Errno) -> Self {
+        Self::System(errno.raw_os_error())
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::System(number) => f.write_str(&error_text(number)),
+            Self::Changed => f.write_str("it changed while it was being read, twice; run again"),
+            Self::FolderInTheWay => f.write_str("a folder of that name is in the way"),
+            Self::FileInTheWay => f.write_str("a file of that name is in the way"),
+            Self::LinkInTheWay => {
+                f.write_str("a symbolic link is in the way; pcopy does not follow it")
+            }
+            Self::IsDestination => f.write_str("this folder is the destination itself"),
+            Self::LandsOnSource => f.write_str("this folder belongs to the source"),
+            Self::Loop => f.write_str("symbolic links lead back to a folder above"),
+            Self::WorkersDied(signal) if signal > 0 => {
+                write!(f, "two workers died at it ({})", signal_text(signal))
+            }
+            Self::WorkersDied(status) => {
+                write!(f, "two workers died at it (exit status {})", -status)
+            }
+            Self::Stalled(seconds) => write!(f, "no progress for {seconds} s, twice"),
+            Self::Bug => f.write_str("internal error, please report it"),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+/// The system's text for an error number, without the number.
+pub fn error_text(number: i32) -> String {
+    let text = std::io::Error::from_raw_os_error(number).to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+/// A signal's name.
+pub fn signal_text(signal: i32) -> String {
+    signal_hook::low_level::signal_name(signal)
+        .map_or_else(|| format!("signal {signal}"), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_read_well() {
+        let text = |reason: Reason| reason.to_string();
+        assert_eq!(text(Errno::ACCESS.into()), "Permission denied");
+        assert_eq!(
+            text(Reason::WorkersDied(9)),
+            "two workers died at it (SIGKILL)"
+        );
+        assert_eq!(
+            text(Reason::WorkersDied(-3)),
+            "two workers died at it (exit status 3)"
+        );
+    }
+
+    #[test]
+    fn only_a_full_destination_is_full() {
+        assert!(Reason::from(Errno::NOSPC).is_full());
+        assert!(Reason::from(Errno::DQUOT).is_full());
+        assert!(!Reason::from(Errno::IO).is_full());
+    }
+}

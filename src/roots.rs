@@ -1,0 +1,470 @@
+//! The sources and destinations of a run: what the command line's paths lead to, what is refused
+//! before anything is written, and what would land on a source.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
+use rustix::io::Errno;
+
+use crate::beneath;
+use crate::config::{Config, Destination};
+use crate::job::{Inode, error_text};
+use crate::names::{Kind, RelPath, show};
+
+/// A source and its destination.
+pub struct Root {
+    /// The source folder; of a single file the folder that it is in.
+    pub source: OwnedFd,
+    /// The source as it is shown.
+    pub source_path: PathBuf,
+    /// The destination folder. None in a dry run where it does not exist.
+    pub destination: Option<OwnedFd>,
+    /// The destination as it is shown.
+    pub destination_path: PathBuf,
+    /// Set where the source is a single entry and no folder.
+    pub single: Option<Single>,
+    /// The device of the source folder.
+    pub device: u64,
+    /// This run has made the destination folder.
+    pub fresh: bool,
+}
+
+/// A source that is no folder.
+pub struct Single {
+    /// What it is.
+    pub kind: Kind,
+    /// Its name at the source.
+    pub from: CString,
+    /// Its name at the destination.
+    pub to: CString,
+}
+
+/// All of them.
+pub struct Roots {
+    /// In the order of the command line.
+    pub list: Vec<Root>,
+    /// The source folders.
+    sources: Vec<SourceFolder>,
+    /// The destination folders.
+    destinations: Vec<Inode>,
+    /// The mounts that the destinations are on.
+    destination_mounts: Vec<u64>,
+}
+
+struct SourceFolder {
+    inode: Inode,
+    place: Option<Place>,
+}
+
+impl Roots {
+    /// Opens all sources, checks what can be checked, and only then makes the destinations.
+    ///
+    /// # Errors
+    /// Where a source cannot be opened, a destination cannot be made, or the destination is the
+    /// source or lies in it.
+    pub fn open(config: &Config) -> Result<Self> {
+        let plans = plan(config)?;
+        let sources: Vec<SourceFolder> = plans
+            .iter()
+            .filter(|plan| plan.name.is_none())
+            .map(|plan| SourceFolder {
+                inode: Inode::of(&plan.stat),
+                place: Place::of(plan.source.as_fd()),
+            })
+            .collect();
+        for plan in &plans {
+            refuse_nesting(&sources, &plan.folder).with_context(|| {
+                format!(
+                    "cannot copy {} to {}",
+                    show_path(&plan.source_path),
+                    show_path(&plan.folder)
+                )
+            })?;
+        }
+        let mut roots = Self {
+            list: Vec::with_capacity(plans.len()),
+            sources,
+            destinations: Vec::new(),
+            destination_mounts: Vec::new(),
+        };
+        for plan in plans {
+            roots.make(plan, config)?;
+        }
+        Ok(roots)
+    }
+
+    fn make(&mut self, plan: Plan, config: &Config) -> Result<()> {
+        let folder = plan.folder;
+        let failed = || format!("cannot make the destination {}", show_path(&folder));
+        let mut fresh = false;
+        if !config.dry_run {
+            fresh = make_folder(&folder, config).with_context(failed)?;
+        }
+        // Through links: those named on the command line are followed.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let destination = match fs::open(&folder, flags, Mode::empty()) {
+            Ok(folder) => Some(folder),
+            Err(Errno::NOENT) if config.dry_run => None,
+            Err(errno) => return Err(system(errno)).with_context(failed),
+        };
+        if let Some(destination) = &destination {
+            let stat = fs::fstat(destination)
+                .map_err(system)
+                .with_context(failed)?;
+            if plan.name.is_none() {
+                self.destinations.push(Inode::of(&stat));
+            }
+            self.destination_mounts
+                .extend(mount_of(destination.as_fd()));
+        }
+        let destination_path = folder;
+        self.list.push(Root {
+            device: plan.stat.st_dev,
+            single: plan.name.map(|(from, to)| Single {
+                kind: Kind::of(FileType::from_raw_mode(plan.stat.st_mode)),
+                from,
+                to,
+            }),
+            source: plan.source,
+            source_path: plan.source_path,
+            destination,
+            destination_path,
+            fresh,
+        });
+        Ok(())
+    }
+
+    /// Removes an incomplete file from a destination folder, if it can be done.
+    pub fn remove(&self, root: usize, path: &RelPath, name: &[u8]) {
+        if let Some(destination) = &self.list[root].destination
+            && let Ok(folder) = beneath::open_folder(destination.as_fd(), path)
+        {
+            let _ = fs::unlinkat(&folder, name, AtFlags::empty());
+        }
+    }
+
+    /// True when a source folder is one of the destinations: what is in it was put there by this
+    /// run.
+    pub fn is_destination(&self, folder: Inode) -> bool {
+        self.destinations.contains(&folder)
+    }
+
+    /// True when an open destination folder belongs to a source, so that writing to it would
+    /// change that.
+    pub fn is_in_source(&self, folder: BorrowedFd<'_>, inode: Inode) -> bool {
+        if self.sources.iter().any(|source| source.inode == inode) {
+            return true;
+        }
+        // What lies on the mounts of the destinations was checked when those were opened; below
+        // another mount a part of a source may be bound.
+        if self.sources.is_empty()
+            || mount_of(folder).is_none_or(|mount| self.destination_mounts.contains(&mount))
+        {
+            return false;
+        }
+        let place = Place::of(folder);
+        self.sources.iter().any(|source| {
+            matches!((&source.place, &place), (Some(source), Some(place)) if place.is_in(source))
+        })
+    }
+}
+
+/// A source, and where it goes.
+struct Plan {
+    source: OwnedFd,
+    stat: Stat,
+    source_path: PathBuf,
+    /// The destination folder, which may not exist yet.
+    folder: PathBuf,
+    /// Of a single entry its names at both sides.
+    name: Option<(CString, CString)>,
+}
+
+fn plan(config: &Config) -> Result<Vec<Plan>> {
+    let mut plans: Vec<Plan> = Vec::with_capacity(config.sources.len());
+    for path in &config.sources {
+        let plan = plan_one(path, &config.destination)?;
+        let target = |plan: &Plan| match &plan.name {
+            Some((_, to)) => plan.folder.join(OsStr::from_bytes(to.as_bytes())),
+            None => plan.folder.clone(),
+        };
+        if let Some(other) = plans.iter().find(|other| target(other) == target(&plan)) {
+            bail!(
+                "{} and {} would both become {}",
+                show_path(&other.source_path),
+                show_path(path),
+                show_path(&target(&plan))
+            );
+        }
+        plans.push(plan);
+    }
+    Ok(plans)
+}
+
+fn plan_one(path: &Path, destination: &Destination) -> Result<Plan> {
+    let cannot = || format!("cannot copy {}", show_path(path));
+    // Links are followed, and a special file must not be opened.
+    let stat = fs::stat(path).map_err(system).with_context(cannot)?;
+    let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    let own_name = || own_name(path).with_context(cannot);
+    let into = |folder: &Path| -> Result<PathBuf> { Ok(folder.join(own_name()?)) };
+    if is_folder {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let source = fs::open(path, flags, Mode::empty()).map_err(system);
+        return Ok(Plan {
+            source: source.with_context(cannot)?,
+            stat,
+            source_path: path.to_owned(),
+            folder: match destination {
+                Destination::Path(path) => path.clone(),
+                Destination::Folder(folder) => into(folder)?,
+            },
+            name: None,
+        });
+    }
+    // The entry itself, not a link to it: what it links to is what is copied.
+    let real = path.canonicalize().with_context(cannot)?;
+    let (Some(parent), Some(from)) = (real.parent(), real.file_name()) else {
+        bail!("cannot copy {}: it has no name", show_path(path));
+    };
+    let source = fs::open(parent, beneath::FOLDER, Mode::empty()).map_err(system);
+    let (folder, to) = match destination {
+        Destination::Folder(folder) => (folder.clone(), own_name()?),
+        Destination::Path(target) if target.is_dir() || ends_in_slash(target) => {
+            (target.clone(), own_name()?)
+        }
+        Destination::Path(target) => {
+            // A link named on the command line is followed, so the file it leads to is replaced.
+            let target = match target.canonicalize() {
+                Ok(real) => real,
+                Err(_) => target.clone(),
+            };
+            let name = target.file_name().map(ToOwned::to_owned);
+            let name = name.ok_or_else(|| anyhow!("{} has no name", show_path(&target)))?;
+            (parent_of(&target), name)
+        }
+    };
+    Ok(Plan {
+        source: source.with_context(cannot)?,
+        stat,
+        source_path: path.parent().unwrap_or(Path::new("")).to_owned(),
+        folder,
+        name: Some((c_string(from), c_string(&to))),
+    })
+}
+
+fn parent_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+fn ends_in_slash(path: &Path) -> bool {
+    path.as_os_str().as_bytes().ends_with(b"/")
+}
+
+fn c_string(name: &OsStr) -> CString {
+    CString::new(name.as_bytes()).unwrap_or_default()
+}
+
+/// The name that a source has in a folder of several: the last one of its path, or of the real
+/// path where that is `.` or `..`.
+fn own_name(path: &Path) -> Result<std::ffi::OsString> {
+    let name = match path.file_name() {
+        Some(name) if !path.as_os_str().as_bytes().ends_with(b"/.") => Some(name.to_owned()),
+        _ => path.canonicalize()?.file_name().map(ToOwned::to_owned),
+    };
+    name.ok_or_else(|| anyhow!("it has no name of its own; give the destination without -t"))
+}
+
+/// Makes a destination folder with the missing ones above it. True when it is new.
+fn make_folder(path: &Path, config: &Config) -> Result<bool> {
+    let usual = Mode::from_raw_mode(0o777 & !config.umask);
+    match fs::mkdir(path, Mode::RWXU) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(Errno::NOENT) => {
+            let mut missing = Vec::new();
+            let mut above = parent_of(path);
+            while !above.exists() {
+                let next = parent_of(&above);
+                if next == above {
+                    break;
+                }
+                missing.push(std::mem::replace(&mut above, next));
+            }
+            for folder in missing.iter().rev() {
+                match fs::mkdir(folder, usual) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(system(errno)),
+                }
+            }
+            match fs::mkdir(path, Mode::RWXU) {
+                Ok(()) => Ok(true),
+                Err(Errno::EXIST) => Ok(false),
+                Err(errno) => Err(system(errno)),
+            }
+        }
+        Err(errno) => Err(system(errno)),
+    }
+}
+
+/// Refuses a destination that is a source folder or lies in one. Judged by device and inode of
+/// the destination and of every folder above it, and where mounts alias each other by the place
+/// in the file system, so that no other name of a folder gets past.
+fn refuse_nesting(sources: &[SourceFolder], destination: &Path) -> Result<()> {
+    if sources.is_empty() {
+        return Ok(());
+    }
+    let mut existing = destination.to_owned();
+    let mut is_itself = true;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut folder = loop {
+        match fs::open(&existing, flags, Mode::empty()) {
+            Ok(folder) => break folder,
+            Err(Errno::NOENT) if fs::lstat(&existing).is_err() => {
+                let above = parent_of(&existing);
+                if above == existing {
+                    bail!(
+                        "{}: {}",
+                        show_path(&existing),
+                        error_text(Errno::NOENT.raw_os_error())
+                    );
+                }
+                existing = above;
+                is_itself = false;
+            }
+            Err(errno) => bail!(
+                "{}: {}",
+                show_path(&existing),
+                error_text(errno.raw_os_error())
+            ),
+        }
+    };
+    let same = |itself: bool| {
+        if itself {
+            anyhow!("they are the same folder")
+        } else {
+            anyhow!("the destination lies inside the source")
+        }
+    };
+    if let Some(place) = Place::of(folder.as_fd()) {
+        for source in sources.iter().filter_map(|source| source.place.as_ref()) {
+            if place.is_in(source) {
+                return Err(same(is_itself && place == *source));
+            }
+        }
+    }
+    let mut inode = Inode::of(&fs::fstat(&folder).map_err(system)?);
+    loop {
+        if sources.iter().any(|source| source.inode == inode) {
+            return Err(same(is_itself));
+        }
+        folder = fs::openat(&folder, c"..", flags, Mode::empty()).map_err(system)?;
+        let above = Inode::of(&fs::fstat(&folder).map_err(system)?);
+        if above == inode {
+            return Ok(());
+        }
+        inode = above;
+        is_itself = false;
+    }
+}
+
+/// Where a folder is in its file system, whatever it is mounted as: bind mounts give one folder
+/// several paths, and `..` of each leads elsewhere.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    /// Major and minor number of the file system.
+    device: String,
+    /// Path from the root of that file system.
+    path: PathBuf,
+}
+
+impl Place {
+    /// None where the system does not tell.
+    fn of(folder: BorrowedFd<'_>) -> Option<Self> {
+        let mount = mount_of(folder)?.to_string();
+        let link = format!("/proc/thread-self/fd/{}", folder.as_raw_fd());
+        let path = std::fs::read_link(link).ok()?;
+        let table = std::fs::read("/proc/thread-self/mountinfo").ok()?;
+        // proc_pid_mountinfo(5): ID, parent's ID, device, root in the file system, mount point.
+        let line = table.split(|&b| b == b'\n').find_map(|line| {
+            let fields: Vec<&[u8]> = line.splitn(6, |&b| b == b' ').collect();
+            (fields.len() == 6 && fields[0] == mount.as_bytes()).then_some(fields)
+        })?;
+        let below = path.strip_prefix(unescape(line[4])).ok()?;
+        Some(Self {
+            device: String::from_utf8_lossy(line[2]).into_owned(),
+            path: unescape(line[3]).join(below),
+        })
+    }
+
+    fn is_in(&self, other: &Self) -> bool {
+        self.device == other.device && self.path.starts_with(&other.path)
+    }
+}
+
+/// Blanks, newlines and backslashes are octal there.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = rest
+            .get(1..4)
+            .filter(|_| first == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        match octal {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &rest[4..];
+            }
+            None => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+/// The number of the mount that an open folder was reached through; Linux 5.8 and later tell.
+fn mount_of(folder: BorrowedFd<'_>) -> Option<u64> {
+    let wanted = StatxFlags::MNT_ID;
+    let statx = fs::statx(folder, c"", AtFlags::EMPTY_PATH, wanted).ok()?;
+    (statx.stx_mask & wanted.bits() != 0).then_some(statx.stx_mnt_id)
+}
+
+fn system(errno: Errno) -> anyhow::Error {
+    anyhow!("{}", error_text(errno.raw_os_error()))
+}
+
+fn show_path(path: &Path) -> String {
+    show(path.as_os_str().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn octal_in_mount_tables_is_read() {
+        assert_eq!(unescape(b"/a\\040b\\134"), PathBuf::from("/a b\\"));
+        assert_eq!(unescape(b"/a\\9"), PathBuf::from("/a\\9"));
+    }
+
+    #[test]
+    fn a_place_holds_what_is_below_it() {
+        let place = |path: &str| Place {
+            device: "8:1".into(),
+            path: path.into(),
+        };
+        assert!(place("/a/b").is_in(&place("/a")));
+        assert!(place("/a").is_in(&place("/a")));
+        assert!(!place("/ab").is_in(&place("/a")));
+    }
+}

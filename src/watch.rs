@@ -1,0 +1,153 @@
+//! Notices workers that make no progress.
+
+use std::time::{Duration, Instant};
+
+use crate::board::Board;
+
+/// After so long without progress a warning names entry and worker.
+const WARN: Duration = Duration::from_secs(30);
+/// How long a worker may take to die. One that takes longer sleeps uninterruptibly, in a call to
+/// a dead disk or server.
+const DYING: Duration = Duration::from_secs(2);
+/// How often to look.
+const PERIOD: Duration = Duration::from_millis(250);
+
+/// What is the matter with a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alarm {
+    /// No progress for some time; only to be told.
+    Stalled {
+        /// Its number.
+        worker: usize,
+        /// For how long.
+        after: Duration,
+    },
+    /// No progress for as long as the user allows: it is to be killed.
+    TimedOut {
+        /// Its number.
+        worker: usize,
+    },
+    /// It was killed and is still there.
+    Unkillable {
+        /// Its number.
+        worker: usize,
+    },
+}
+
+/// Watches all workers.
+#[derive(Debug)]
+pub struct Watch {
+    timeout: Option<Duration>,
+    looked: Instant,
+    workers: Vec<Watched>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Watched {
+    beats: u64,
+    since: Instant,
+    warned: bool,
+    killed: Option<Instant>,
+    gone: bool,
+}
+
+impl Watch {
+    /// Workers without progress for `timeout` are to be killed; none: never.
+    pub fn new(timeout: Option<Duration>) -> Self {
+        Self {
+            timeout,
+            looked: Instant::now(),
+            workers: Vec::new(),
+        }
+    }
+
+    /// Looks at the first `workers` workers.
+    pub fn look(&mut self, now: Instant, board: Board, workers: usize) -> Vec<Alarm> {
+        if now - self.looked < PERIOD {
+            return Vec::new();
+        }
+        self.looked = now;
+        let timeout = self.timeout;
+        self.workers.resize(
+            workers.max(self.workers.len()),
+            Watched {
+                beats: 0,
+                since: now,
+                warned: false,
+                killed: None,
+                gone: false,
+            },
+        );
+        let mut alarms = Vec::new();
+        for (worker, watched) in self.workers.iter_mut().enumerate() {
+            let slot = board.slot(worker);
+            if watched.gone {
+                continue;
+            }
+            if let Some(killed) = watched.killed {
+                if now - killed > DYING {
+                    alarms.push(Alarm::Unkillable { worker });
+                }
+                continue;
+            }
+            if slot.job().is_none() || slot.beats() != watched.beats {
+                watched.beats = slot.beats();
+                watched.since = now;
+                watched.warned = false;
+                continue;
+            }
+            let after = now - watched.since;
+            if timeout.is_some_and(|timeout| after >= timeout) {
+                watched.killed = Some(now);
+                alarms.push(Alarm::TimedOut { worker });
+            } else if after >= WARN && !watched.warned {
+                watched.warned = true;
+                alarms.push(Alarm::Stalled { worker, after });
+            }
+        }
+        alarms
+    }
+
+    /// A worker is no more. Gives the timeout where that is what it was killed for.
+    pub fn forget(&mut self, worker: usize) -> Option<Duration> {
+        let watched = self.workers.get_mut(worker)?;
+        watched.gone = true;
+        watched.killed.and(self.timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_warned_of_once_and_then_killed() {
+        let board = Board::new(1).unwrap();
+        board.slot(0).begin_job(1);
+        let mut watch = Watch::new(Some(Duration::from_secs(40)));
+        let start = Instant::now() + Duration::from_secs(1);
+        let mut at = |seconds| watch.look(start + Duration::from_secs(seconds), board, 1);
+        assert_eq!(at(0), []);
+        assert_eq!(at(29), []);
+        let after = Duration::from_secs(30);
+        assert_eq!(at(30), [Alarm::Stalled { worker: 0, after }]);
+        assert_eq!(at(39), []);
+        assert_eq!(at(40), [Alarm::TimedOut { worker: 0 }]);
+        assert_eq!(at(41), []);
+        assert_eq!(at(43), [Alarm::Unkillable { worker: 0 }]);
+        assert_eq!(watch.forget(0), Some(Duration::from_secs(40)));
+    }
+
+    #[test]
+    fn progress_and_idleness_are_no_reason() {
+        let board = Board::new(2).unwrap();
+        board.slot(0).begin_job(1);
+        let mut watch = Watch::new(None);
+        let start = Instant::now() + Duration::from_secs(1);
+        for second in 0..100 {
+            board.slot(0).beat();
+            let now = start + Duration::from_secs(second);
+            assert_eq!(watch.look(now, board, 2), []);
+        }
+    }
+}

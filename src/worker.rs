@@ -1,0 +1,502 @@
+//! A worker: runs the jobs that it is dealt and reports. The same code in a thread of the pool
+//! and in a forked process.
+
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::ffi::{CStr, CString};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{self, AtFlags, FileType, FlockOperation};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::board::{Ending, Slot};
+use crate::context::{Context, is_temporary};
+use crate::copy::folder::Folder;
+use crate::copy::{At, Copier, Outcome, Trouble};
+use crate::job::{
+    Action, Again, Failure, HardLink, Inode, Job, Large, Line, News, Reason, Report, Step, Task,
+};
+use crate::names::{Kind, Name, Names};
+use crate::walk;
+
+/// Entries that are listed before they are copied, and the most in one job: enough that opening
+/// a folder again for a job costs nothing, little enough for a message.
+pub const BATCH: usize = 256;
+/// A report is sent once it is this old; sooner where others wait for work.
+const REPORT_AFTER: Duration = Duration::from_millis(20);
+/// Or this large, in names and failures.
+const REPORT_SIZE: usize = 16 << 10;
+/// How often a worker looks at the processor time it has used.
+const CPU_EVERY: Duration = Duration::from_millis(2);
+
+/// Where a worker's reports go.
+pub trait Port {
+    /// Sends a report. False when nobody listens any more.
+    fn send(&mut self, report: Report) -> bool;
+}
+
+/// One worker.
+pub struct Worker {
+    context: &'static Context,
+    slot: &'static Slot,
+    copier: Copier,
+    own_current_folder: bool,
+    report: Report,
+    news: News,
+    size: usize,
+    reported: Instant,
+    measured: Instant,
+    /// Entries of this job that a worker before this one has counted.
+    counted: u64,
+    /// What was told of this job so far names work for others.
+    told_of_children: bool,
+    gone: bool,
+}
+
+impl Worker {
+    /// The worker of this number. It is made in the thread or process that it is to run in.
+    pub fn new(context: &'static Context, number: usize, own_current_folder: bool) -> Self {
+        let now = Instant::now();
+        Self {
+            context,
+            slot: context.board.slot(number),
+            copier: Copier::new(context, number),
+            own_current_folder,
+            report: Report::default(),
+            news: News::default(),
+            size: 0,
+            reported: now,
+            measured: now,
+            counted: 0,
+            told_of_children: false,
+            gone: false,
+        }
+    }
+
+    /// Runs jobs one after another and reports. False when nobody listens any more.
+    pub fn run<J: Borrow<Job>>(&mut self, jobs: &[J], port: &mut dyn Port) -> bool {
+        let mut end = jobs.len();
+        let mut next = 0;
+        while next < end && !self.gone {
+            let left = end - next;
+            if left >= 2 && self.context.board.take_wanted() {
+                let back = &jobs[end - left / 2..end];
+                let ids = back.iter().map(|job| job.borrow().id);
+                self.report.returned.extend(ids);
+                end -= left / 2;
+                self.send(port);
+            }
+            self.job(jobs[next].borrow(), port);
+            next += 1;
+        }
+        self.slot.idle();
+        self.measure();
+        self.report.deal_ended = true;
+        self.send(port);
+        !self.gone
+    }
+
+    fn job(&mut self, job: &Job, port: &mut dyn Port) {
+        self.slot.begin_job(job.id);
+        self.news.job = job.id;
+        let again = job.again.clone().unwrap_or_default();
+        self.counted = again.counted;
+        self.told_of_children = false;
+        let result = match &job.task {
+            Task::Folder { fresh, above } => self.folder(job, *fresh, above, &again, port),
+            Task::Entries {
+                names,
+                fresh,
+                first_link,
+            } => self.open(job, *fresh, &again).map(|mut folder| {
+                let mut names = names.clone();
+                self.copy(job, &mut folder, &mut names, *first_link, &again, port);
+            }),
+            Task::Link { .. } => self.links(job, &again, port),
+            Task::Piece {
+                large,
+                offset,
+                length,
+            } => self.piece(job, large, *offset, *length, &again),
+            Task::Seal { large, changed } => self.seal(job, large, *changed, &again),
+            Task::Abandon { large } => self
+                .open(job, false, &again)
+                .and_then(|mut folder| self.copier.abandon(&mut folder, large)),
+            Task::Finish { stamp, fresh } => self
+                .open(job, *fresh, &again)
+                .and_then(|folder| self.copier.finish_folder(&folder, stamp)),
+        };
+        if let Err(trouble) = result {
+            self.fail(None, trouble);
+        }
+        self.news.ended = true;
+        self.put_news();
+        if self.size > REPORT_SIZE || self.reported.elapsed() > REPORT_AFTER {
+            self.send(port);
+        }
+    }
+
+    fn open(&mut self, job: &Job, fresh: bool, again: &Again) -> Result<Folder, Trouble> {
+        let folder = Folder::open(self.context, job.root as usize, &job.path, fresh)?;
+        self.copier.clear(&folder, &again.clear)?;
+        Ok(folder)
+    }
+
+    fn folder(
+        &mut self,
+        job: &Job,
+        fresh: bool,
+        above: &[Inode],
+        again: &Again,
+        port: &mut dyn Port,
+    ) -> Result<(), Trouble> {
+        let root = &self.context.roots.list[job.root as usize];
+        let mut folder = self.open(job, fresh, again)?;
+        let stamp = folder.stamp;
+        if self.context.roots.is_destination(stamp.inode) {
+            return Err(Trouble::new(Step::OpenFolder, Reason::IsDestination));
+        }
+        if above.contains(&stamp.inode) {
+            return Err(Trouble::new(Step::OpenFolder, Reason::Loop));
+        }
+        if self.context.config.verbose && fresh || self.context.config.dry_run {
+            let new = folder.is_empty();
+            self.news.lines.push(Line {
+                name: None,
+                action: if new {
+                    Action::MakeFolder
+                } else {
+                    Action::MergeFolder
+                },
+            });
+        }
+        // Other file systems are left out, but the folder that one is mounted on is there.
+        let elsewhere = self.context.config.one_file_system && stamp.inode.dev != root.device;
+        if !elsewhere {
+            if !folder.is_empty() {
+                self.remove_left_overs(&folder);
+            }
+            self.list(job, &mut folder, again, port)?;
+        }
+        if self.has_children() || self.context.board.is_stopping() {
+            self.news.unfinished = Some(Box::new(stamp));
+            return Ok(());
+        }
+        self.slot.beat();
+        self.copier.finish_folder(&folder, &stamp)
+    }
+
+    /// True when something in the folder is left to be done by other jobs.
+    fn has_children(&self) -> bool {
+        self.told_of_children || self.news.has_children()
+    }
+
+    fn list(
+        &mut self,
+        job: &Job,
+        folder: &mut Folder,
+        again: &Again,
+        port: &mut dyn Port,
+    ) -> Result<(), Trouble> {
+        let skip: HashSet<&[u8]> = again.skip.iter().map(Name::as_bytes).collect();
+        let mut pending = Names::default();
+        let path = walk::path_to(folder.source(), self.own_current_folder);
+        let listed = walk::list(path, |kind, name| {
+            if skip.contains(name.to_bytes()) {
+                return true;
+            }
+            match self.kind_to_copy(folder, kind, name) {
+                Ok(Kind::Folder) => self.subfolder(folder, name),
+                Ok(kind) => {
+                    self.slot.found(1);
+                    pending.push(kind, name.to_bytes());
+                }
+                Err(trouble) => self.fail(Some(name), trouble),
+            }
+            if pending.len() == BATCH {
+                self.copy(job, folder, &mut pending, false, again, port);
+                pending.clear();
+            } else if self.news.made.len() + self.news.merged.len() > 0
+                && self.context.board.take_wanted()
+            {
+                self.send_news(port);
+            } else if self.size > REPORT_SIZE {
+                self.send_news(port);
+            }
+            !self.context.board.is_stopping() && !self.gone
+        });
+        self.copy(job, folder, &mut pending, false, again, port);
+        listed.at(Step::ListFolder)
+    }
+
+    /// Following links, a link is what it leads to.
+    fn kind_to_copy(&self, folder: &Folder, kind: Kind, name: &CStr) -> Result<Kind, Trouble> {
+        if kind != Kind::Link || !self.context.config.dereference {
+            return Ok(kind);
+        }
+        let stat = fs::statat(folder.source(), name, AtFlags::empty()).at(Step::Look)?;
+        Ok(Kind::of(FileType::from_raw_mode(stat.st_mode)))
+    }
+
+    fn subfolder(&mut self, folder: &mut Folder, name: &CStr) {
+        self.slot.begin_entry(name.to_bytes());
+        let made = if self.context.config.dry_run {
+            folder.would_make_subfolder(name)
+        } else {
+            folder.make_subfolder(name)
+        };
+        match made {
+            Ok(true) => self.news.made.push(Kind::Folder, name.to_bytes()),
+            Ok(false) => self.news.merged.push(Kind::Folder, name.to_bytes()),
+            Err(trouble) => return self.fail(Some(name), trouble),
+        }
+        self.size += name.count_bytes();
+    }
+
+    /// Copies entries; gives the later half away while others are idle.
+    fn copy(
+        &mut self,
+        job: &Job,
+        folder: &mut Folder,
+        names: &mut Names,
+        first_link: bool,
+        again: &Again,
+        port: &mut dyn Port,
+    ) {
+        let mut left = names.len();
+        let mut offset = 0;
+        while left > 0 && !self.gone && !self.context.board.is_stopping() {
+            if left >= 2 && !first_link && self.context.board.take_wanted() {
+                self.news.shared = names.split_off(left / 2);
+                left -= left / 2;
+                self.send_news(port);
+            }
+            let Some((kind, name, next)) = names.at(offset) else {
+                break;
+            };
+            offset = next;
+            left -= 1;
+            if again
+                .skip
+                .iter()
+                .any(|skip| skip.as_bytes() == name.to_bytes())
+            {
+                continue;
+            }
+            self.slot.begin_entry(name.to_bytes());
+            let single = self.context.roots.list[job.root as usize].single.as_ref();
+            let to = single.map_or(name, |single| single.to.as_c_str());
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                self.copier.entry(folder, kind, name, to, first_link)
+            }));
+            self.conclude(kind, name, outcome.unwrap_or_else(|_| bug()));
+            self.tick(port);
+        }
+    }
+
+    fn conclude(&mut self, kind: Kind, name: &CStr, outcome: Result<Outcome, Trouble>) {
+        match outcome {
+            Ok(Outcome::Done(ending, action)) => {
+                if ending == Ending::Unchanged && self.counted > 0 {
+                    self.counted -= 1;
+                    self.slot.end_counted_entry();
+                } else {
+                    self.slot.end_entry(ending);
+                }
+                let config = &self.context.config;
+                if config.dry_run || config.verbose && action.changes() {
+                    self.line(name, action);
+                }
+            }
+            Ok(Outcome::HardLink(stamp)) => {
+                self.size += name.count_bytes() + size_of::<HardLink>();
+                self.news.links.push(HardLink {
+                    names: Names::one(kind, name.to_bytes()),
+                    inode: stamp.inode,
+                    count: stamp.links,
+                });
+            }
+            Ok(Outcome::Large(large)) => {
+                self.size += name.count_bytes() + size_of::<Large>();
+                self.news.large.push(large);
+            }
+            Err(trouble) => self.fail(Some(name), trouble),
+        }
+    }
+
+    fn links(&mut self, job: &Job, again: &Again, port: &mut dyn Port) -> Result<(), Trouble> {
+        let Task::Link {
+            names,
+            fresh,
+            to_root,
+            to_folder,
+            to_name,
+        } = &job.task
+        else {
+            return Ok(());
+        };
+        let mut folder = self.open(job, *fresh, again)?;
+        let target = Folder::open(self.context, *to_root as usize, to_folder, false)?;
+        let to_single = self.context.roots.list[*to_root as usize].single.as_ref();
+        let to_name = match to_single {
+            Some(single) => single.to.clone(),
+            None => CString::new(to_name.as_bytes()).unwrap_or_default(),
+        };
+        for (kind, name) in names.iter() {
+            if self.gone || self.context.board.is_stopping() {
+                break;
+            }
+            if again
+                .skip
+                .iter()
+                .any(|skip| skip.as_bytes() == name.to_bytes())
+            {
+                continue;
+            }
+            self.slot.begin_entry(name.to_bytes());
+            let single = self.context.roots.list[job.root as usize].single.as_ref();
+            let to = single.map_or(name, |single| single.to.as_c_str());
+            let outcome = self
+                .copier
+                .hard_link(&mut folder, (&target, &to_name), (kind, name, to));
+            self.conclude(kind, name, outcome);
+            self.tick(port);
+        }
+        Ok(())
+    }
+
+    fn piece(
+        &mut self,
+        job: &Job,
+        large: &Large,
+        offset: u64,
+        length: u64,
+        again: &Again,
+    ) -> Result<(), Trouble> {
+        let mut folder = self.open(job, false, again)?;
+        self.slot.begin_entry(large.name.as_bytes());
+        let from = c_string(&large.name);
+        let written_as = c_string(&large.written_as);
+        let part = (&large.stamp, offset, length);
+        if let Err(trouble) = self.copier.piece(&mut folder, &from, &written_as, part) {
+            self.fail(Some(&from), trouble);
+        }
+        Ok(())
+    }
+
+    fn seal(
+        &mut self,
+        job: &Job,
+        large: &Large,
+        changed: bool,
+        again: &Again,
+    ) -> Result<(), Trouble> {
+        let mut folder = self.open(job, false, again)?;
+        self.slot.begin_entry(large.name.as_bytes());
+        let from = c_string(&large.name);
+        let single = self.context.roots.list[job.root as usize].single.as_ref();
+        let to = single.map_or(from.clone(), |single| single.to.clone());
+        let outcome = self.copier.seal(&mut folder, &from, large, &to, changed);
+        self.conclude(Kind::File, &from, outcome);
+        Ok(())
+    }
+
+    /// Removes the temporary files that a run which was killed has left in the destination
+    /// folder. Where another run is writing temporary files in it nothing is removed.
+    fn remove_left_overs(&mut self, folder: &Folder) {
+        let Ok(destination) = folder.destination() else {
+            return;
+        };
+        let mut left_overs = Vec::new();
+        // What cannot be listed shows when it is worked on.
+        let path = walk::path_to(destination, self.own_current_folder);
+        let _ = walk::list(path, |_, name| {
+            if is_temporary(name.to_bytes()) {
+                left_overs.push(name.to_owned());
+            }
+            true
+        });
+        if left_overs.is_empty() || self.context.config.dry_run {
+            return;
+        }
+        let lock = fs::flock(destination, FlockOperation::NonBlockingLockExclusive);
+        if lock == Err(rustix::io::Errno::WOULDBLOCK) {
+            return;
+        }
+        for name in left_overs {
+            let _ = fs::unlinkat(destination, &name, AtFlags::empty());
+        }
+        let _ = fs::flock(destination, FlockOperation::Unlock);
+    }
+
+    fn fail(&mut self, name: Option<&CStr>, trouble: Trouble) {
+        let name = name.map(|name| Name::new(name.to_bytes()));
+        self.size += size_of::<Failure>() + name.as_ref().map_or(0, |name| name.as_bytes().len());
+        self.news.failures.push(Failure {
+            name,
+            step: trouble.step,
+            reason: trouble.reason,
+        });
+    }
+
+    fn line(&mut self, name: &CStr, action: Action) {
+        self.size += name.count_bytes() + size_of::<Line>();
+        self.news.lines.push(Line {
+            name: Some(Name::new(name.to_bytes())),
+            action,
+        });
+    }
+
+    /// After each entry: what has become due?
+    fn tick(&mut self, port: &mut dyn Port) {
+        let now = Instant::now();
+        if now - self.measured > CPU_EVERY {
+            self.measured = now;
+            self.measure();
+        }
+        if self.size > REPORT_SIZE || now - self.reported > REPORT_AFTER && !self.news.is_empty() {
+            self.send_news(port);
+        }
+    }
+
+    fn measure(&self) {
+        let used = clock_gettime(ClockId::ThreadCPUTime);
+        self.slot
+            .cpu(used.tv_sec as u64 * 1_000_000_000 + used.tv_nsec as u64);
+    }
+
+    /// Tells what is known of the job so far.
+    fn send_news(&mut self, port: &mut dyn Port) {
+        self.put_news();
+        self.send(port);
+    }
+
+    fn put_news(&mut self) {
+        let job = self.news.job;
+        let news = std::mem::take(&mut self.news);
+        self.told_of_children |= news.has_children();
+        if !news.is_empty() {
+            self.report.news.push(news);
+        }
+        self.news.job = job;
+    }
+
+    fn send(&mut self, port: &mut dyn Port) {
+        let mut report = std::mem::take(&mut self.report);
+        report.not_kept = std::mem::take(&mut self.copier.not_kept);
+        self.size = 0;
+        self.reported = Instant::now();
+        if !report.is_empty() && !port.send(report) {
+            self.gone = true;
+        }
+    }
+}
+
+fn bug() -> Result<Outcome, Trouble> {
+    Err(Trouble::new(Step::Copy, Reason::Bug))
+}
+
+fn c_string(name: &Name) -> CString {
+    CString::new(name.as_bytes()).unwrap_or_default()
+}
