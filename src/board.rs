@@ -30,7 +30,6 @@ pub struct Slot {
     job: AtomicU64,
     done_in_job: AtomicU64,
     beat: AtomicU64,
-    cpu: AtomicU64,
     found: AtomicU64,
     bytes_found: AtomicU64,
     copied: AtomicU64,
@@ -68,8 +67,6 @@ pub struct Counts {
     pub skipped: u64,
     /// Bytes that were copied.
     pub bytes: u64,
-    /// Processor time that workers have used, in nanoseconds, as of their last word.
-    pub cpu: u64,
 }
 
 /// How an entry that went well ended.
@@ -162,11 +159,6 @@ impl Slot {
     pub fn bytes(&self, bytes: u64) {
         add(&self.bytes, bytes);
         self.beat();
-    }
-
-    /// The worker's processor time so far, in nanoseconds.
-    pub fn cpu(&self, nanoseconds: u64) {
-        self.cpu.store(nanoseconds, Relaxed);
     }
 
     /// The job that the worker is at.
@@ -279,7 +271,6 @@ impl Board {
             sum.unchanged += slot.unchanged.load(Relaxed);
             sum.skipped += slot.skipped.load(Relaxed);
             sum.bytes += slot.bytes.load(Relaxed);
-            sum.cpu += slot.cpu.load(Relaxed);
         }
         sum
     }

@@ -234,7 +234,11 @@ pub struct News {
 impl News {
     /// True when there is nothing to say.
     pub fn is_empty(&self) -> bool {
-        !self.ended && !self.has_children() && self.failures.is_empty() && self.lines.is_empty()
+        !self.ended
+            && !self.has_children()
+            && self.failures.is_empty()
+            && self.lines.is_empty()
+            && self.unfinished.is_none()
     }
 
     /// True when it names work for other jobs in the same folder.
@@ -363,6 +367,14 @@ pub struct Failure {
     pub reason: Reason,
 }
 
+impl Failure {
+    /// True when the destination has no room, so that everything after it would fail too. An
+    /// attribute that is too large for its file system is told by the same number.
+    pub fn is_full_destination(&self) -> bool {
+        self.step.at_destination() && self.step != Step::SetAttributes && self.reason.is_full()
+    }
+}
+
 /// What was tried when an entry failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the texts below say it
@@ -469,7 +481,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// True when the destination has no room: everything after it would fail too.
+    /// True for the errors of a full file system or quota.
     pub fn is_full(self) -> bool {
         [Errno::NOSPC, Errno::DQUOT]
             .iter()

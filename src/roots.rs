@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use crate::beneath;
 use crate::config::{Config, Destination};
+use crate::copy::folder::strip_acls;
 use crate::job::{Inode, error_text};
 use crate::names::{Kind, RelPath, show};
 
@@ -112,6 +113,10 @@ impl Roots {
             Err(errno) => return Err(system(errno)).with_context(failed),
         };
         if let Some(destination) = &destination {
+            if fresh {
+                let stripped = strip_acls(destination.as_fd()).map_err(system);
+                stripped.with_context(failed)?;
+            }
             let stat = fs::fstat(destination)
                 .map_err(system)
                 .with_context(failed)?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::board::Making;
 use crate::context::Context;
-use crate::crew::{self, Crew};
+use crate::crew::{self, Crew, Ticks};
 use crate::engine::{Death, Engine, Event};
 use crate::job::{
     Again, Failure, HardLink, Inode, Job, JobId, Large, Line, News, NotKept, Reason, Report, Step,
@@ -478,10 +478,7 @@ impl Run {
             failure.step.text(),
             failure.reason
         ));
-        if failure.step.at_destination()
-            && failure.step != Step::SetAttributes
-            && failure.reason.is_full()
-        {
+        if failure.is_full_destination() {
             self.tally.full = true;
             self.stop();
         }
@@ -929,11 +926,8 @@ impl Run {
         }
         let now = Instant::now();
         let board = self.context.board;
-        if self.crew.can_grow() {
-            let cpu = board.counts(self.engine.slots()).cpu;
-            if let Some(limit) = self.crew.look(now, self.engine.busy(), cpu) {
-                self.engine.set_limit(limit);
-            }
+        if let Some(limit) = self.crew.look(now, self.engine.busy(), Ticks::now) {
+            self.engine.set_limit(limit);
         }
         for alarm in self.watch.look(now, board, self.engine.slots()) {
             self.alarm(alarm);

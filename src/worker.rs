@@ -8,7 +8,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{self, AtFlags, FileType, FlockOperation};
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::board::{Ending, Slot};
 use crate::context::{Context, is_temporary};
@@ -27,8 +26,9 @@ pub const BATCH: usize = 256;
 const REPORT_AFTER: Duration = Duration::from_millis(20);
 /// Or this large, in names and failures.
 const REPORT_SIZE: usize = 16 << 10;
-/// How often a worker looks at the processor time it has used.
-const CPU_EVERY: Duration = Duration::from_millis(2);
+/// How often a worker looks at the clock, in entries. On machines where reading the clock is a
+/// system call, one for each entry would cost as much as everything else but the data.
+const CLOCK_EVERY: u32 = 16;
 
 /// Where a worker's reports go.
 pub trait Port {
@@ -46,7 +46,7 @@ pub struct Worker {
     news: News,
     size: usize,
     reported: Instant,
-    measured: Instant,
+    ticks: u32,
     /// Entries of this job that a worker before this one has counted.
     counted: u64,
     /// What was told of this job so far names work for others.
@@ -57,7 +57,6 @@ pub struct Worker {
 impl Worker {
     /// The worker of this number. It is made in the thread or process that it is to run in.
     pub fn new(context: &'static Context, number: usize, own_current_folder: bool) -> Self {
-        let now = Instant::now();
         Self {
             context,
             slot: context.board.slot(number),
@@ -66,8 +65,8 @@ impl Worker {
             report: Report::default(),
             news: News::default(),
             size: 0,
-            reported: now,
-            measured: now,
+            reported: Instant::now(),
+            ticks: 0,
             counted: 0,
             told_of_children: false,
             gone: false,
@@ -91,7 +90,6 @@ impl Worker {
             next += 1;
         }
         self.slot.idle();
-        self.measure();
         self.report.deal_ended = true;
         self.send(port);
         !self.gone
@@ -171,6 +169,11 @@ impl Worker {
                 },
             });
         }
+        let dereference = self.context.config.dereference;
+        if dereference {
+            // Before its subfolders are told: they are compared with it to notice loops.
+            self.news.unfinished = Some(Box::new(stamp));
+        }
         // Other file systems are left out, but the folder that one is mounted on is there.
         let elsewhere = self.context.config.one_file_system && stamp.inode.dev != root.device;
         if !elsewhere {
@@ -178,6 +181,9 @@ impl Worker {
                 self.remove_left_overs(&folder);
             }
             self.list(job, &mut folder, again, port)?;
+        }
+        if dereference {
+            return Ok(());
         }
         if self.has_children() || self.context.board.is_stopping() {
             self.news.unfinished = Some(Box::new(stamp));
@@ -433,11 +439,16 @@ impl Worker {
     fn fail(&mut self, name: Option<&CStr>, trouble: Trouble) {
         let name = name.map(|name| Name::new(name.to_bytes()));
         self.size += size_of::<Failure>() + name.as_ref().map_or(0, |name| name.as_bytes().len());
-        self.news.failures.push(Failure {
+        let failure = Failure {
             name,
             step: trouble.step,
             reason: trouble.reason,
-        });
+        };
+        if failure.is_full_destination() {
+            // At once, not when the parent has heard of it: whatever is begun now fails too.
+            self.context.board.stop();
+        }
+        self.news.failures.push(failure);
     }
 
     fn line(&mut self, name: &CStr, action: Action) {
@@ -450,20 +461,13 @@ impl Worker {
 
     /// After each entry: what has become due?
     fn tick(&mut self, port: &mut dyn Port) {
-        let now = Instant::now();
-        if now - self.measured > CPU_EVERY {
-            self.measured = now;
-            self.measure();
-        }
-        if self.size > REPORT_SIZE || now - self.reported > REPORT_AFTER && !self.news.is_empty() {
+        self.ticks = self.ticks.wrapping_add(1);
+        let due = self.ticks.is_multiple_of(CLOCK_EVERY)
+            && !self.news.is_empty()
+            && self.reported.elapsed() > REPORT_AFTER;
+        if due || self.size > REPORT_SIZE {
             self.send_news(port);
         }
-    }
-
-    fn measure(&self) {
-        let used = clock_gettime(ClockId::ThreadCPUTime);
-        self.slot
-            .cpu(used.tv_sec as u64 * 1_000_000_000 + used.tv_nsec as u64);
     }
 
     /// Tells what is known of the job so far.

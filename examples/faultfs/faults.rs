@@ -2,11 +2,16 @@
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustix::fs::{self, OFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::io;
+
+use crate::inodes::Inode;
 
 /// All faults of a mount.
 #[derive(Default)]
@@ -45,6 +50,16 @@ impl Kind {
     /// Whether the file changes behind the kernel's back, so that nothing about it may be cached.
     pub(crate) fn changes(self) -> bool {
         matches!(self, Kind::Shrink(_) | Kind::Grow(_) | Kind::Touch | Kind::ChangeOnce)
+    }
+
+    /// Makes the change to the file in the source folder.
+    pub(crate) fn change(self, inode: &Inode) -> io::Result<()> {
+        let file = inode.open(OFlags::RDWR)?;
+        match self {
+            Kind::Shrink(size) => fs::ftruncate(&file, size),
+            Kind::Grow(bytes) => fs::ftruncate(&file, fs::fstat(&file)?.st_size as u64 + bytes),
+            _ => rewrite(&file),
+        }
     }
 }
 
@@ -131,4 +146,35 @@ impl Faults {
 
 fn number(digits: &[u8]) -> anyhow::Result<u64> {
     Ok(std::str::from_utf8(digits)?.parse()?)
+}
+
+/// Gives a file other content of the same size.
+fn rewrite(file: &OwnedFd) -> io::Result<()> {
+    let before = fs::fstat(file)?;
+    let mut buffer = vec![0; 1 << 16];
+    let mut offset = 0;
+    loop {
+        let length = io::pread(file, &mut buffer[..], offset)?;
+        if length == 0 {
+            break;
+        }
+        for byte in &mut buffer[..length] {
+            *byte = byte.wrapping_add(1);
+        }
+        io::pwrite(file, &buffer[..length], offset)?;
+        offset += length as u64;
+    }
+    // The clock of file times is coarse: make sure that this one differs.
+    let after = fs::fstat(file)?;
+    if (after.st_mtime, after.st_mtime_nsec) == (before.st_mtime, before.st_mtime_nsec) {
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification: Timespec {
+                tv_sec: before.st_mtime,
+                tv_nsec: (before.st_mtime_nsec as i64 + 1_000_000) % 1_000_000_000,
+            },
+        };
+        fs::futimens(file, &times)?;
+    }
+    Ok(())
 }

@@ -5,47 +5,26 @@
 //! where it shows: in the set of pending signals of the thread that made the request.
 
 use std::fs;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use fuser::{Errno, Request};
 
-/// How often the readers are looked at.
+/// How often a reader is looked at.
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// SIGKILL in the masks of `/proc/TID/status`; any fatal signal sets it in every thread it ends.
 const SIGKILL: u64 = 1 << 8;
 
-struct Hung {
-    thread: u32,
-    give_up: Box<dyn FnOnce(Errno) + Send>,
-}
-
-/// The requests that hang at the moment.
-#[derive(Clone, Default)]
-pub(crate) struct HungRequests(Arc<Mutex<Vec<Hung>>>);
-
-impl HungRequests {
-    /// Starts the thread that looks for killed readers.
-    pub(crate) fn watch() -> Self {
-        let hung = HungRequests::default();
-        let watched = hung.clone();
-        thread::spawn(move || {
-            loop {
-                thread::sleep(INTERVAL);
-                for request in watched.0.lock().unwrap().extract_if(.., |it| is_dying(it.thread)) {
-                    (request.give_up)(Errno::EINTR);
-                }
-            }
-        });
-        hung
-    }
-
-    /// Leaves `request` unanswered; `give_up` answers it with an error.
-    pub(crate) fn add(&self, request: &Request, give_up: impl FnOnce(Errno) + Send + 'static) {
-        self.0.lock().unwrap().push(Hung { thread: request.pid(), give_up: Box::new(give_up) });
-    }
+/// Leaves `request` unanswered until its reader is dying; `give_up` answers it with an error.
+pub(crate) fn hang(request: &Request, give_up: impl FnOnce(Errno) + Send + 'static) {
+    let reader = request.pid();
+    thread::spawn(move || {
+        while !is_dying(reader) {
+            thread::sleep(INTERVAL);
+        }
+        give_up(Errno::EINTR);
+    });
 }
 
 /// Whether a thread is gone or has a fatal signal pending.

@@ -53,6 +53,7 @@
 //! the umask; inode numbers of other file systems mounted inside SOURCE (they are made up).
 //! Each folder that the kernel remembers takes one descriptor.
 
+mod convert;
 mod delay;
 mod faults;
 mod hung;

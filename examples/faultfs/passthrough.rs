@@ -7,23 +7,24 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::{
-    self, AtFlags, CWD, Dir, FallocateFlags, Gid, Mode, OFlags, SeekFrom, Stat, Timespec,
-    Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags,
+    self, AtFlags, CWD, Dir, FallocateFlags, Gid, Mode, OFlags, SeekFrom, Stat, Timestamps, Uid,
+    XattrFlags,
 };
 use rustix::io::{self, Result};
 
+use crate::convert::{attributes, errno, file_type, new_time};
 use crate::delay::Delayed;
 use crate::faults::{Faults, Kind};
-use crate::hung::HungRequests;
+use crate::hung::hang;
 use crate::inodes::{Inode, Inodes, path_of};
 
 const SETID_BITS: u32 = 0o6000;
@@ -49,7 +50,6 @@ pub(crate) struct Passthrough {
     is_root: bool,
     faults: Faults,
     delayed: Delayed,
-    hung: HungRequests,
     inodes: Inodes,
     handles: RwLock<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
@@ -64,7 +64,6 @@ struct Handle {
     entries: Mutex<Arc<[Entry]>>,
 }
 
-#[derive(Clone)]
 struct Entry {
     name: OsString,
     inode: u64,
@@ -82,10 +81,6 @@ macro_rules! answer {
     }};
 }
 
-fn errno(error: io::Errno) -> Errno {
-    Errno::from_i32(error.raw_os_error())
-}
-
 impl Passthrough {
     pub(crate) fn new(source: &Path, settings: Settings, faults: Faults) -> Result<Self> {
         Ok(Passthrough {
@@ -93,7 +88,6 @@ impl Passthrough {
             is_root: rustix::process::geteuid().is_root(),
             faults,
             delayed: Delayed::start(),
-            hung: HungRequests::watch(),
             inodes: Inodes::new(source)?,
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
@@ -195,7 +189,7 @@ impl Passthrough {
                 _ => fault.is_first(handle.inode.id),
             };
             if happens {
-                change(&handle.inode, fault.kind)?;
+                fault.kind.change(&handle.inode)?;
             }
         }
         Ok(data)
@@ -256,10 +250,9 @@ impl Passthrough {
     fn add_entry(
         &self, reply: &mut ReplyDirectoryPlus, parent: &Arc<Inode>, entry: &Entry, next: u64,
     ) -> bool {
-        let (id, ttl, attributes) = if is_dot(&entry.name) {
+        let (id, ttl, attributes) = if entry.name == "." || entry.name == ".." {
             // The kernel takes no more than the number and the type from these.
-            let stat = parent.stat();
-            let Ok(stat) = stat else { return false };
+            let Ok(stat) = parent.stat() else { return false };
             (None, Duration::ZERO, attributes(entry.inode, &stat))
         } else {
             let Ok((inode, stat)) = self.inodes.enter(parent, &entry.name) else {
@@ -442,7 +435,7 @@ impl Filesystem for Passthrough {
     ) {
         let handle = self.handle(handle);
         if self.hangs(&handle, Kind::HangRead) {
-            return self.hung.add(request, |error| reply.error(error));
+            return hang(request, |error| reply.error(error));
         }
         let slow = |handle: &Arc<Handle>| self.slowness(&handle.inode);
         let time = self.settings.delay + handle.as_ref().map_or(Duration::ZERO, slow);
@@ -498,7 +491,7 @@ impl Filesystem for Passthrough {
     ) {
         let handle = self.handle(handle);
         if self.hangs(&handle, Kind::HangList) {
-            return self.hung.add(request, |error| reply.error(error));
+            return hang(request, |error| reply.error(error));
         }
         let entries = handle.and_then(|handle| self.list(&handle, offset));
         let filled = entries.map(|entries| {
@@ -517,7 +510,7 @@ impl Filesystem for Passthrough {
     ) {
         let handle = self.handle(handle);
         if self.hangs(&handle, Kind::HangList) {
-            return self.hung.add(request, |error| reply.error(error));
+            return hang(request, |error| reply.error(error));
         }
         let filled = handle.and_then(|handle| {
             let entries = self.list(&handle, offset)?;
@@ -632,53 +625,6 @@ fn answer_xattr(reply: ReplyXattr, size: u32, data: &[u8]) {
     }
 }
 
-/// Whether an entry stands for the folder itself or the one above.
-fn is_dot(name: &OsStr) -> bool {
-    name == "." || name == ".."
-}
-
-/// Makes the change of a fault to the file in the source folder.
-fn change(inode: &Inode, kind: Kind) -> Result<()> {
-    let file = inode.open(OFlags::RDWR)?;
-    let size = inode.stat()?.st_size as u64;
-    match kind {
-        Kind::Shrink(size) => fs::ftruncate(&file, size),
-        Kind::Grow(bytes) => fs::ftruncate(&file, size + bytes),
-        _ => rewrite(inode, &file),
-    }
-}
-
-/// Gives a file other content of the same size.
-fn rewrite(inode: &Inode, file: &OwnedFd) -> Result<()> {
-    let before = inode.stat()?;
-    let mut buffer = vec![0; 1 << 16];
-    let mut offset = 0;
-    loop {
-        let length = io::pread(file, &mut buffer[..], offset)?;
-        if length == 0 {
-            break;
-        }
-        for byte in &mut buffer[..length] {
-            *byte = byte.wrapping_add(1);
-        }
-        io::pwrite(file, &buffer[..length], offset)?;
-        offset += length as u64;
-    }
-    // The clock of file times is coarse: make sure that this one differs.
-    let after = inode.stat()?;
-    if (after.st_mtime, after.st_mtime_nsec) == (before.st_mtime, before.st_mtime_nsec) {
-        let times = Timestamps {
-            last_access: new_time(None),
-            last_modification: Timespec {
-                tv_sec: before.st_mtime,
-                tv_nsec: (before.st_mtime_nsec as i64 + 1_000_000) % 1_000_000_000,
-            },
-        };
-        fs::futimens(file, &times)?;
-    }
-    Ok(())
-}
-
 /// Makes an entry that we just created the caller's own.
 fn give_away(parent: &Inode, name: &OsStr, caller: &Request) -> Result<()> {
     let (dir, itself) = (parent.fd()?, AtFlags::SYMLINK_NOFOLLOW);
@@ -697,59 +643,4 @@ fn give_away(parent: &Inode, name: &OsStr, caller: &Request) -> Result<()> {
 /// would bind us to alignments that it does not keep.
 fn open_flags(flags: i32) -> OFlags {
     OFlags::from_bits_retain(flags as u32) - OFlags::DIRECT
-}
-
-fn attributes(ino: u64, stat: &Stat) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(ino),
-        size: stat.st_size as u64,
-        blocks: stat.st_blocks as u64,
-        atime: time(stat.st_atime, stat.st_atime_nsec),
-        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
-        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
-        crtime: UNIX_EPOCH,
-        kind: file_type(fs::FileType::from_raw_mode(stat.st_mode)),
-        perm: (stat.st_mode & 0o7777) as u16,
-        nlink: stat.st_nlink as u32,
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        rdev: stat.st_rdev as u32,
-        blksize: stat.st_blksize as u32,
-        flags: 0,
-    }
-}
-
-fn file_type(kind: fs::FileType) -> FileType {
-    match kind {
-        fs::FileType::Directory => FileType::Directory,
-        fs::FileType::Symlink => FileType::Symlink,
-        fs::FileType::Fifo => FileType::NamedPipe,
-        fs::FileType::Socket => FileType::Socket,
-        fs::FileType::CharacterDevice => FileType::CharDevice,
-        fs::FileType::BlockDevice => FileType::BlockDevice,
-        _ => FileType::RegularFile,
-    }
-}
-
-fn time(seconds: i64, nanoseconds: u64) -> SystemTime {
-    let whole = Duration::from_secs(seconds.unsigned_abs());
-    let whole = if seconds < 0 { UNIX_EPOCH - whole } else { UNIX_EPOCH + whole };
-    whole + Duration::from_nanos(nanoseconds)
-}
-
-fn new_time(time: Option<TimeOrNow>) -> Timespec {
-    let (tv_sec, tv_nsec) = match time {
-        None => (0, UTIME_OMIT),
-        Some(TimeOrNow::Now) => (0, UTIME_NOW),
-        Some(TimeOrNow::SpecificTime(time)) => match time.duration_since(UNIX_EPOCH) {
-            Ok(since) => (since.as_secs() as i64, since.subsec_nanos().into()),
-            // fuser counts the nanoseconds of such times backwards too (-2 s and 0.8 s become
-            // 2.8 s before the epoch), though they count forwards; this undoes it.
-            Err(error) => {
-                let before = error.duration();
-                (-(before.as_secs() as i64), before.subsec_nanos().into())
-            }
-        },
-    };
-    Timespec { tv_sec, tv_nsec }
 }

@@ -125,6 +125,12 @@ impl Copier {
         folder: &Folder,
     ) -> Result<u64, Trouble> {
         let end = offset + length;
+        // First the size, with the hole at the end: XFS takes a write beyond the end for the
+        // start of a long file and reserves space where the hole is to be (15 times the data).
+        let size = fs::fstat(file).at(Step::Write)?.st_size as u64;
+        if size < end {
+            fs::ftruncate(file, end).at(Step::Write)?;
+        }
         let mut at = offset;
         while at < end {
             let data = match fs::seek(source, SeekFrom::Data(at)) {
@@ -147,12 +153,6 @@ impl Copier {
                 return Ok(data + copied - offset);
             }
             at = hole;
-        }
-        // The hole at the end, if there is one. In a piece another worker may have written
-        // beyond it already; the size is set when the file is prepared.
-        let size = fs::fstat(file).at(Step::Write)?.st_size as u64;
-        if size < end {
-            fs::ftruncate(file, end).at(Step::Write)?;
         }
         Ok(length)
     }

@@ -188,13 +188,15 @@ impl Folder {
         Ok(())
     }
 
-    fn learn_inheritance(&mut self) {
+    /// Learns whether what is made here inherits an ACL.
+    pub(super) fn learn_inheritance(&mut self) {
         if self.inherits.is_none() {
             let acl = self
                 .destination
                 .as_ref()
-                .map(|folder| fs::fgetxattr(folder, DEFAULT_ACL, &mut [0_u8; 0][..]));
-            self.inherits = Some(matches!(acl, Some(Ok(_))));
+                .map(|folder| fs::fgetxattr(folder, DEFAULT_ACL, &mut [0_u8; 1][..]));
+            // It is longer than the buffer.
+            self.inherits = Some(matches!(acl, Some(Ok(_) | Err(Errno::RANGE))));
         }
     }
 
@@ -228,7 +230,9 @@ impl Folder {
         }
         self.learn_inheritance();
         if self.inherits() {
-            strip_acls(&destination, name).at(Step::SetAttributes)?;
+            let folder = fs::openat(&destination, name, beneath::FOLDER, Mode::empty())
+                .at(Step::MakeFolder)?;
+            strip_acls(folder.as_fd()).at(Step::SetAttributes)?;
         }
         Ok(true)
     }
@@ -244,15 +248,17 @@ impl Folder {
 
 /// Removes the ACLs that a new folder has inherited: what it shall have is set when its entries
 /// are done, and they must not inherit anything meanwhile.
-fn strip_acls(parent: &OwnedFd, name: &CStr) -> rustix::io::Result<()> {
-    let folder = fs::openat(parent, name, beneath::FOLDER, Mode::empty())?;
+///
+/// # Errors
+/// What fremovexattr(2) and fchmod(2) say.
+pub fn strip_acls(folder: BorrowedFd<'_>) -> rustix::io::Result<()> {
     for acl in [DEFAULT_ACL, c"system.posix_acl_access"] {
-        match fs::fremovexattr(&folder, acl) {
+        match fs::fremovexattr(folder, acl) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(errno),
         }
     }
-    fs::fchmod(&folder, Mode::RWXU)
+    fs::fchmod(folder, Mode::RWXU)
 }
 
 /// Why a destination folder could not be opened: a link and a file both give ENOTDIR, depending

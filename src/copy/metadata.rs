@@ -244,6 +244,9 @@ impl Copier {
         let there =
             fs::openat(folder.source(), from, flags, Mode::empty()).at(Step::ReadAttributes)?;
         let (from, to) = (magic_link(&there), magic_link(here));
+        if folder.inherits() {
+            let _ = fs::removexattr(to.as_c_str(), c"system.posix_acl_access");
+        }
         let mut names = match all_attributes(|buffer| fs::listxattr(from.as_c_str(), buffer)) {
             // No /proc to reach it by.
             Err(Errno::NOENT) => return Ok(()),

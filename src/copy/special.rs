@@ -53,6 +53,7 @@ impl Copier {
                 fs::mknodat(dir, name, file_type, mode, stamp.rdev).at(Step::Create)
             })?
         };
+        folder.learn_inheritance();
         self.dress_by_name(folder, from, &partial.name, &stamp)?;
         self.put_in_place(folder, partial, to)?;
         Ok(Outcome::Done(Ending::Copied, action))

@@ -37,6 +37,8 @@ macro_rules! both_modes {
 // What the tests stand on.
 mod compare;
 mod env;
+mod faultfs;
+mod run;
 mod zoo;
 
 // The promises.

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::compare::{self, Properties};
-use crate::env::{Env, Run, pattern};
+use crate::env::{Env, pattern};
+use crate::run::Run;
 
 /// A source tree whose loss would be noticed.
 fn precious(env: &Env) {

@@ -1,0 +1,91 @@
+//! The project's FUSE file system, mounted for a test.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::env::{Env, skip, skipped_without_root};
+use crate::run::await_end;
+
+/// The project's FUSE file system that passes a folder through, with faults.
+pub(crate) struct FaultFs {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    mountpoint: PathBuf,
+}
+
+impl FaultFs {
+    /// Mounts `source` at `mountpoint`; `None`, after saying so, where that cannot be done.
+    #[track_caller]
+    pub(crate) fn mount(
+        env: &Env,
+        source: &str,
+        mountpoint: &str,
+        options: &[&str],
+    ) -> Option<FaultFs> {
+        if skipped_without_root() {
+            return None;
+        }
+        let program = std::env::current_exe().unwrap();
+        let program = program
+            .parent()
+            .and_then(Path::parent)
+            .unwrap()
+            .join("examples/faultfs");
+        if !program.exists() {
+            skip(format_args!(
+                "{} is not there: cargo build --example faultfs",
+                program.display()
+            ));
+            return None;
+        }
+        if !Path::new("/dev/fuse").exists() {
+            skip("needs /dev/fuse");
+            return None;
+        }
+        let mountpoint = env.folder(mountpoint).path().to_owned();
+        let mut child = Command::new(program)
+            .arg(env.path(source))
+            .arg(&mountpoint)
+            .args(options)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let mounted = FaultFs {
+            child,
+            stdin,
+            mountpoint,
+        };
+        if line != "ready\n" {
+            skip("faultfs could not mount");
+            return None;
+        }
+        Some(mounted)
+    }
+}
+
+impl Drop for FaultFs {
+    fn drop(&mut self) {
+        // It unmounts and ends when its stdin ends; the rest is for the case that it does not.
+        self.stdin = None;
+        let pidfd =
+            rustix::process::pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).unwrap();
+        if !await_end(&pidfd, Duration::from_secs(10)) {
+            let _ = self.child.kill();
+            let _ = Command::new("umount")
+                .arg("-l")
+                .arg(&self.mountpoint)
+                .output();
+        }
+        let _ = self.child.wait();
+    }
+}
