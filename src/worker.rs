@@ -223,12 +223,11 @@ impl Worker {
             if pending.len() == BATCH {
                 self.copy(job, folder, &mut pending, false, again, port);
                 pending.clear();
-            } else if self.news.made.len() + self.news.merged.len() > 0
-                && self.context.board.take_wanted()
-            {
-                self.send_news(port);
-            } else if self.size > REPORT_SIZE {
-                self.send_news(port);
+            } else {
+                let folders = !self.news.made.is_empty() || !self.news.merged.is_empty();
+                if self.size > REPORT_SIZE || folders && self.context.board.take_wanted() {
+                    self.send_news(port);
+                }
             }
             !self.context.board.is_stopping() && !self.gone
         });
