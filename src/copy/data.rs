@@ -150,6 +150,7 @@ impl Copier {
             };
             let copied = self.copy_data(source, file, data, hole - data, folder)?;
             if copied < hole - data {
+                fs::ftruncate(file, data + copied).at(Step::Write)?;
                 return Ok(data + copied - offset);
             }
             at = hole;
