@@ -390,7 +390,7 @@ both_modes!(
             (Mask, 6, ACL_NO_ID),
             (Other, 0, ACL_NO_ID),
         ]);
-        env.file("src/file", "new").mode(0o600);
+        env.file("src/file", "newer").mode(0o600);
         env.folder("src/folder").mode(0o700);
         if !env
             .file("dst/file", "old")

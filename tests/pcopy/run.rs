@@ -174,7 +174,12 @@ impl Running {
 
     /// Whether pcopy still runs.
     pub(crate) fn is_running(&self) -> bool {
-        !await_end(&self.pidfd, Duration::ZERO)
+        !self.ends_within(Duration::ZERO)
+    }
+
+    /// Waits for the end of pcopy, but no longer than this.
+    pub(crate) fn ends_within(&self, limit: Duration) -> bool {
+        await_end(&self.pidfd, limit)
     }
 
     /// Waits until what pcopy has printed on stdout fulfils the condition.
