@@ -405,8 +405,8 @@ def race(row: Row, place: Arena, programs: list[Program], rounds: int, patience:
 
 
 def show(figure: float, unit: str) -> str:
-    if unit == "s" and figure < 0.02:
-        return f"{figure * 1000:.2f} ms"
+    if unit == "s" and figure < 0.1:
+        figure, unit = figure * 1000, "ms"
     return f"{figure:#.3g} {unit}" if figure < 100 else f"{figure:.0f} {unit}"
 
 

@@ -1,10 +1,12 @@
 //! The sources and destinations of a run: what the command line's paths lead to, what is refused
 //! before anything is written, and what would land on a source.
 
+use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
@@ -18,12 +20,13 @@ use crate::names::{Kind, RelPath, show};
 
 /// A source and its destination.
 pub struct Root {
-    /// The source folder; of a single file the folder that it is in.
-    pub source: OwnedFd,
+    /// The source folder; of a single file the folder that it is in, shared with its
+    /// neighbours: a `*` may name more files than a process may have open.
+    pub source: Arc<OwnedFd>,
     /// The source as it is shown.
     pub source_path: PathBuf,
     /// The destination folder. None in a dry run where it does not exist.
-    pub destination: Option<OwnedFd>,
+    pub destination: Option<Arc<OwnedFd>>,
     /// The destination as it is shown.
     pub destination_path: PathBuf,
     /// Set where the source is a single entry and no folder.
@@ -107,7 +110,15 @@ impl Roots {
         }
         // Through links: those named on the command line are followed.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let destination = match fs::open(&folder, flags, Mode::empty()) {
+        let before = self
+            .list
+            .last()
+            .filter(|root| root.destination_path == folder);
+        let destination = match before.and_then(|root| root.destination.clone()) {
+            Some(shared) => Ok(shared),
+            None => fs::open(&folder, flags, Mode::empty()).map(Arc::new),
+        };
+        let destination = match destination {
             Ok(folder) => Some(folder),
             Err(Errno::NOENT) if config.dry_run => None,
             Err(errno) => return Err(system(errno)).with_context(failed),
@@ -180,7 +191,7 @@ impl Roots {
 
 /// A source, and where it goes.
 struct Plan {
-    source: OwnedFd,
+    source: Arc<OwnedFd>,
     stat: Stat,
     source_path: PathBuf,
     /// The destination folder, which may not exist yet.
@@ -191,8 +202,9 @@ struct Plan {
 
 fn plan(config: &Config) -> Result<Vec<Plan>> {
     let mut plans: Vec<Plan> = Vec::with_capacity(config.sources.len());
+    let mut neighbours = HashMap::new();
     for path in &config.sources {
-        let plan = plan_one(path, &config.destination)?;
+        let plan = plan_one(path, &config.destination, &mut neighbours)?;
         let target = |plan: &Plan| match &plan.name {
             Some((_, to)) => plan.folder.join(OsStr::from_bytes(to.as_bytes())),
             None => plan.folder.clone(),
@@ -210,7 +222,11 @@ fn plan(config: &Config) -> Result<Vec<Plan>> {
     Ok(plans)
 }
 
-fn plan_one(path: &Path, destination: &Destination) -> Result<Plan> {
+fn plan_one(
+    path: &Path,
+    destination: &Destination,
+    neighbours: &mut HashMap<PathBuf, Arc<OwnedFd>>,
+) -> Result<Plan> {
     let cannot = || format!("cannot copy {}", show_path(path));
     // Links are followed, and a special file must not be opened.
     let stat = fs::stat(path).map_err(system).with_context(cannot)?;
@@ -221,7 +237,7 @@ fn plan_one(path: &Path, destination: &Destination) -> Result<Plan> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let source = fs::open(path, flags, Mode::empty()).map_err(system);
         return Ok(Plan {
-            source: source.with_context(cannot)?,
+            source: Arc::new(source.with_context(cannot)?),
             stat,
             source_path: path.to_owned(),
             folder: match destination {
@@ -236,7 +252,15 @@ fn plan_one(path: &Path, destination: &Destination) -> Result<Plan> {
     let (Some(parent), Some(from)) = (real.parent(), real.file_name()) else {
         bail!("cannot copy {}: it has no name", show_path(path));
     };
-    let source = fs::open(parent, beneath::FOLDER, Mode::empty()).map_err(system);
+    let source = match neighbours.get(parent) {
+        Some(source) => Arc::clone(source),
+        None => {
+            let opened = fs::open(parent, beneath::FOLDER, Mode::empty()).map_err(system);
+            let opened = Arc::new(opened.with_context(cannot)?);
+            neighbours.insert(parent.to_owned(), Arc::clone(&opened));
+            opened
+        }
+    };
     let (folder, to) = match destination {
         Destination::Folder(folder) => (folder.clone(), own_name()?),
         Destination::Path(target) if target.is_dir() || ends_in_slash(target) => {
@@ -254,7 +278,7 @@ fn plan_one(path: &Path, destination: &Destination) -> Result<Plan> {
         }
     };
     Ok(Plan {
-        source: source.with_context(cannot)?,
+        source,
         stat,
         source_path: path.parent().unwrap_or(Path::new("")).to_owned(),
         folder,
