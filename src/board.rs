@@ -21,8 +21,8 @@ pub struct Common {
     wanted: AtomicU64,
 }
 
-/// What one worker tells the parent. One page-aligned 512-byte stretch for each, so that two
-/// workers never write to the same cache line.
+/// What one worker tells the parent. Slots are 512 bytes apart, so that two workers never write
+/// to the same cache line.
 #[derive(Default)]
 #[repr(C, align(512))]
 pub struct Slot {

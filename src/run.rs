@@ -254,7 +254,11 @@ impl Run {
     fn take(&mut self, most: usize) -> Vec<Arc<Job>> {
         let mut jobs = Vec::new();
         while jobs.len() < most {
-            let small = matches!(self.todo.last(), Some(Todo::Folders { .. }));
+            let small = match self.todo.last() {
+                Some(Todo::Folders { .. }) => true,
+                Some(Todo::Task(part)) => matches!(part.task, Task::Finish { .. }),
+                _ => false,
+            };
             if !jobs.is_empty() && !small {
                 break;
             }

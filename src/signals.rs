@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
 /// Which signal has come.
@@ -30,6 +30,9 @@ impl Signals {
             };
             take().context("cannot handle signals")?;
         }
+        // A file that is larger than `ulimit -f` allows fails alone (EFBIG) and does not end
+        // the program.
+        flag::register(SIGXFSZ, Arc::default()).context("cannot handle signals")?;
         Ok(Self { caught })
     }
 

@@ -122,6 +122,16 @@ pub(crate) fn unshare_descriptors() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the calling thread a copy of the process's credentials for itself. Every open file
+/// counts a reference to its opener's credentials; threads that open and close files side by
+/// side otherwise pass that counter's cache line to and fro (kernel tree on 2 cores: 0.9 times
+/// the time with copies).
+pub(crate) fn own_credentials() {
+    // Nothing is changed: the flag is off already. But setting it makes the kernel put a new
+    // copy in place (cap_task_prctl, commit_creds), and no call does only that.
+    let _ = rustix::thread::set_keep_capabilities(false);
+}
+
 /// close(2) that tells its error: a network file system may report only here that data did not
 /// arrive.
 ///

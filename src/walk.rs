@@ -1,7 +1,6 @@
 //! Listing a folder.
 
 use std::ffi::CStr;
-use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -32,12 +31,16 @@ pub fn path_to(folder: BorrowedFd<'_>, own_current_folder: bool) -> PathBuf {
 /// # Errors
 /// Where the folder cannot be read; what came before has been given to `entry`.
 pub fn list(folder: PathBuf, mut entry: impl FnMut(Kind, &CStr) -> bool) -> Result<(), Errno> {
+    let mut name = Vec::with_capacity(256);
     for listed in WalkDir::new(folder).min_depth(1).max_depth(1) {
         let listed = listed.map_err(|error| {
             let number = error.io_error().and_then(std::io::Error::raw_os_error);
             number.map_or(Errno::IO, Errno::from_raw_os_error)
         })?;
-        let name = CString::new(listed.file_name().as_bytes()).map_err(|_| Errno::INVAL)?;
+        name.clear();
+        name.extend_from_slice(listed.file_name().as_bytes());
+        name.push(0);
+        let name = CStr::from_bytes_with_nul(&name).map_err(|_| Errno::INVAL)?;
         let file_type = listed.file_type();
         let kind = if file_type.is_file() {
             Kind::File
@@ -48,7 +51,7 @@ pub fn list(folder: PathBuf, mut entry: impl FnMut(Kind, &CStr) -> bool) -> Resu
         } else {
             Kind::Special
         };
-        if !entry(kind, &name) {
+        if !entry(kind, name) {
             break;
         }
     }

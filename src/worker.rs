@@ -89,9 +89,10 @@ impl Worker {
             self.job(jobs[next].borrow(), port);
             next += 1;
         }
-        self.slot.idle();
         self.report.deal_ended = true;
         self.send(port);
+        // Not before: whoever dies with a report unsent has begun its jobs.
+        self.slot.idle();
         !self.gone
     }
 

@@ -22,16 +22,43 @@ const BUFFER: usize = 256 << 10;
 /// Runs of zeros of this length and alignment become holes with `--sparse=always`.
 const HOLE: usize = 4096;
 
-/// tmpfs: reserving space there fills it with zeros, which costs more than it saves.
-const TMPFS_MAGIC: u64 = 0x0102_1994;
+/// statfs(2) calls these tmpfs, and ext2, ext3 or ext4.
+const TMPFS: u64 = 0x0102_1994;
+const EXT: u64 = 0xEF53;
+
+/// By what means data gets from one file to the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Means {
+    /// copy_file_range(2): the kernel's own copy, a server's, or shared extents.
+    CopyRange,
+    /// read(2) and write(2) through a buffer.
+    ReadWrite,
+}
+
+impl Means {
+    /// What to copy the pieces of a large file with. Where the kernel copies by itself it holds
+    /// the file's lock all the while, and several workers take as long as one; between read and
+    /// write the lock is free (2 GiB with 2 workers: 1.03 s against 1.31 s on tmpfs, 0.50 s
+    /// against 0.68 s on ext4). Other file systems may share extents or let a server copy.
+    pub(super) fn for_pieces(file: &OwnedFd) -> Self {
+        match file_system(file) {
+            Some(TMPFS | EXT) => Self::ReadWrite,
+            _ => Self::CopyRange,
+        }
+    }
+}
+
+fn file_system(file: &OwnedFd) -> Option<u64> {
+    #[allow(clippy::unnecessary_cast)] // the field's type differs between architectures
+    fs::fstatfs(file).ok().map(|statfs| statfs.f_type as u64)
+}
 
 /// Sets a large file's size, and reserves its space where that makes writing it in pieces
 /// faster and a full disk known at once (ext4: 0.73 s against 0.53 s for 2 GiB).
 pub(super) fn reserve(file: &OwnedFd, stamp: &Stamp) -> Result<(), Trouble> {
     fs::ftruncate(file, stamp.size).at(Step::Reserve)?;
-    #[allow(clippy::unnecessary_cast)] // the field's type differs between architectures
-    let is_tmpfs = fs::fstatfs(file).is_ok_and(|statfs| statfs.f_type as u64 == TMPFS_MAGIC);
-    if is_tmpfs || stamp.allocated < stamp.size {
+    // On tmpfs reserving fills the space with zeros, which costs more than it saves.
+    if file_system(file) == Some(TMPFS) || stamp.allocated < stamp.size {
         return Ok(());
     }
     match fs::fallocate(file, FallocateFlags::empty(), 0, stamp.size) {
@@ -86,7 +113,8 @@ impl Copier {
         if self.context.config.reflink == Reflink::Always {
             return self.clone_whole(source, file).map(drop);
         }
-        let copied = self.copy_range(source, file, stamp, 0, stamp.size, folder)?;
+        let range = (0, stamp.size, Means::CopyRange);
+        let copied = self.copy_range(source, file, stamp, range, folder)?;
         if copied < stamp.size && !claims_sizes(source, stamp) {
             return Err(Trouble::new(Step::Read, Reason::Changed));
         }
@@ -100,28 +128,26 @@ impl Copier {
         source: &OwnedFd,
         file: &OwnedFd,
         stamp: &Stamp,
-        offset: u64,
-        length: u64,
+        (offset, length, means): (u64, u64, Means),
         folder: &Folder,
     ) -> Result<u64, Trouble> {
         let sparse = self.context.config.sparse;
         if sparse == Sparse::Auto && stamp.allocated < stamp.size {
-            return self.copy_data_between_holes(source, file, offset, length, folder);
+            return self.copy_data_between_holes(source, file, (offset, length, means), folder);
         }
         if sparse == Sparse::Always {
             let copied = self.read_write(source, file, offset, length, true)?;
             fs::ftruncate(file, offset + copied).at(Step::Write)?;
             return Ok(copied);
         }
-        self.copy_data(source, file, offset, length, folder)
+        self.copy_data(source, file, (offset, length, means), folder)
     }
 
     fn copy_data_between_holes(
         &mut self,
         source: &OwnedFd,
         file: &OwnedFd,
-        offset: u64,
-        length: u64,
+        (offset, length, means): (u64, u64, Means),
         folder: &Folder,
     ) -> Result<u64, Trouble> {
         let end = offset + length;
@@ -148,7 +174,7 @@ impl Copier {
                 Ok(hole) => hole.min(end),
                 Err(_) => end,
             };
-            let copied = self.copy_data(source, file, data, hole - data, folder)?;
+            let copied = self.copy_data(source, file, (data, hole - data, means), folder)?;
             if copied < hole - data {
                 fs::ftruncate(file, data + copied).at(Step::Write)?;
                 return Ok(data + copied - offset);
@@ -162,13 +188,13 @@ impl Copier {
         &mut self,
         source: &OwnedFd,
         file: &OwnedFd,
-        offset: u64,
-        length: u64,
+        (offset, length, means): (u64, u64, Means),
         folder: &Folder,
     ) -> Result<u64, Trouble> {
         let config = &self.context.config;
         let devices = folder.devices();
-        if config.reflink == Reflink::Never
+        if means == Means::ReadWrite
+            || config.reflink == Reflink::Never
             || config.sparse == Sparse::Never
             || self.no_copy_range.contains(&devices)
         {

@@ -1,16 +1,18 @@
 //! A large file in pieces: one worker prepares it ([`Copier::entry`]), several copy its pieces,
 //! one seals it.
 
-use std::ffi::CStr;
+use std::borrow::Cow;
+use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use rustix::fs::{self, AtFlags, OFlags};
 use rustix::io::Errno;
 
+use super::data::Means;
 use super::folder::{Folder, open_prepared};
 use super::{At, Copier, Outcome, Partial, Trouble, metadata};
-use crate::board::{Ending, Making};
+use crate::board::Ending;
 use crate::job::{Action, Large, Reason, Stamp, Step};
 
 /// Data in one piece: enough that dealing it costs nothing, little enough that all workers end
@@ -50,7 +52,8 @@ impl Copier {
             return Err(Trouble::new(Step::Read, Reason::Changed));
         }
         let file = open_prepared(folder, written_as, OFlags::empty())?;
-        let copied = self.copy_range(&source, &file, stamp, offset, length, folder)?;
+        let range = (offset, length, Means::for_pieces(&file));
+        let copied = self.copy_range(&source, &file, stamp, range, folder)?;
         if copied < length {
             return Err(Trouble::new(Step::Read, Reason::Changed));
         }
@@ -69,7 +72,7 @@ impl Copier {
         to: &CStr,
         changed: bool,
     ) -> Result<Outcome, Trouble> {
-        let (written_as, partial) = self.adopt(folder, large)?;
+        let partial = self.adopt(folder, large)?;
         let source = self.open_source(folder, from).at(Step::Open)?;
         let mut stamp = Stamp::of(&fs::fstat(&source).at(Step::Look)?);
         let mut flags = OFlags::empty();
@@ -80,7 +83,20 @@ impl Copier {
         } else {
             stamp = large.stamp;
         }
-        let file = open_prepared(folder, &written_as, flags)?;
+        let file = match open_prepared(folder, &partial.name, flags) {
+            // A worker before this one died between the last step and its report.
+            Err(trouble) if trouble.reason == Errno::NOENT.into() => {
+                let there = folder.existing(to).at(Step::LookAtDestination)?;
+                let there = there.map(|stat| Stamp::of(&stat));
+                if there.is_none_or(|there| (there.size, there.mtime) != (stamp.size, stamp.mtime))
+                {
+                    return Err(trouble);
+                }
+                partial.keep();
+                return Ok(Outcome::Done(Ending::Copied, Action::Copy));
+            }
+            file => file?,
+        };
         if again {
             self.copy_whole(&source, &file, &stamp, folder)?;
         }
@@ -109,29 +125,25 @@ impl Copier {
     /// # Errors
     /// What unlinkat(2) says.
     pub fn abandon(&mut self, folder: &mut Folder, large: &Large) -> Result<(), Trouble> {
-        let (_, partial) = self.adopt(folder, large)?;
-        drop(partial);
+        drop(self.adopt(folder, large)?);
         Ok(())
     }
 
     /// Takes over what another worker has prepared: it is removed unless it is completed.
-    fn adopt(
-        &self,
-        folder: &mut Folder,
-        large: &Large,
-    ) -> Result<(std::ffi::CString, Partial), Trouble> {
-        let name = std::ffi::CString::new(large.written_as.as_bytes()).unwrap_or_default();
+    ///
+    /// The slot does not say so. Should this worker die, the file is not to be cleared: the next
+    /// worker seals it.
+    fn adopt(&self, folder: &mut Folder, large: &Large) -> Result<Partial<'static>, Trouble> {
+        let name = CString::new(large.written_as.as_bytes()).unwrap_or_default();
         if large.written_as != large.name {
             folder.lock_for_temporaries();
         }
-        self.slot.making(Making::Entry);
-        let partial = Partial {
+        Ok(Partial {
             directory: folder.share_destination()?,
-            name: name.clone(),
+            name: Cow::Owned(name),
             slot: self.slot,
             armed: true,
-        };
-        Ok((name, partial))
+        })
     }
 
     /// Removes names under which a worker that died has left something incomplete.

@@ -7,6 +7,7 @@ mod large;
 pub mod metadata;
 mod special;
 
+use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -194,7 +195,7 @@ impl Copier {
         &mut self,
         folder: &Folder,
         source: &OwnedFd,
-        (file, partial): (OwnedFd, Partial),
+        (file, partial): (OwnedFd, Partial<'_>),
         stamp: &Stamp,
         has: metadata::Has,
         attributes: &[CString],
@@ -213,10 +214,15 @@ impl Copier {
     }
 
     /// Gives something complete its name.
-    fn put_in_place(&self, folder: &Folder, partial: Partial, to: &CStr) -> Result<(), Trouble> {
-        if partial.name.as_c_str() != to {
+    fn put_in_place(
+        &self,
+        folder: &Folder,
+        partial: Partial<'_>,
+        to: &CStr,
+    ) -> Result<(), Trouble> {
+        if *partial.name != *to {
             let dir = folder.destination()?;
-            fs::renameat(dir, &partial.name, dir, to).at(Step::Rename)?;
+            fs::renameat(dir, &*partial.name, dir, to).at(Step::Rename)?;
         }
         partial.keep();
         Ok(())
@@ -338,13 +344,13 @@ impl Copier {
     }
 
     /// Creates the file that will become `to`.
-    fn create(
+    fn create<'a>(
         &self,
         folder: &mut Folder,
-        to: &CStr,
+        to: &'a CStr,
         action: Action,
         mode: u32,
-    ) -> Result<(OwnedFd, Partial), Trouble> {
+    ) -> Result<(OwnedFd, Partial<'a>), Trouble> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         self.make(folder, to, action, |dir, name| {
             fs::openat(
@@ -359,29 +365,29 @@ impl Copier {
 
     /// Makes what will become `to`: under that name where nothing is there, under the temporary
     /// name otherwise.
-    fn make<T>(
+    fn make<'a, T>(
         &self,
         folder: &mut Folder,
-        to: &CStr,
+        to: &'a CStr,
         action: Action,
         make: impl Fn(BorrowedFd<'_>, &CStr) -> Result<T, Trouble>,
-    ) -> Result<(T, Partial), Trouble> {
+    ) -> Result<(T, Partial<'a>), Trouble> {
         let (name, making) = self.name_while_made(folder, to, action);
         let directory = folder.share_destination()?;
         self.slot.making(making);
         let exists = Reason::from(Errno::EXIST);
-        let made = match make(directory.as_fd(), name) {
+        let made = match make(directory.as_fd(), &name) {
             // Left by an earlier worker of this number that could not tidy up.
             Err(trouble) if making == Making::Temporary && trouble.reason == exists => {
-                fs::unlinkat(&directory, name, AtFlags::empty()).at(Step::Remove)?;
-                make(directory.as_fd(), name)
+                fs::unlinkat(&directory, &*name, AtFlags::empty()).at(Step::Remove)?;
+                make(directory.as_fd(), &name)
             }
             result => result,
         };
         let made = made.inspect_err(|_| self.slot.making(Making::Nothing))?;
         let partial = Partial {
             directory,
-            name: name.to_owned(),
+            name,
             slot: self.slot,
             armed: true,
         };
@@ -390,20 +396,20 @@ impl Copier {
 
     /// The name to make something under, before it is complete.
     fn name_while_made<'a>(
-        &'a self,
+        &self,
         folder: &mut Folder,
         to: &'a CStr,
         action: Action,
-    ) -> (&'a CStr, Making) {
+    ) -> (Cow<'a, CStr>, Making) {
         // `older` and `never` trust whatever has the name, so nothing incomplete may have it
         // even for a moment: a kill would leave it there for good.
         let overwrite = self.context.config.overwrite;
         let trusting = matches!(overwrite, Overwrite::Older | Overwrite::Never);
         if action == Action::Copy && !trusting {
-            (to, Making::Entry)
+            (Cow::Borrowed(to), Making::Entry)
         } else {
             folder.lock_for_temporaries();
-            (&self.temporary, Making::Temporary)
+            (Cow::Owned(self.temporary.clone()), Making::Temporary)
         }
     }
 
@@ -418,26 +424,26 @@ impl Copier {
 }
 
 /// Something at the destination that is not complete. It is removed when this is dropped.
-struct Partial {
+struct Partial<'a> {
     directory: Rc<OwnedFd>,
-    name: CString,
+    name: Cow<'a, CStr>,
     slot: &'static Slot,
     armed: bool,
 }
 
-impl Partial {
+impl Partial<'_> {
     /// It is complete, or somebody else's to complete.
     fn keep(mut self) {
         self.armed = false;
     }
 }
 
-impl Drop for Partial {
+impl Drop for Partial<'_> {
     fn drop(&mut self) {
         if self.armed {
             // Where even this fails there is nothing left to try: the error that led here is
             // reported, and the next run sees that the file is incomplete.
-            let _ = fs::unlinkat(&self.directory, &self.name, AtFlags::empty());
+            let _ = fs::unlinkat(&self.directory, &*self.name, AtFlags::empty());
         }
         self.slot.making(Making::Nothing);
     }

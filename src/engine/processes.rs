@@ -19,6 +19,10 @@ use crate::job::{Failure, Job, JobId, News, Report, Step};
 /// How long a worker that closed its socket is given until it is ended by force.
 const ENDING: Duration = Duration::from_millis(100);
 
+/// How often to look for ended processes that no closed socket has told of, in waits for
+/// reports: each look is a system call.
+const REAP_EVERY: u32 = 64;
+
 /// The processes.
 pub struct Processes {
     context: &'static Context,
@@ -31,6 +35,7 @@ pub struct Processes {
     stuck: Vec<Pid>,
     /// Workers in a row that never came to life.
     stillborn: usize,
+    waits: u32,
 }
 
 struct Process {
@@ -57,6 +62,7 @@ impl Processes {
             events: VecDeque::new(),
             stuck: Vec::new(),
             stillborn: 0,
+            waits: 0,
         })
     }
 
@@ -252,7 +258,6 @@ impl Engine for Processes {
             return Some(event);
         }
         self.send_backlog();
-        self.reap_late();
         let mut fds: Vec<PollFd<'_>> = self
             .workers
             .iter()
@@ -263,7 +268,12 @@ impl Engine for Processes {
             tv_nsec: i64::from(patience.subsec_nanos()),
         };
         // Interrupted by a signal: the caller looks at it.
-        poll(&mut fds, Some(&timeout)).ok()?;
+        let ready = poll(&mut fds, Some(&timeout)).ok()?;
+        self.waits += 1;
+        if ready == 0 || self.waits.is_multiple_of(REAP_EVERY) {
+            self.reap_late();
+            return None;
+        }
         let ready: Vec<usize> = (0..fds.len())
             .rev()
             .filter(|&at| !fds[at].revents().is_empty())

@@ -9,7 +9,6 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result};
 use rustix::fs::{self, Mode, OFlags};
@@ -19,6 +18,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
+
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use super::wire::Wire;
 use crate::context::Context;
@@ -133,8 +134,9 @@ fn become_child(name: &str, title: &str, parent: Pid) {
     }
     // Ctrl-C reaches the whole group: what is to be stopped and tidied up is the parent's
     // decision. A handler instead of ignoring, so that nothing is inherited by accident.
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));
+    // SIGXFSZ: a file that is larger than `ulimit -f` allows is an error, not the end.
+    for signal in [SIGINT, SIGTERM, SIGXFSZ] {
+        let _ = signal_hook::flag::register(signal, Arc::default());
     }
     // One that cannot be ended must not hold the reader of a pipe up.
     if let Ok(null) = fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {

@@ -97,6 +97,7 @@ fn run(context: &'static Context, jobs: &[Arc<Job>], sender: &Sender<(usize, Rep
     WORKER.with_borrow_mut(|worker| {
         let worker = worker.get_or_insert_with(|| {
             let own_tables = sys::unshare_descriptors().is_ok();
+            sys::own_credentials();
             Worker::new(context, number, own_tables)
         });
         worker.run(

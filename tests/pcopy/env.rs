@@ -138,8 +138,22 @@ pub(crate) struct Env {
 
 impl Env {
     pub(crate) fn new(mode: Mode) -> Env {
-        let base =
-            std::env::var_os("PCOPY_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        Env::below(mode, std::env::temp_dir())
+    }
+
+    /// One in memory, where there is such a place, for tests that make very many files.
+    pub(crate) fn in_memory(mode: Mode) -> Env {
+        let memory = PathBuf::from("/dev/shm");
+        let base = if memory.is_dir() {
+            memory
+        } else {
+            std::env::temp_dir()
+        };
+        Env::below(mode, base)
+    }
+
+    fn below(mode: Mode, base: PathBuf) -> Env {
+        let base = std::env::var_os("PCOPY_TEST_DIR").map_or(base, PathBuf::from);
         let temp = tempfile::Builder::new()
             .prefix("pcopy-test-")
             .tempdir_in(&base)

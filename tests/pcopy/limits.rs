@@ -63,7 +63,7 @@ fn peak_memory(env: &Env, args: &[&str]) -> u64 {
 /// One test for both modes, since making the files takes longest.
 #[test]
 fn a_folder_of_200_000_files_takes_less_than_64_mib_in_either_mode() {
-    let mut env = Env::new(Mode::Thread);
+    let mut env = Env::in_memory(Mode::Thread);
     let folder = env.folder("src/flat");
     for i in 0..200_000 {
         rustix::fs::mknodat(
