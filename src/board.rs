@@ -48,8 +48,8 @@ pub enum Making {
     Nothing,
     /// Under the entry's own name, which did not exist before.
     Entry,
-    /// Under the worker's temporary name.
-    Temporary,
+    /// Under the worker's temporary name of this number.
+    Temporary(u32),
 }
 
 /// Sums over all workers.
@@ -126,7 +126,12 @@ impl Slot {
 
     /// The worker writes under this name from now on.
     pub fn making(&self, what: Making) {
-        self.making.store(what as u64, Release);
+        let word = match what {
+            Making::Nothing => 0,
+            Making::Entry => 1,
+            Making::Temporary(number) => 2 + u64::from(number),
+        };
+        self.making.store(word, Release);
     }
 
     /// An entry is done.
@@ -179,9 +184,9 @@ impl Slot {
     /// What the worker is writing under.
     pub fn is_making(&self) -> Making {
         match self.making.load(Acquire) {
+            0 => Making::Nothing,
             1 => Making::Entry,
-            2 => Making::Temporary,
-            _ => Making::Nothing,
+            word => Making::Temporary((word - 2) as u32),
         }
     }
 
@@ -290,8 +295,8 @@ mod tests {
             slot.begin_entry(name);
             assert_eq!(slot.entry().as_deref(), Some(name));
         }
-        slot.making(Making::Temporary);
-        assert_eq!(slot.is_making(), Making::Temporary);
+        slot.making(Making::Temporary(7));
+        assert_eq!(slot.is_making(), Making::Temporary(7));
         slot.end_entry(Ending::Copied);
         slot.bytes(10);
         assert_eq!((slot.job(), slot.done_in_job()), (Some(7), 1));

@@ -17,9 +17,11 @@ pub struct Context {
 }
 
 impl Context {
-    /// The name under which a worker of this run writes what replaces an existing entry.
-    pub fn temporary_name(&self, worker: usize) -> CString {
-        let name = format!(".pcopy.{:016x}.{worker}.tmp", self.config.run);
+    /// The name under which a worker of this run writes the entry of this number that replaces
+    /// an existing one. Each entry has a name of its own: that of a large file is in use until
+    /// all its pieces are there, while the worker is at other entries.
+    pub fn temporary_name(&self, worker: usize, number: u32) -> CString {
+        let name = format!(".pcopy.{:016x}.{worker}.{number}.tmp", self.config.run);
         CString::new(name).unwrap_or_default()
     }
 }
@@ -29,15 +31,16 @@ pub fn is_temporary(name: &[u8]) -> bool {
     let parts = name
         .strip_prefix(b".pcopy.")
         .and_then(|rest| rest.strip_suffix(b".tmp"));
-    let Some((run, worker)) = parts.and_then(|parts| parts.split_at_checked(16)) else {
+    let Some((run, numbers)) = parts.and_then(|parts| parts.split_at_checked(16)) else {
         return false;
     };
-    let Some(worker) = worker.strip_prefix(b".") else {
-        return false;
-    };
+    let number = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
+    let mut parts = numbers.split(|&b| b == b'.');
     run.iter().all(u8::is_ascii_hexdigit)
-        && !worker.is_empty()
-        && worker.iter().all(u8::is_ascii_digit)
+        && parts.next() == Some(b"")
+        && parts.next().is_some_and(number)
+        && parts.next().is_some_and(number)
+        && parts.next().is_none()
 }
 
 #[cfg(test)]
@@ -46,12 +49,14 @@ mod tests {
 
     #[test]
     fn only_pcopys_own_names_are_temporary() {
-        assert!(is_temporary(b".pcopy.0123456789abcdef.7.tmp"));
+        assert!(is_temporary(b".pcopy.0123456789abcdef.7.12.tmp"));
         for other in [
             &b".pcopy.tmp"[..],
-            b".pcopy.0123456789abcdef..tmp",
-            b".pcopy.0123456789abcdeg.7.tmp",
-            b".pcopy.0123456789abcdef.7.tmp~",
+            b".pcopy.0123456789abcdef..12.tmp",
+            b".pcopy.0123456789abcdef.7.tmp",
+            b".pcopy.0123456789abcdef.7.1.2.tmp",
+            b".pcopy.0123456789abcdeg.7.12.tmp",
+            b".pcopy.0123456789abcdef.7.12.tmp~",
             b".pcopy.notes.tmp",
         ] {
             assert!(!is_temporary(other), "{}", other.escape_ascii());

@@ -50,11 +50,16 @@ enum Todo {
     },
 }
 
+/// Where in its job a worker died: at an entry, or at the folder as such.
+type Place = Option<Name>;
+
 /// One job's worth.
 struct Part {
     folder: FolderId,
     task: Task,
     again: Option<Again>,
+    /// Where the last worker that tried died, if one did.
+    died_at: Option<Place>,
     /// Of hard links that are copied as the first of their groups: the file of each.
     firsts: Vec<(Name, Inode)>,
     /// How many of the folder's parts are back when this is done.
@@ -65,6 +70,7 @@ struct Part {
 struct Dealt {
     job: Arc<Job>,
     folder: FolderId,
+    died_at: Option<Place>,
     firsts: Vec<(Name, Inode)>,
     weight: usize,
     /// Entries that it gave away to other jobs.
@@ -74,6 +80,16 @@ struct Dealt {
     told: Vec<Name>,
     failed: Vec<Name>,
     folder_failed: bool,
+}
+
+/// How a job is done again.
+enum Retry {
+    /// From its start: it was done, but the report was lost.
+    Whole,
+    /// A worker died here.
+    From(Place),
+    /// Two workers died here: the entry is left out, or the folder as such.
+    Without(Place),
 }
 
 /// A file that is being copied in pieces.
@@ -103,8 +119,6 @@ pub(crate) struct Run {
     large: HashMap<(FolderId, Name), LargeFile>,
     /// Folders whose own job was lost while parts of them were out.
     parked: HashMap<FolderId, Part>,
-    /// How many workers died at an entry, or at a folder as such.
-    deaths: HashMap<(FolderId, Option<Name>), u32>,
     watch: Watch,
     last_job: JobId,
     stopped: Option<Instant>,
@@ -133,7 +147,6 @@ impl Run {
             dealt: HashMap::new(),
             large: HashMap::new(),
             parked: HashMap::new(),
-            deaths: HashMap::new(),
             watch: Watch::new(context.config.stall_timeout),
             last_job: 0,
             stopped: None,
@@ -223,6 +236,7 @@ impl Run {
             folder,
             task,
             again: None,
+            died_at: None,
             firsts: Vec::new(),
             weight,
         });
@@ -295,6 +309,7 @@ impl Run {
                         folder,
                         task: Task::Folder { fresh, above },
                         again: None,
+                        died_at: None,
                         firsts: Vec::new(),
                         weight: 1,
                     },
@@ -316,6 +331,7 @@ impl Run {
                     folder: *folder,
                     task,
                     again: None,
+                    died_at: None,
                     firsts: Vec::new(),
                     weight: 0,
                 };
@@ -343,6 +359,7 @@ impl Run {
             Dealt {
                 job: Arc::clone(&job),
                 folder: part.folder,
+                died_at: part.died_at,
                 firsts: part.firsts,
                 weight: part.weight,
                 shared: 0,
@@ -364,6 +381,7 @@ impl Run {
                     folder: dealt.folder,
                     task: dealt.job.task.clone(),
                     again: dealt.job.again.clone(),
+                    died_at: dealt.died_at,
                     firsts: dealt.firsts,
                     weight: dealt.weight,
                 });
@@ -641,6 +659,7 @@ impl Run {
             folder,
             task,
             again: None,
+            died_at: None,
             firsts,
             weight,
         });
@@ -746,15 +765,19 @@ impl Run {
             match at {
                 Some(at) if place == at => self.blame(worker, dealt, death, stalled),
                 // Done, but the report died with the worker.
-                Some(at) if place < at => self.redo(dealt, u64::MAX, None, None),
+                Some(at) if place < at => self.redo(dealt, u64::MAX, None, Retry::Whole),
                 // Never begun.
-                _ => self.push_part(Part {
+                Some(_) => self.push_part(Part {
                     folder: dealt.folder,
                     task: dealt.job.task.clone(),
                     again: dealt.job.again.clone(),
+                    died_at: dealt.died_at,
                     firsts: dealt.firsts,
                     weight: dealt.weight,
                 }),
+                // It was between two deals, so probably never begun; but where reports were lost,
+                // that cannot be told.
+                None => self.redo(dealt, 0, None, Retry::Whole),
             }
         }
     }
@@ -766,7 +789,10 @@ impl Run {
         let entry = slot.entry().map(|name| Name::new(&name));
         let clear = match slot.is_making() {
             Making::Nothing => None,
-            Making::Temporary => Some(Name::new(self.context.temporary_name(worker).as_bytes())),
+            Making::Temporary(number) => {
+                let name = self.context.temporary_name(worker, number);
+                Some(Name::new(name.as_bytes()))
+            }
             Making::Entry => {
                 let root = &self.context.roots.list[dealt.job.root as usize];
                 match &root.single {
@@ -775,14 +801,9 @@ impl Run {
                 }
             }
         };
-        let deaths = self
-            .deaths
-            .entry((dealt.folder, entry.clone()))
-            .or_default();
-        *deaths += 1;
-        let mut given_up = None;
-        if *deaths >= 2 {
-            self.deaths.remove(&(dealt.folder, entry.clone()));
+        // A second worker in a row: the entry is what costs them.
+        let mut retry = Retry::From(entry.clone());
+        if dealt.died_at.as_ref() == Some(&entry) {
             let reason = match (stalled, death) {
                 (Some(after), _) => Reason::Stalled(after.as_secs()),
                 (None, Death::Signal(signal)) => Reason::WorkersDied(signal),
@@ -799,20 +820,18 @@ impl Run {
                 reason,
             };
             self.tell_failure(&Arc::clone(&dealt.job), &failure);
-            given_up = Some(entry);
+            retry = Retry::Without(entry);
         }
-        self.redo(dealt, slot.done_in_job(), clear, given_up);
+        self.redo(dealt, slot.done_in_job(), clear, retry);
     }
 
     /// Does a job again whose worker died, `counted` entries of which are done and counted.
-    /// `given_up` is the entry to leave out, or the folder as such.
-    fn redo(
-        &mut self,
-        dealt: Dealt,
-        counted: u64,
-        clear: Option<Name>,
-        given_up: Option<Option<Name>>,
-    ) {
+    fn redo(&mut self, dealt: Dealt, counted: u64, clear: Option<Name>, retry: Retry) {
+        let (died_at, given_up) = match retry {
+            Retry::Whole => (None, None),
+            Retry::From(place) => (Some(place), None),
+            Retry::Without(place) => (None, Some(place)),
+        };
         let folder = dealt.folder;
         let mut again = dealt.job.again.clone().unwrap_or_default();
         let shared = dealt.shared as u64;
@@ -875,6 +894,7 @@ impl Run {
             folder,
             task,
             again: Some(again),
+            died_at,
             firsts: dealt.firsts,
             weight: dealt.weight,
         };
@@ -1065,7 +1085,7 @@ impl Run {
             };
             let name = match slot.is_making() {
                 Making::Nothing => continue,
-                Making::Temporary => context.temporary_name(worker).into_bytes(),
+                Making::Temporary(number) => context.temporary_name(worker, number).into_bytes(),
                 Making::Entry => {
                     let root = &context.roots.list[dealt.job.root as usize];
                     match &root.single {

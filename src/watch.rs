@@ -68,16 +68,7 @@ impl Watch {
         }
         self.looked = now;
         let timeout = self.timeout;
-        self.workers.resize(
-            workers.max(self.workers.len()),
-            Watched {
-                beats: 0,
-                since: now,
-                warned: false,
-                killed: None,
-                gone: false,
-            },
-        );
+        self.know(workers, now);
         let mut alarms = Vec::new();
         for (worker, watched) in self.workers.iter_mut().enumerate() {
             let slot = board.slot(worker);
@@ -108,8 +99,21 @@ impl Watch {
         alarms
     }
 
+    fn know(&mut self, workers: usize, now: Instant) {
+        let new = Watched {
+            beats: 0,
+            since: now,
+            warned: false,
+            killed: None,
+            gone: false,
+        };
+        self.workers.resize(workers.max(self.workers.len()), new);
+    }
+
     /// A worker is no more. Gives the timeout where that is what it was killed for.
     pub fn forget(&mut self, worker: usize) -> Option<Duration> {
+        // It may have died before it was ever looked at.
+        self.know(worker + 1, Instant::now());
         let watched = self.workers.get_mut(worker)?;
         watched.gone = true;
         watched.killed.and(self.timeout)
@@ -136,6 +140,17 @@ mod tests {
         assert_eq!(at(41), []);
         assert_eq!(at(43), [Alarm::Unkillable { worker: 0 }]);
         assert_eq!(watch.forget(0), Some(Duration::from_secs(40)));
+    }
+
+    #[test]
+    fn who_dies_early_is_not_missed() {
+        let board = Board::new(1).unwrap();
+        board.slot(0).begin_job(1);
+        let mut watch = Watch::new(Some(Duration::from_secs(1)));
+        assert_eq!(watch.forget(0), None);
+        let later = Instant::now() + Duration::from_secs(60);
+        assert_eq!(watch.look(later, board, 1), []);
+        assert_eq!(watch.look(later + Duration::from_secs(60), board, 1), []);
     }
 
     #[test]

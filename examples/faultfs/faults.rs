@@ -36,6 +36,7 @@ pub(crate) struct Fault {
 pub(crate) enum Kind {
     Eio(u64),
     HangRead,
+    DeadRead,
     HangList,
     SlowRead(Duration),
     Shrink(u64),
@@ -104,6 +105,7 @@ impl Faults {
         };
         let (name, kind) = match kind {
             b"hang-read" => (rest, Kind::HangRead),
+            b"dead-read" => (rest, Kind::DeadRead),
             b"hang-list" => (rest, Kind::HangList),
             b"touch" => (rest, Kind::Touch),
             b"change-once" => (rest, Kind::ChangeOnce),

@@ -23,6 +23,7 @@
 //! |---|---|
 //! | `eio:NAME:OFFSET` | reading the byte at OFFSET or any after it fails with `EIO` (pages before it can be read) |
 //! | `hang-read:NAME` | reads are never answered |
+//! | `dead-read:NAME` | the same, and nothing but the unmount ends the wait |
 //! | `hang-list:NAME` | listing the folder is never answered |
 //! | `slow-read:NAME:MS` | each read request (up to 128 KiB of readahead) takes MS milliseconds more |
 //! | `shrink:NAME:SIZE` | after the first read the file is truncated to SIZE, once |

@@ -437,6 +437,10 @@ impl Filesystem for Passthrough {
         if self.hangs(&handle, Kind::HangRead) {
             return hang(request, |error| reply.error(error));
         }
+        if self.hangs(&handle, Kind::DeadRead) {
+            // Dropped, it would answer.
+            return std::mem::forget(reply);
+        }
         let slow = |handle: &Arc<Handle>| self.slowness(&handle.inode);
         let time = self.settings.delay + handle.as_ref().map_or(Duration::ZERO, slow);
         let data = handle.and_then(|handle| self.read_file(&handle, offset, size));

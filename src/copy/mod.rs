@@ -81,8 +81,9 @@ enum Plan {
 pub struct Copier {
     pub(crate) context: &'static Context,
     pub(crate) slot: &'static Slot,
-    /// The name under which this worker writes what replaces something.
-    temporary: CString,
+    worker: usize,
+    /// How many temporary names this worker has used.
+    temporaries: u32,
     buffer: Vec<u8>,
     /// Pairs of devices between which copy_file_range(2) does not work.
     no_copy_range: Vec<(u64, u64)>,
@@ -96,7 +97,8 @@ impl Copier {
         Self {
             context,
             slot: context.board.slot(worker),
-            temporary: context.temporary_name(worker),
+            worker,
+            temporaries: 0,
             buffer: Vec::new(),
             no_copy_range: Vec::new(),
             not_kept: NotKept::default(),
@@ -345,7 +347,7 @@ impl Copier {
 
     /// Creates the file that will become `to`.
     fn create<'a>(
-        &self,
+        &mut self,
         folder: &mut Folder,
         to: &'a CStr,
         action: Action,
@@ -366,7 +368,7 @@ impl Copier {
     /// Makes what will become `to`: under that name where nothing is there, under the temporary
     /// name otherwise.
     fn make<'a, T>(
-        &self,
+        &mut self,
         folder: &mut Folder,
         to: &'a CStr,
         action: Action,
@@ -375,16 +377,8 @@ impl Copier {
         let (name, making) = self.name_while_made(folder, to, action);
         let directory = folder.share_destination()?;
         self.slot.making(making);
-        let exists = Reason::from(Errno::EXIST);
-        let made = match make(directory.as_fd(), &name) {
-            // Left by an earlier worker of this number that could not tidy up.
-            Err(trouble) if making == Making::Temporary && trouble.reason == exists => {
-                fs::unlinkat(&directory, &*name, AtFlags::empty()).at(Step::Remove)?;
-                make(directory.as_fd(), &name)
-            }
-            result => result,
-        };
-        let made = made.inspect_err(|_| self.slot.making(Making::Nothing))?;
+        let made =
+            make(directory.as_fd(), &name).inspect_err(|_| self.slot.making(Making::Nothing))?;
         let partial = Partial {
             directory,
             name,
@@ -396,7 +390,7 @@ impl Copier {
 
     /// The name to make something under, before it is complete.
     fn name_while_made<'a>(
-        &self,
+        &mut self,
         folder: &mut Folder,
         to: &'a CStr,
         action: Action,
@@ -409,7 +403,10 @@ impl Copier {
             (Cow::Borrowed(to), Making::Entry)
         } else {
             folder.lock_for_temporaries();
-            (Cow::Owned(self.temporary.clone()), Making::Temporary)
+            let number = self.temporaries;
+            self.temporaries += 1;
+            let name = self.context.temporary_name(self.worker, number);
+            (Cow::Owned(name), Making::Temporary(number))
         }
     }
 

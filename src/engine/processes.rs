@@ -141,11 +141,16 @@ impl Processes {
                 self.events.push_back(Event::Report { worker, report });
             }
             Err(WireError::Nothing) => {}
-            Err(_) => self.bury(at),
+            Err(WireError::Closed) => self.bury(at),
+            Err(WireError::Garbage | WireError::Full | WireError::TooLong) => {
+                // Whatever it is, it must not go on with jobs that others are about to get.
+                self.kill(self.workers[at].number);
+                self.bury(at);
+            }
         }
     }
 
-    /// A worker's socket is closed, or it says what makes no sense: it is no more.
+    /// A worker is no more, or about to be.
     fn bury(&mut self, at: usize) {
         let worker = self.workers.swap_remove(at);
         let pid = self.context.board.slot(worker.number).pid();
@@ -171,10 +176,13 @@ impl Processes {
                 Ok(None) if since.elapsed() < ENDING => {
                     std::thread::sleep(Duration::from_micros(100));
                 }
-                Ok(None) => {
+                Ok(None) if since.elapsed() < 2 * ENDING => {
                     let _ = kill_process(pid, Signal::KILL);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Ok(None) => {
                     self.stuck.push(pid);
-                    return Death::Signal(0);
+                    return Death::LeftBehind;
                 }
                 Err(Errno::INTR) => {}
                 Err(_) => return Death::Signal(0),
@@ -301,7 +309,9 @@ impl Engine for Processes {
     }
 
     fn kill(&mut self, worker: usize) -> bool {
-        let pid = self.context.board.slot(worker).pid();
+        // The number of one that is no more may be somebody else's by now.
+        let lives = self.workers.iter().any(|process| process.number == worker);
+        let pid = self.context.board.slot(worker).pid().filter(|_| lives);
         pid.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
     }
 

@@ -46,7 +46,7 @@ impl Spawner {
             Fork::Parent(pid) => Ok(Self { control: here, pid }),
             Fork::Child => {
                 drop(here);
-                serve(context, &there, parent);
+                serve(context, there, parent);
                 sys::exit_now(0)
             }
         }
@@ -69,13 +69,15 @@ impl Spawner {
 }
 
 /// The spawner's life: fork a worker whenever the parent asks, end when the parent does.
-fn serve(context: &'static Context, control: &OwnedFd, parent: Pid) {
+fn serve(context: &'static Context, control: OwnedFd, parent: Pid) {
     become_child("pcopy: spawner", "pcopy: spawner", parent);
-    while let Some((number, socket)) = next_request(control) {
+    while let Some((number, socket)) = next_request(&control) {
         // Where no process can be had, the socket is closed here, and so the parent knows.
         if let Ok(Fork::Child) = sys::fork_sibling() {
+            // Held by workers too, it would not tell the parent that the spawner is no more.
+            drop(control);
             work(context, number, socket, parent);
-            sys::exit_now(0);
+            sys::exit_now(0)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -158,8 +158,15 @@ impl Engine for Threads {
 
     fn abandon(&mut self, _worker: usize) {}
 
-    fn shut_down(&mut self, _patience: Duration) -> bool {
-        // The threads end with the process; one that is stuck does not hold it up.
+    fn shut_down(&mut self, patience: Duration) -> bool {
+        // The threads end with the process; one that is stuck does not hold it up. Others have
+        // yet to say that their deal has ended.
+        let deadline = Instant::now() + patience;
+        while self.deals > 0
+            && let Ok((_, report)) = self.reports.recv_deadline(deadline)
+        {
+            self.deals -= usize::from(report.deal_ended);
+        }
         self.deals == 0
     }
 }

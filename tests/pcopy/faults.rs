@@ -518,7 +518,8 @@ both_modes!(sigkill_at_any_moment_is_repaired_by_the_next_run, |env| {
         env.fifo(format!("src/4/fifo-{i}"));
     }
     env.file("src/big", pattern(5 * 1024 * 1024, 1));
-    env.file("src/3/large", pattern(20 * 1024 * 1024, 2));
+    // Copied in pieces, under a temporary name where it is replaced.
+    env.file("src/3/large", pattern(33 * 1024 * 1024, 2));
     env.folder("src/read-only/inner")
         .mode(0o555)
         .mtime(1_000, 8);

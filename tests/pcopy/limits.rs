@@ -190,6 +190,33 @@ both_modes!(a_large_file_is_copied_right_by_many_workers, |env| {
     env.assert_same("src", "dst");
 });
 
+both_modes!(large_files_are_replaced_beside_others, |env| {
+    // Each is in use under a temporary name while its worker goes on to the next entry.
+    for i in 0..3 {
+        env.file(format!("src/large-{i}"), pattern(40 * 1024 * 1024, i));
+    }
+    for i in 0..20 {
+        env.file(format!("src/small-{i}"), pattern(1_000, i));
+    }
+    env.sh("mkdir old; for name in $(ls src); do head -c 40M /dev/zero > old/$name; done");
+    for overwrite in ["changed", "always", "older"] {
+        env.sh("rm -rf dst; cp -r old dst; touch -d @1 dst/*");
+        env.pcopy(["-j4", "--overwrite", overwrite, "src", "dst"])
+            .ok()
+            .counts(23, 0, 0);
+        env.assert_same("src", "dst");
+    }
+    // These write under temporary names even where nothing is.
+    for overwrite in ["older", "never"] {
+        env.sh("rm -rf dst");
+        env.pcopy(["-j4", "--overwrite", overwrite, "src", "dst"])
+            .ok()
+            .counts(23, 0, 0);
+        env.assert_same("src", "dst");
+    }
+    env.snapshot("dst").assert_no_temporaries();
+});
+
 both_modes!(large_files_change_nothing_for_holes, |env| {
     const MIB: u64 = 1024 * 1024;
     let data = pattern(MIB as usize, 3);

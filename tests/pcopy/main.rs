@@ -48,3 +48,4 @@ mod fidelity;
 mod limits;
 mod random;
 mod safety;
+mod workers;

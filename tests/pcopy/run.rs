@@ -185,7 +185,38 @@ impl Running {
     /// Waits until what pcopy has printed on stdout fulfils the condition.
     #[track_caller]
     pub(crate) fn await_stdout(&self, what: &str, condition: impl FnMut(&str) -> bool) {
-        self.stdout.wait_for(what, condition);
+        self.stdout.wait_for(what, PATIENCE, condition);
+    }
+
+    /// Waits until what pcopy has printed on stderr fulfils the condition.
+    #[track_caller]
+    pub(crate) fn await_stderr(
+        &self,
+        what: &str,
+        patience: Duration,
+        condition: impl FnMut(&str) -> bool,
+    ) {
+        self.stderr.wait_for(what, patience, condition);
+    }
+
+    /// The processes of this run that live: pcopy itself, and what it has forked.
+    pub(crate) fn processes(&self) -> Vec<Process> {
+        let group = self.pid().as_raw_pid();
+        let mut found: Vec<Process> = processes().filter(|p| p.group == group).collect();
+        found.retain(|process| process.lives());
+        found
+    }
+
+    /// The workers that live, in process mode.
+    pub(crate) fn workers(&self) -> Vec<Process> {
+        self.titled("pcopy: worker ")
+    }
+
+    /// The processes of this run whose title begins so.
+    pub(crate) fn titled(&self, title: &str) -> Vec<Process> {
+        let mut found = self.processes();
+        found.retain(|process| process.title().starts_with(title));
+        found
     }
 
     /// Waits until pcopy has ended and everything that holds its output has, too.
@@ -286,8 +317,8 @@ impl Capture {
     }
 
     #[track_caller]
-    fn wait_for(&self, what: &str, mut condition: impl FnMut(&str) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+    fn wait_for(&self, what: &str, patience: Duration, mut condition: impl FnMut(&str) -> bool) {
+        let deadline = Instant::now() + patience;
         let (captured, changed) = &*self.0;
         let mut captured = captured.lock().unwrap();
         while !condition(&String::from_utf8_lossy(&captured.bytes)) {
@@ -496,8 +527,7 @@ impl Summary {
 /// Whether no process of a group is left, but for those that only wait to be reaped.
 pub(crate) fn group_has_ended(group: Pid) -> bool {
     let group = group.as_raw_pid();
-    processes()
-        .all(|process| process.group != group || process.state == 'Z' || process.state == 'X')
+    processes().all(|process| process.group != group || !process.lives())
 }
 
 /// What `/proc` says of a process.
@@ -505,7 +535,42 @@ pub(crate) struct Process {
     pub(crate) pid: i32,
     pub(crate) parent: i32,
     group: i32,
-    state: char,
+    pub(crate) state: char,
+}
+
+impl Process {
+    /// Whether it has not ended; one that only waits to be reaped has.
+    fn lives(&self) -> bool {
+        !matches!(self.state, 'Z' | 'X')
+    }
+
+    /// What `ps` shows as its command.
+    pub(crate) fn title(&self) -> String {
+        let line = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        String::from_utf8_lossy(&line)
+            .trim_end_matches('\0')
+            .to_owned()
+    }
+
+    /// The name that `top` shows.
+    pub(crate) fn name(&self) -> String {
+        let name = fs::read_to_string(format!("/proc/{}/comm", self.pid)).unwrap_or_default();
+        name.trim_end().to_owned()
+    }
+
+    /// Whether it has a file of this name open.
+    pub(crate) fn holds(&self, name: &str) -> bool {
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.pid));
+        fds.into_iter()
+            .flatten()
+            .flatten()
+            .any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.ends_with(name)))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        // It may have ended meanwhile.
+        let _ = kill_process(Pid::from_raw(self.pid).unwrap(), signal);
+    }
 }
 
 /// All processes of this machine.
