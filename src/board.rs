@@ -31,6 +31,7 @@ pub struct Slot {
     done_in_job: AtomicU64,
     beat: AtomicU64,
     found: AtomicU64,
+    sized: AtomicU64,
     bytes_found: AtomicU64,
     copied: AtomicU64,
     unchanged: AtomicU64,
@@ -57,7 +58,9 @@ pub enum Making {
 pub struct Counts {
     /// Entries that listings have shown so far, without folders.
     pub found: u64,
-    /// Bytes of the regular files that were looked at so far.
+    /// Regular files that are to be copied and whose sizes are known so far.
+    pub sized: u64,
+    /// Bytes of these.
     pub bytes_found: u64,
     /// Entries that were made or replaced at the destination.
     pub copied: u64,
@@ -67,6 +70,13 @@ pub struct Counts {
     pub skipped: u64,
     /// Bytes that were copied.
     pub bytes: u64,
+}
+
+impl Counts {
+    /// Entries that are done with, but for those that failed.
+    pub fn done(&self) -> u64 {
+        self.copied + self.unchanged + self.skipped
+    }
 }
 
 /// How an entry that went well ended.
@@ -157,6 +167,7 @@ impl Slot {
 
     /// The size of a regular file is known.
     pub fn bytes_found(&self, bytes: u64) {
+        add(&self.sized, 1);
         add(&self.bytes_found, bytes);
     }
 
@@ -271,6 +282,7 @@ impl Board {
         let mut sum = Counts::default();
         for slot in &self.slots[..workers.min(self.slots.len())] {
             sum.found += slot.found.load(Relaxed);
+            sum.sized += slot.sized.load(Relaxed);
             sum.bytes_found += slot.bytes_found.load(Relaxed);
             sum.copied += slot.copied.load(Relaxed);
             sum.unchanged += slot.unchanged.load(Relaxed);

@@ -106,7 +106,12 @@ impl Roots {
         let failed = || format!("cannot make the destination {}", show_path(&folder));
         let mut fresh = false;
         if !config.dry_run {
-            fresh = make_folder(&folder, config).with_context(failed)?;
+            // What becomes a copy gets its mode at the end; until then it is nobody else's. A
+            // folder for files is one like any other.
+            let usual = Mode::from_raw_mode(0o777 & !config.umask);
+            let is_copy = plan.name.is_none();
+            let mode = if is_copy { Mode::RWXU } else { usual };
+            fresh = make_folder(&folder, mode, usual).with_context(failed)? && is_copy;
         }
         // Through links: those named on the command line are followed.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -209,10 +214,13 @@ fn plan(config: &Config) -> Result<Vec<Plan>> {
             Some((_, to)) => plan.folder.join(OsStr::from_bytes(to.as_bytes())),
             None => plan.folder.clone(),
         };
-        if let Some(other) = plans.iter().find(|other| target(other) == target(&plan)) {
+        let other = plans
+            .iter()
+            .position(|other| target(other) == target(&plan));
+        if let Some(other) = other {
             bail!(
                 "{} and {} would both become {}",
-                show_path(&other.source_path),
+                show_path(&config.sources[other]),
                 show_path(path),
                 show_path(&target(&plan))
             );
@@ -311,10 +319,10 @@ fn own_name(path: &Path) -> Result<std::ffi::OsString> {
     name.ok_or_else(|| anyhow!("it has no name of its own; give the destination without -t"))
 }
 
-/// Makes a destination folder with the missing ones above it. True when it is new.
-fn make_folder(path: &Path, config: &Config) -> Result<bool> {
-    let usual = Mode::from_raw_mode(0o777 & !config.umask);
-    match fs::mkdir(path, Mode::RWXU) {
+/// Makes a destination folder, and with the usual mode the missing ones above it. True when it
+/// is new.
+fn make_folder(path: &Path, mode: Mode, usual: Mode) -> Result<bool> {
+    match fs::mkdir(path, mode) {
         Ok(()) => Ok(true),
         Err(Errno::EXIST) => Ok(false),
         Err(Errno::NOENT) => {
@@ -333,7 +341,7 @@ fn make_folder(path: &Path, config: &Config) -> Result<bool> {
                     Err(errno) => return Err(system(errno)),
                 }
             }
-            match fs::mkdir(path, Mode::RWXU) {
+            match fs::mkdir(path, mode) {
                 Ok(()) => Ok(true),
                 Err(Errno::EXIST) => Ok(false),
                 Err(errno) => Err(system(errno)),

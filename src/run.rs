@@ -527,10 +527,12 @@ impl Run {
                 text.push_str(&format!("{label} {path}{slash}\n"));
             }
         }
-        if self.progress.print(&text) {
+        if let Err(error) = self.progress.print(&text) {
             self.tally.failed += 1;
-            self.progress
-                .error("standard output: write: it was closed; going on without");
+            let reason = error.raw_os_error().map_or(Reason::Bug, Reason::System);
+            self.progress.error(&format!(
+                "standard output: write: {reason}; going on without"
+            ));
         }
     }
 

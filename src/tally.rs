@@ -52,7 +52,7 @@ impl Tally {
         );
         let seconds = took.as_secs_f64();
         let _ = write!(line, " in {}", duration(took));
-        if counts.bytes > 0 && seconds > 0.0 {
+        if counts.bytes > 0 && seconds > 0.0 && !dry_run {
             let rate = bytes((counts.bytes as f64 / seconds) as u64);
             let _ = write!(line, " ({rate}/s)");
         }

@@ -143,6 +143,7 @@ impl Copier {
             Plan::HardLink(stamp) => return Ok(Outcome::HardLink(stamp)),
         };
         if self.context.config.dry_run {
+            self.slot.bytes(self.look(folder, from)?.size);
             return Ok(Outcome::Done(Ending::Copied, action));
         }
         let source = self.open_source(folder, from).at(Step::Open)?;

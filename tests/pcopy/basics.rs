@@ -694,3 +694,17 @@ both_modes!(the_number_of_jobs_changes_nothing_in_the_copy, |env| {
         env.assert_same("src", Path::new(&copy));
     }
 });
+
+both_modes!(a_folder_made_for_files_has_the_usual_mode, |env| {
+    env.file("one", "1");
+    env.file("two", "2");
+    for (arguments, made) in [
+        (&["one", "two", "several"][..], "several"),
+        (&["-t", "target", "one"], "target"),
+        (&["one", "slash/"], "slash"),
+        (&["one", "missing/parents/one"], "missing/parents"),
+    ] {
+        env.command(arguments).after("umask 027").run().ok();
+        assert_eq!(env.stat(made).mode() & 0o7777, 0o750, "{made}");
+    }
+});

@@ -368,6 +368,10 @@ impl Run {
             run.failures().is_empty(),
             "exit status 0, and yet complaints:\n{run}"
         );
+        assert!(
+            !run.stderr.contains("left behind"),
+            "nobody was stuck:\n{run}"
+        );
         run
     }
 
