@@ -54,7 +54,7 @@ pub struct Cli {
     )]
     pub mode: Mode,
 
-    /// At most N workers [default: as many as pay]
+    /// At most N workers, 1 to 1024 [default: as many as pay]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
 

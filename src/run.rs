@@ -1,7 +1,7 @@
 //! The parent's side of a run: deals jobs to the engine and takes reports back until every
 //! folder is finished.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,16 +50,15 @@ enum Todo {
     },
 }
 
-/// Where in its job a worker died: at an entry, or at the folder as such.
-type Place = Option<Name>;
+/// Where a worker died: at an entry of a folder, or at the folder as such; and of a large file
+/// at the piece that begins here.
+type Place = (FolderId, Option<Name>, u64);
 
 /// One job's worth.
 struct Part {
     folder: FolderId,
     task: Task,
     again: Option<Again>,
-    /// Where the last worker that tried died, if one did.
-    died_at: Option<Place>,
     /// Of hard links that are copied as the first of their groups: the file of each.
     firsts: Vec<(Name, Inode)>,
     /// How many of the folder's parts are back when this is done.
@@ -70,7 +69,6 @@ struct Part {
 struct Dealt {
     job: Arc<Job>,
     folder: FolderId,
-    died_at: Option<Place>,
     firsts: Vec<(Name, Inode)>,
     weight: usize,
     /// Entries that it gave away to other jobs.
@@ -80,16 +78,6 @@ struct Dealt {
     told: Vec<Name>,
     failed: Vec<Name>,
     folder_failed: bool,
-}
-
-/// How a job is done again.
-enum Retry {
-    /// From its start: it was done, but the report was lost.
-    Whole,
-    /// A worker died here.
-    From(Place),
-    /// Two workers died here: the entry is left out, or the folder as such.
-    Without(Place),
 }
 
 /// A file that is being copied in pieces.
@@ -119,6 +107,8 @@ pub(crate) struct Run {
     large: HashMap<(FolderId, Name), LargeFile>,
     /// Folders whose own job was lost while parts of them were out.
     parked: HashMap<FolderId, Part>,
+    /// Where a worker died already.
+    deaths: HashSet<Place>,
     watch: Watch,
     last_job: JobId,
     stopped: Option<Instant>,
@@ -147,6 +137,7 @@ impl Run {
             dealt: HashMap::new(),
             large: HashMap::new(),
             parked: HashMap::new(),
+            deaths: HashSet::new(),
             watch: Watch::new(context.config.stall_timeout),
             last_job: 0,
             stopped: None,
@@ -236,7 +227,6 @@ impl Run {
             folder,
             task,
             again: None,
-            died_at: None,
             firsts: Vec::new(),
             weight,
         });
@@ -309,7 +299,6 @@ impl Run {
                         folder,
                         task: Task::Folder { fresh, above },
                         again: None,
-                        died_at: None,
                         firsts: Vec::new(),
                         weight: 1,
                     },
@@ -331,7 +320,6 @@ impl Run {
                     folder: *folder,
                     task,
                     again: None,
-                    died_at: None,
                     firsts: Vec::new(),
                     weight: 0,
                 };
@@ -359,7 +347,6 @@ impl Run {
             Dealt {
                 job: Arc::clone(&job),
                 folder: part.folder,
-                died_at: part.died_at,
                 firsts: part.firsts,
                 weight: part.weight,
                 shared: 0,
@@ -381,7 +368,6 @@ impl Run {
                     folder: dealt.folder,
                     task: dealt.job.task.clone(),
                     again: dealt.job.again.clone(),
-                    died_at: dealt.died_at,
                     firsts: dealt.firsts,
                     weight: dealt.weight,
                 });
@@ -437,7 +423,20 @@ impl Run {
                 fresh: self.tree.get(folder).fresh,
                 first_link: false,
             };
-            self.push(folder, task, 1);
+            let again = self.dealt.get(&news.job).and_then(|dealt| {
+                let skip = dealt.job.again.as_ref()?.skip.clone();
+                Some(Again {
+                    skip,
+                    ..Again::default()
+                })
+            });
+            self.push_part(Part {
+                folder,
+                task,
+                again,
+                firsts: Vec::new(),
+                weight: 1,
+            });
         }
         self.hard_links(folder, news.links);
         for large in news.large {
@@ -556,6 +555,10 @@ impl Run {
     // ---- what follows from a report ----
 
     fn job_ended(&mut self, dealt: Dealt) {
+        if !self.deaths.is_empty() {
+            // A folder that could be worked on is not what its workers died of.
+            self.deaths.remove(&(dealt.folder, None, 0));
+        }
         for (name, inode) in &dealt.firsts {
             let key = (dealt.folder, name.clone());
             if let Some(file) = self.large.get_mut(&key) {
@@ -661,7 +664,6 @@ impl Run {
             folder,
             task,
             again: None,
-            died_at: None,
             firsts,
             weight,
         });
@@ -767,19 +769,18 @@ impl Run {
             match at {
                 Some(at) if place == at => self.blame(worker, dealt, death, stalled),
                 // Done, but the report died with the worker.
-                Some(at) if place < at => self.redo(dealt, u64::MAX, None, Retry::Whole),
+                Some(at) if place < at => self.redo(dealt, u64::MAX, None, None),
                 // Never begun.
                 Some(_) => self.push_part(Part {
                     folder: dealt.folder,
                     task: dealt.job.task.clone(),
                     again: dealt.job.again.clone(),
-                    died_at: dealt.died_at,
                     firsts: dealt.firsts,
                     weight: dealt.weight,
                 }),
                 // It was between two deals, so probably never begun; but where reports were lost,
                 // that cannot be told.
-                None => self.redo(dealt, 0, None, Retry::Whole),
+                None => self.redo(dealt, 0, None, None),
             }
         }
     }
@@ -803,9 +804,13 @@ impl Run {
                 }
             }
         };
-        // A second worker in a row: the entry is what costs them.
-        let mut retry = Retry::From(entry.clone());
-        if dealt.died_at.as_ref() == Some(&entry) {
+        let piece = match dealt.job.task {
+            Task::Piece { offset, .. } => offset,
+            _ => 0,
+        };
+        let place = (dealt.folder, entry.clone(), piece);
+        let mut given_up = None;
+        if !self.deaths.insert(place) {
             let reason = match (stalled, death) {
                 (Some(after), _) => Reason::Stalled(after.as_secs()),
                 (None, Death::Signal(signal)) => Reason::WorkersDied(signal),
@@ -822,18 +827,20 @@ impl Run {
                 reason,
             };
             self.tell_failure(&Arc::clone(&dealt.job), &failure);
-            retry = Retry::Without(entry);
+            given_up = Some(entry);
         }
-        self.redo(dealt, slot.done_in_job(), clear, retry);
+        self.redo(dealt, slot.done_in_job(), clear, given_up);
     }
 
     /// Does a job again whose worker died, `counted` entries of which are done and counted.
-    fn redo(&mut self, dealt: Dealt, counted: u64, clear: Option<Name>, retry: Retry) {
-        let (died_at, given_up) = match retry {
-            Retry::Whole => (None, None),
-            Retry::From(place) => (Some(place), None),
-            Retry::Without(place) => (None, Some(place)),
-        };
+    /// `given_up` is the entry to leave out, or the folder as such.
+    fn redo(
+        &mut self,
+        dealt: Dealt,
+        counted: u64,
+        clear: Option<Name>,
+        given_up: Option<Option<Name>>,
+    ) {
         let folder = dealt.folder;
         let mut again = dealt.job.again.clone().unwrap_or_default();
         let shared = dealt.shared as u64;
@@ -896,7 +903,6 @@ impl Run {
             folder,
             task,
             again: Some(again),
-            died_at,
             firsts: dealt.firsts,
             weight: dealt.weight,
         };

@@ -273,7 +273,9 @@ impl Worker {
         let mut left = names.len();
         let mut offset = 0;
         while left > 0 && !self.gone && !self.context.board.is_stopping() {
-            if left >= 2 && !first_link && self.context.board.take_wanted() {
+            // Entries that an earlier worker has counted are passed quickly, and only here.
+            let may_share = left >= 2 && !first_link && self.counted == 0;
+            if may_share && self.context.board.take_wanted() {
                 self.news.shared = names.split_off(left / 2);
                 left -= left / 2;
                 self.send_news(port);
