@@ -24,6 +24,12 @@ impl Context {
         let name = format!(".pcopy.{:016x}.{worker}.{number}.tmp", self.config.run);
         CString::new(name).unwrap_or_default()
     }
+
+    /// True for a temporary name of this run: in use, or soon removed by who made it.
+    pub fn is_own_temporary(&self, name: &[u8]) -> bool {
+        let own = format!(".pcopy.{:016x}.", self.config.run);
+        is_temporary(name) && name.starts_with(own.as_bytes())
+    }
 }
 
 /// True for the names that [`Context::temporary_name`] gives, in this run or another.

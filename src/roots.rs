@@ -2,6 +2,7 @@
 //! before anything is written, and what would land on a source.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -15,7 +16,7 @@ use rustix::io::Errno;
 use crate::beneath;
 use crate::config::{Config, Destination};
 use crate::copy::folder::strip_acls;
-use crate::job::{Inode, error_text};
+use crate::job::{Inode, Reason, error_text};
 use crate::names::{Kind, RelPath, show};
 
 /// A source and its destination.
@@ -35,6 +36,8 @@ pub struct Root {
     pub device: u64,
     /// This run has made the destination folder.
     pub fresh: bool,
+    /// No source before this one has the same destination folder.
+    pub is_first: bool,
 }
 
 /// A source that is no folder.
@@ -108,17 +111,23 @@ impl Roots {
         if !config.dry_run {
             // What becomes a copy gets its mode at the end; until then it is nobody else's. A
             // folder for files is one like any other.
-            let usual = Mode::from_raw_mode(0o777 & !config.umask);
+            // Whatever the umask, the next one has to fit in, as mkdir -p has it.
+            let usual = Mode::from_raw_mode(0o777 & !config.umask | 0o300);
             let is_copy = plan.name.is_none();
             let mode = if is_copy { Mode::RWXU } else { usual };
-            fresh = make_folder(&folder, mode, usual).with_context(failed)? && is_copy;
+            fresh = make_folder(&folder, mode, usual, config).with_context(failed)? && is_copy;
         }
         // Through links: those named on the command line are followed.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if plan.name.is_none() && matches!(config.destination, Destination::Folder(_)) {
+            // Named is the folder that this one is in; a link in there might lead anywhere.
+            flags |= OFlags::NOFOLLOW;
+        }
         let before = self
             .list
             .last()
             .filter(|root| root.destination_path == folder);
+        let is_first = before.is_none();
         let destination = match before.and_then(|root| root.destination.clone()) {
             Some(shared) => Ok(shared),
             None => fs::open(&folder, flags, Mode::empty()).map(Arc::new),
@@ -126,6 +135,10 @@ impl Roots {
         let destination = match destination {
             Ok(folder) => Some(folder),
             Err(Errno::NOENT) if config.dry_run => None,
+            Err(_) if flags.contains(OFlags::NOFOLLOW) && is_link(&folder) => {
+                let reason = Reason::LinkInTheWay;
+                return Err(anyhow!("{reason}")).with_context(failed);
+            }
             Err(errno) => return Err(system(errno)).with_context(failed),
         };
         if let Some(destination) = &destination {
@@ -155,6 +168,7 @@ impl Roots {
             destination,
             destination_path,
             fresh,
+            is_first,
         });
         Ok(())
     }
@@ -208,23 +222,23 @@ struct Plan {
 fn plan(config: &Config) -> Result<Vec<Plan>> {
     let mut plans: Vec<Plan> = Vec::with_capacity(config.sources.len());
     let mut neighbours = HashMap::new();
+    // Looked up, not searched: a `*` may stand for very many files.
+    let mut targets = HashMap::with_capacity(config.sources.len());
     for path in &config.sources {
         let plan = plan_one(path, &config.destination, &mut neighbours)?;
-        let target = |plan: &Plan| match &plan.name {
+        let target = match &plan.name {
             Some((_, to)) => plan.folder.join(OsStr::from_bytes(to.as_bytes())),
             None => plan.folder.clone(),
         };
-        let other = plans
-            .iter()
-            .position(|other| target(other) == target(&plan));
-        if let Some(other) = other {
-            bail!(
+        match targets.entry(target) {
+            Entry::Vacant(free) => free.insert(path),
+            Entry::Occupied(taken) => bail!(
                 "{} and {} would both become {}",
-                show_path(&config.sources[other]),
+                show_path(taken.get()),
                 show_path(path),
-                show_path(&target(&plan))
-            );
-        }
+                show_path(taken.key())
+            ),
+        };
         plans.push(plan);
     }
     Ok(plans)
@@ -280,6 +294,7 @@ fn plan_one(
                 Ok(real) => real,
                 Err(_) => target.clone(),
             };
+            refuse_special(&target, &stat).with_context(cannot)?;
             let name = target.file_name().map(ToOwned::to_owned);
             let name = name.ok_or_else(|| anyhow!("{} has no name", show_path(&target)))?;
             (parent_of(&target), name)
@@ -292,6 +307,26 @@ fn plan_one(
         folder,
         name: Some((c_string(from), c_string(&to))),
     })
+}
+
+fn is_link(path: &Path) -> bool {
+    fs::lstat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
+}
+
+/// Who names a device as DST expects it to be written to, and not that a file takes its place.
+fn refuse_special(target: &Path, source: &Stat) -> Result<()> {
+    let source = FileType::from_raw_mode(source.st_mode);
+    let there = fs::lstat(target).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    match there {
+        Ok(kind) if kind == source => Ok(()),
+        Ok(
+            FileType::BlockDevice | FileType::CharacterDevice | FileType::Fifo | FileType::Socket,
+        ) => bail!(
+            "{} is a device, FIFO or socket; remove it first, if a file is to take its place",
+            show_path(target)
+        ),
+        _ => Ok(()),
+    }
 }
 
 fn parent_of(path: &Path) -> PathBuf {
@@ -319,12 +354,16 @@ fn own_name(path: &Path) -> Result<std::ffi::OsString> {
     name.ok_or_else(|| anyhow!("it has no name of its own; give the destination without -t"))
 }
 
-/// Makes a destination folder, and with the usual mode the missing ones above it. True when it
+/// Makes a destination folder, and the missing ones above it with the usual mode. True when it
 /// is new.
-fn make_folder(path: &Path, mode: Mode, usual: Mode) -> Result<bool> {
-    match fs::mkdir(path, mode) {
+fn make_folder(path: &Path, mode: Mode, usual: Mode, config: &Config) -> Result<bool> {
+    let make = |folder: &Path, mode| match fs::mkdir(folder, mode) {
+        Ok(()) if config.fsync => sync_folder(&parent_of(folder)).map(|()| true),
         Ok(()) => Ok(true),
         Err(Errno::EXIST) => Ok(false),
+        Err(errno) => Err(errno),
+    };
+    match make(path, mode) {
         Err(Errno::NOENT) => {
             let mut missing = Vec::new();
             let mut above = parent_of(path);
@@ -336,19 +375,18 @@ fn make_folder(path: &Path, mode: Mode, usual: Mode) -> Result<bool> {
                 missing.push(std::mem::replace(&mut above, next));
             }
             for folder in missing.iter().rev() {
-                match fs::mkdir(folder, usual) {
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(errno) => return Err(system(errno)),
-                }
+                make(folder, usual).map_err(system)?;
             }
-            match fs::mkdir(path, mode) {
-                Ok(()) => Ok(true),
-                Err(Errno::EXIST) => Ok(false),
-                Err(errno) => Err(system(errno)),
-            }
+            make(path, mode).map_err(system)
         }
-        Err(errno) => Err(system(errno)),
+        made => made.map_err(system),
     }
+}
+
+/// Has the names in a folder on disk.
+fn sync_folder(path: &Path) -> rustix::io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    fs::fsync(fs::open(path, flags, Mode::empty())?)
 }
 
 /// Refuses a destination that is a source folder or lies in one. Judged by device and inode of

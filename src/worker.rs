@@ -108,9 +108,14 @@ impl Worker {
                 names,
                 fresh,
                 first_link,
-            } => self.open(job, *fresh, &again).map(|mut folder| {
+            } => self.open(job, *fresh, &again).and_then(|mut folder| {
+                let root = &self.context.roots.list[job.root as usize];
+                if root.single.is_some() && root.is_first && !folder.is_empty() {
+                    self.remove_left_overs(&folder);
+                }
                 let mut names = names.clone();
                 self.copy(job, &mut folder, &mut names, *first_link, &again, port);
+                self.sync_name(job, &folder)
             }),
             Task::Link { .. } => self.links(job, &again, port),
             Task::Piece {
@@ -371,7 +376,7 @@ impl Worker {
             self.conclude(kind, name, outcome);
             self.tick(port);
         }
-        Ok(())
+        self.sync_name(job, &folder)
     }
 
     fn piece(
@@ -407,7 +412,17 @@ impl Worker {
         let to = single.map_or(from.clone(), |single| single.to.clone());
         let outcome = self.copier.seal(&mut folder, &from, large, &to, changed);
         self.conclude(Kind::File, &from, outcome);
-        Ok(())
+        self.sync_name(job, &folder)
+    }
+
+    /// With `--fsync`: a single file's name is in a folder that nobody finishes.
+    fn sync_name(&self, job: &Job, folder: &Folder) -> Result<(), Trouble> {
+        let config = &self.context.config;
+        let single = self.context.roots.list[job.root as usize].single.is_some();
+        if !single || !config.fsync || config.dry_run {
+            return Ok(());
+        }
+        fs::fsync(folder.destination()?).at(Step::Sync)
     }
 
     /// Removes the temporary files that a run which was killed has left in the destination
@@ -420,7 +435,7 @@ impl Worker {
         // What cannot be listed shows when it is worked on.
         let path = walk::path_to(destination, self.own_current_folder);
         let _ = walk::list(path, |_, name| {
-            if is_temporary(name.to_bytes()) {
+            if is_temporary(name.to_bytes()) && !self.context.is_own_temporary(name.to_bytes()) {
                 left_overs.push(name.to_owned());
             }
             true

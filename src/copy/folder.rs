@@ -254,11 +254,16 @@ impl Folder {
 pub fn strip_acls(folder: BorrowedFd<'_>) -> rustix::io::Result<()> {
     for acl in [DEFAULT_ACL, c"system.posix_acl_access"] {
         match fs::fremovexattr(folder, acl) {
-            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => {}
             Err(errno) => return Err(errno),
         }
     }
-    fs::fchmod(folder, Mode::RWXU)
+    match fs::fchmod(folder, Mode::RWXU) {
+        // A file system without modes, which shows again, and is told, when the folder is
+        // finished.
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        result => result,
+    }
 }
 
 /// Why a destination folder could not be opened: a link and a file both give ENOTDIR, depending

@@ -51,6 +51,10 @@ impl Copier {
         if Stamp::of(&fs::fstat(&source).at(Step::Look)?).inode != stamp.inode {
             return Err(Trouble::new(Step::Read, Reason::Changed));
         }
+        if written_as != from {
+            // Or another run would take it for a left-over.
+            folder.lock_for_temporaries();
+        }
         let file = open_prepared(folder, written_as, OFlags::empty())?;
         let range = (offset, length, Means::for_pieces(&file));
         let copied = self.copy_range(&source, &file, stamp, range, folder)?;
@@ -88,8 +92,9 @@ impl Copier {
             Err(trouble) if trouble.reason == Errno::NOENT.into() => {
                 let there = folder.existing(to).at(Step::LookAtDestination)?;
                 let there = there.map(|stat| Stamp::of(&stat));
-                if there.is_none_or(|there| (there.size, there.mtime) != (stamp.size, stamp.mtime))
-                {
+                if there.is_none_or(|there| {
+                    there.size != stamp.size || !self.same_time(folder, &there, &stamp)
+                }) {
                     return Err(trouble);
                 }
                 partial.keep();
@@ -99,6 +104,9 @@ impl Copier {
         };
         if again {
             self.copy_whole(&source, &file, &stamp, folder)?;
+        } else {
+            // It was longer while it was not complete.
+            fs::ftruncate(&file, stamp.size).at(Step::Write)?;
         }
         folder.learn(file.as_fd()).at(Step::LookAtDestination)?;
         let now = fs::fstat(&file).at(Step::LookAtDestination)?;

@@ -3,6 +3,7 @@
 
 pub mod data;
 pub mod folder;
+mod grain;
 mod large;
 pub mod metadata;
 mod special;
@@ -22,6 +23,7 @@ use crate::job::{Action, Large, NotKept, Reason, Stamp, Step};
 use crate::names::{Kind, Name};
 use crate::sys;
 use folder::Folder;
+use grain::Grain;
 
 /// From this size a file is copied in pieces by several workers. Below it, one worker is done
 /// before the pieces are dealt (`benches/README.md`).
@@ -87,6 +89,8 @@ pub struct Copier {
     buffer: Vec<u8>,
     /// Pairs of devices between which copy_file_range(2) does not work.
     no_copy_range: Vec<(u64, u64)>,
+    /// How exactly the destination's file systems keep times, by their devices.
+    grains: Vec<(u64, Grain)>,
     /// What could not be kept, since it was last asked.
     pub not_kept: NotKept,
 }
@@ -101,6 +105,7 @@ impl Copier {
             temporaries: 0,
             buffer: Vec::new(),
             no_copy_range: Vec::new(),
+            grains: Vec::new(),
             not_kept: NotKept::default(),
         }
     }
@@ -163,8 +168,8 @@ impl Copier {
         let (file, partial) = self.create(folder, to, action, mode)?;
         folder.learn(file.as_fd()).at(Step::LookAtDestination)?;
 
-        if self.is_large(&stamp) && !self.clone_whole(&source, &file)? {
-            data::reserve(&file, &stamp)?;
+        let cloned = self.is_large(&stamp) && self.clone_whole(&source, &file)?;
+        if self.is_large(&stamp) && !cloned && data::reserve(&file, &stamp)? {
             let large = Large {
                 name: Name::new(from.to_bytes()),
                 written_as: Name::new(partial.name.to_bytes()),
@@ -173,7 +178,7 @@ impl Copier {
             partial.keep();
             return Ok(Outcome::Large(large));
         }
-        if !self.is_large(&stamp) {
+        if !cloned {
             self.copy_whole(&source, &file, &stamp, folder)?;
         }
         let has = metadata::Has {
@@ -234,7 +239,7 @@ impl Copier {
     /// What the destination has under the name, and so what to do.
     fn plan(
         &mut self,
-        folder: &Folder,
+        folder: &mut Folder,
         from: &CStr,
         to: &CStr,
         first_link: bool,
@@ -275,12 +280,12 @@ impl Copier {
             {
                 Some(Action::ReplaceTarget)
             } else {
-                (old.mtime != new.mtime).then_some(Action::ReplaceTime)
+                (!self.same_time(folder, &old, &new)).then_some(Action::ReplaceTime)
             }
         } else if old.size != new.size || old.rdev != new.rdev {
             Some(Action::ReplaceSize)
         } else {
-            (old.mtime != new.mtime).then_some(Action::ReplaceTime)
+            (!self.same_time(folder, &old, &new)).then_some(Action::ReplaceTime)
         };
         let unchanged = Plan::Leave(Ending::Unchanged, Action::LeaveUnchanged);
         Ok(match config.overwrite {
@@ -355,7 +360,8 @@ impl Copier {
         mode: u32,
     ) -> Result<(OwnedFd, Partial<'a>), Trouble> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        self.make(folder, to, action, |dir, name| {
+        let making = self.making(action);
+        self.make(folder, to, making, |dir, name| {
             fs::openat(
                 dir,
                 name,
@@ -366,16 +372,21 @@ impl Copier {
         })
     }
 
-    /// Makes what will become `to`: under that name where nothing is there, under the temporary
-    /// name otherwise.
+    /// Makes what will become `to`, under that name or the temporary one.
     fn make<'a, T>(
-        &mut self,
+        &self,
         folder: &mut Folder,
         to: &'a CStr,
-        action: Action,
+        making: Making,
         make: impl Fn(BorrowedFd<'_>, &CStr) -> Result<T, Trouble>,
     ) -> Result<(T, Partial<'a>), Trouble> {
-        let (name, making) = self.name_while_made(folder, to, action);
+        let name = match making {
+            Making::Temporary(number) => {
+                folder.lock_for_temporaries();
+                Cow::Owned(self.context.temporary_name(self.worker, number))
+            }
+            Making::Entry | Making::Nothing => Cow::Borrowed(to),
+        };
         let directory = folder.share_destination()?;
         self.slot.making(making);
         let made =
@@ -389,26 +400,23 @@ impl Copier {
         Ok((made, partial))
     }
 
-    /// The name to make something under, before it is complete.
-    fn name_while_made<'a>(
-        &mut self,
-        folder: &mut Folder,
-        to: &'a CStr,
-        action: Action,
-    ) -> (Cow<'a, CStr>, Making) {
+    /// Under which name to make something, before it is complete.
+    fn making(&mut self, action: Action) -> Making {
         // `older` and `never` trust whatever has the name, so nothing incomplete may have it
         // even for a moment: a kill would leave it there for good.
         let overwrite = self.context.config.overwrite;
         let trusting = matches!(overwrite, Overwrite::Older | Overwrite::Never);
         if action == Action::Copy && !trusting {
-            (Cow::Borrowed(to), Making::Entry)
+            Making::Entry
         } else {
-            folder.lock_for_temporaries();
-            let number = self.temporaries;
-            self.temporaries += 1;
-            let name = self.context.temporary_name(self.worker, number);
-            (Cow::Owned(name), Making::Temporary(number))
+            self.temporary()
         }
+    }
+
+    /// A temporary name that this worker has not used yet.
+    fn temporary(&mut self) -> Making {
+        self.temporaries += 1;
+        Making::Temporary(self.temporaries)
     }
 
     fn is_large(&self, stamp: &Stamp) -> bool {

@@ -42,14 +42,15 @@ impl Copier {
             return Ok(Outcome::Done(Ending::Copied, action));
         }
         let file_type = FileType::from_raw_mode(stamp.mode);
+        let making = self.making(action);
         let ((), partial) = if file_type == FileType::Symlink {
             let target = self.link_target(folder.source(), from).at(Step::ReadLink)?;
-            self.make(folder, to, action, |dir, name| {
+            self.make(folder, to, making, |dir, name| {
                 fs::symlinkat(&target, dir, name).at(Step::Create)
             })?
         } else {
             let mode = Mode::from_raw_mode(self.special_mode(&stamp));
-            self.make(folder, to, action, |dir, name| {
+            self.make(folder, to, making, |dir, name| {
                 fs::mknodat(dir, name, file_type, mode, stamp.rdev).at(Step::Create)
             })?
         };
@@ -88,17 +89,33 @@ impl Copier {
         (kind, from, name): (Kind, &CStr, &CStr),
     ) -> Result<Outcome, Trouble> {
         let config = &self.context.config;
-        if config.dry_run {
-            return self.plan_hard_link(folder, (to_folder, to_name), name);
+        let target = to_folder.existing(to_name).at(Step::Link)?;
+        let old = folder.existing(name).at(Step::LookAtDestination)?;
+        if let (Some(old), Some(target)) = (&old, &target)
+            && Inode::of(old) == Inode::of(target)
+        {
+            // In a dry run they are the same still where the first one is to be replaced.
+            let replaced =
+                config.dry_run && self.would_be_replaced(folder, from, &Stamp::of(target))?;
+            return Ok(if replaced {
+                Outcome::Done(Ending::Copied, Action::Link)
+            } else {
+                Outcome::Done(Ending::Unchanged, Action::LeaveUnchanged)
+            });
         }
-        let target_dir = to_folder.destination()?;
-        let target = fs::statat(target_dir, to_name, AtFlags::SYMLINK_NOFOLLOW).at(Step::Link)?;
-        let action = match folder.existing(name).at(Step::LookAtDestination)? {
-            None => Action::Copy,
-            Some(old) if Inode::of(&old) == Inode::of(&target) => {
-                let action = Action::LeaveUnchanged;
-                return Ok(Outcome::Done(Ending::Unchanged, action));
+        // `older` and `never` may have left what has the first name: then that is no copy, and
+        // this one goes its own way. And what they leave must not be replaced by a link either.
+        if matches!(config.overwrite, Overwrite::Older | Overwrite::Never) {
+            let new = self.look(folder, from)?;
+            let mut is_copy = |stat: &Option<fs::Stat>| {
+                stat.is_none_or(|stat| self.is_copy(folder, &Stamp::of(&stat), &new))
+            };
+            if !is_copy(&target) || !is_copy(&old) {
+                return self.entry(folder, kind, from, name, true);
             }
+        }
+        let action = match old {
+            None => Action::Copy,
             Some(old) if FileType::from_raw_mode(old.st_mode) == FileType::Directory => {
                 return Err(Trouble::new(Step::Link, Reason::FolderInTheWay));
             }
@@ -107,7 +124,12 @@ impl Copier {
             }
             Some(_) => Action::ReplaceOtherKind,
         };
-        let made = self.make(folder, name, action, |dir, name| {
+        if config.dry_run {
+            return Ok(Outcome::Done(Ending::Copied, Action::Link));
+        }
+        let target_dir = to_folder.destination()?;
+        let making = self.making(action);
+        let made = self.make(folder, name, making, |dir, name| {
             fs::linkat(target_dir, to_name, dir, name, AtFlags::empty()).at(Step::Link)
         });
         match made {
@@ -123,23 +145,28 @@ impl Copier {
         Ok(Outcome::Done(Ending::Copied, Action::Link))
     }
 
-    fn plan_hard_link(
-        &self,
-        folder: &Folder,
-        (to_folder, to_name): (&Folder, &CStr),
-        name: &CStr,
-    ) -> Result<Outcome, Trouble> {
-        let (old, target) = (folder.existing(name), to_folder.existing(to_name));
-        let inode = |stat: &fs::Stat| Inode::of(stat);
-        let (old, target) = (
-            old.at(Step::LookAtDestination)?.as_ref().map(inode),
-            target.at(Step::LookAtDestination)?.as_ref().map(inode),
-        );
-        Ok(if old.is_some() && old == target {
-            Outcome::Done(Ending::Unchanged, Action::LeaveUnchanged)
-        } else {
-            Outcome::Done(Ending::Copied, Action::Link)
+    /// True when the destination's entry makes way for the source's.
+    fn would_be_replaced(
+        &mut self,
+        folder: &mut Folder,
+        from: &CStr,
+        old: &Stamp,
+    ) -> Result<bool, Trouble> {
+        let new = self.look(folder, from)?;
+        Ok(match self.context.config.overwrite {
+            Overwrite::Always => true,
+            Overwrite::Changed => !self.is_copy(folder, old, &new),
+            Overwrite::Older => !self.is_copy(folder, old, &new) && old.mtime < new.mtime,
+            Overwrite::Never => false,
         })
+    }
+
+    /// True when the destination's entry looks like a copy of the source's.
+    fn is_copy(&mut self, folder: &mut Folder, old: &Stamp, new: &Stamp) -> bool {
+        let file_type = |stamp: &Stamp| FileType::from_raw_mode(stamp.mode);
+        file_type(old) == file_type(new)
+            && (old.size, old.rdev) == (new.size, new.rdev)
+            && self.same_time(folder, old, new)
     }
 }
 

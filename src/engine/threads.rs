@@ -33,10 +33,11 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// A pool for at most `workers` threads, none of which runs yet.
+    /// A pool for at most `workers` threads, one of which runs: without any the run would wait
+    /// for ever.
     ///
     /// # Errors
-    /// Where rayon cannot make a pool.
+    /// Where rayon cannot make a pool, or the system allows no thread.
     pub fn new(context: &'static Context, workers: usize, limit: usize) -> Result<Self> {
         let mut waiting = Vec::with_capacity(workers);
         let pool = ThreadPoolBuilder::new()
@@ -51,7 +52,7 @@ impl Threads {
         waiting.reverse();
         // Bounded by the deals that are out, which are bounded by the number of workers.
         let (sender, reports) = unbounded();
-        Ok(Self {
+        let mut threads = Self {
             context,
             pool,
             waiting,
@@ -60,24 +61,22 @@ impl Threads {
             deals: 0,
             sender,
             reports,
-        })
+        };
+        threads.start_one().context("cannot start a thread")?;
+        Ok(threads)
     }
 
-    fn start_one(&mut self) {
+    fn start_one(&mut self) -> std::io::Result<()> {
         let Some(thread) = self.waiting.pop() else {
-            return;
+            return Ok(());
         };
         let mut builder = std::thread::Builder::new();
         if let Some(name) = thread.name() {
             builder = builder.name(name.to_owned());
         }
-        if builder.spawn(|| thread.run()).is_ok() {
-            self.started += 1;
-        } else {
-            // The system allows no further thread: these have to do.
-            self.waiting.clear();
-            self.limit = self.started.max(1);
-        }
+        builder.spawn(|| thread.run())?;
+        self.started += 1;
+        Ok(())
     }
 }
 
@@ -125,8 +124,10 @@ impl Engine for Threads {
 
     fn deal(&mut self, jobs: Vec<Arc<Job>>) {
         self.deals += 1;
-        if self.deals > self.started && self.started < self.limit {
-            self.start_one();
+        if self.deals > self.started && self.started < self.limit && self.start_one().is_err() {
+            // The system allows no further thread: these have to do.
+            self.waiting.clear();
+            self.limit = self.started;
         }
         let (context, sender) = (self.context, self.sender.clone());
         self.pool.spawn(move || run(context, &jobs, &sender));

@@ -593,6 +593,27 @@ both_modes!(
     }
 );
 
+both_modes!(stale_temporary_files_are_removed_by_a_single_file, |env| {
+    env.file("big", pattern(64 * 1024 * 1024, 1));
+    for copy in ["dst/big", "dst"] {
+        env.file("dst/big", "old");
+        let running = env.command(["big", copy]).start();
+        let temporaries = || {
+            let listed = env.path("dst").read_dir().unwrap().flatten();
+            listed.filter(|entry| entry.file_name() != "big").count()
+        };
+        // It may be too fast to be met, and has nothing to remove then.
+        while running.is_running() && temporaries() == 0 {}
+        let group = running.pid();
+        running.signal_group(Signal::KILL);
+        running.wait();
+        eventually("the workers have ended", || group_has_ended(group));
+        env.pcopy(["big", copy]).ok();
+        assert_eq!(temporaries(), 0);
+        env.assert_same("big", "dst/big");
+    }
+});
+
 both_modes!(stale_temporary_files_are_removed, |env| {
     env.file("src/folder/file", "new");
     env.file("src/folder/more", "new");

@@ -1,7 +1,9 @@
 //! Everything that is kept, and everything that one can ask not to be kept.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::compare::{self, Properties, Property, Snapshot};
@@ -218,6 +220,117 @@ both_modes!(what_a_file_system_cannot_hold_is_said_once, |env| {
         .counts(50, 0, 0);
 });
 
+/// Puts a FAT file system at `mnt`: the kernel's, or where it has none the one of fusefat.
+const FAT: &str = "\
+mkdir mnt; truncate -s 64M image; mkfs.vfat image >/dev/null
+mount -t vfat -o loop image mnt 2>/dev/null || fusefat -o rw+ image mnt >&2 2>/dev/null
+mountpoint -q mnt || { echo 'neither the kernel nor fusefat mounts FAT here' >&2; exit 1; }";
+
+both_modes!(fat_gets_what_it_can_hold, |env| {
+    let Some(env) = env.mounted(FAT) else {
+        return;
+    };
+    let file = |path: &str, content: &[u8]| env.file(path, content);
+    file("src/private", b"private")
+        .mode(0o600)
+        .mtime(1_000_000_001, 999_999_999);
+    file("src/program", b"program")
+        .mode(0o755)
+        .mtime(1_000_000_003, 500_000_000);
+    file("src/even", b"even").mtime(1_000_000_004, 0);
+    file("src/owned", b"owned").owner(1234, 2345);
+    file("src/empty", b"");
+    file("src/large", &pattern(40 * MIB as usize, 1));
+    let attributed = file("src/attributed", b"x");
+    let has_attributes = attributed.try_xattr("user.test", "value");
+    env.hard_link("src/twin", "src/program");
+    // Zeros between data: some make a file longer only by writing, and not with zeros.
+    env.sparse("src/sparse", MIB, &[(0, b"data"), (MIB / 2, b"data")]);
+    file("src/folder/inside", b"inside").mtime(1_000_000_005, 1);
+    env.at("src/folder").mode(0o555).mtime(1_000_000_007, 5);
+    // These cannot be there.
+    env.symlink("src/link", "private");
+    env.fifo("src/fifo");
+    file("src/colon:name", b"x");
+    let refused = ["src/link", "src/fifo", "src/colon:name"];
+    let files = 10;
+
+    let run = env.pcopy(["src", "mnt/dst"]).exits(1);
+    let run = run.counts(files, 0, refused.len() as u64);
+    for path in refused {
+        let path = path.replace("src", "mnt/dst");
+        assert!(run.stderr.contains(&format!("{path}: create: ")), "{run}");
+    }
+    let about = |what: &str| {
+        let of_it = |line: &&&str| line.contains(what) && line.contains("cannot be kept");
+        run.failures().iter().filter(of_it).count()
+    };
+    assert_eq!(about("owners"), 1, "{run}");
+    assert_eq!(about("attributes"), usize::from(has_attributes), "{run}");
+    // The kernel's FAT takes any mode and says nothing; it keeps a part of one.
+    assert!(about("modes") <= 1, "{run}");
+
+    let (source, copy) = (env.snapshot("src"), env.snapshot("mnt/dst"));
+    for (path, entry) in &source.entries {
+        let path = String::from_utf8_lossy(path);
+        let (original, copied) = (format!("src/{path}"), format!("mnt/dst/{path}"));
+        if refused.contains(&original.as_str()) {
+            continue;
+        }
+        if env.stat(&original).is_file() {
+            assert!(env.read(&original) == env.read(&copied), "{copied}");
+        }
+        // FAT keeps every other second.
+        let (seconds, _) = entry.mtime;
+        let kept = env.stat(&copied).mtime();
+        assert_eq!(kept, seconds - seconds % 2, "the time of {copied}");
+    }
+    copy.assert_no_temporaries();
+
+    // What FAT has kept of a time is the same time: nothing is copied again.
+    let plan = env.pcopy(["-n", "src", "mnt/dst"]).ok();
+    assert!(!plan.stdout().contains("(time differs)"), "{plan}");
+    let again = env.pcopy(["src", "mnt/dst"]).exits(1);
+    again.counts(0, files, refused.len() as u64);
+    // But a change within the size is seen, as soon as its time is another one on FAT.
+    env.file("src/private", "changed").mtime(1_000_000_002, 0);
+    let again = env.pcopy(["src", "mnt/dst"]).exits(1);
+    again.counts(1, files - 1, refused.len() as u64);
+    assert_eq!(env.read("mnt/dst/private"), b"changed");
+});
+
+both_modes!(times_in_whole_seconds_are_no_reason_to_copy_again, |env| {
+    // Inodes of 128 bytes have no room for more.
+    let script = "mkdir mnt; truncate -s 256M image; mkfs.ext4 -q -I 128 image 2>/dev/null; mount -o loop image mnt";
+    let Some(env) = env.mounted(script) else {
+        return;
+    };
+    env.file("src/file", "one").mtime(1_000_000_001, 5);
+    env.file("src/large", pattern(33 * MIB as usize, 1));
+    env.symlink("src/link", "file").mtime(1_000_000_001, 5);
+    env.pcopy(["src", "mnt/dst"]).ok().counts(3, 0, 0);
+    let plan = env.pcopy(["-n", "src", "mnt/dst"]).ok();
+    assert!(!plan.stdout().contains("replace"), "{plan}");
+    env.pcopy(["src", "mnt/dst"]).ok().counts(0, 3, 0);
+    // Half a step of FAT is a whole one here.
+    env.file("src/file", "two").mtime(1_000_000_002, 5);
+    env.pcopy(["src", "mnt/dst"]).ok().counts(1, 2, 0);
+    env.file("src/file", "six").mtime(1_000_000_003, 5);
+    env.pcopy(["src", "mnt/dst"]).ok().counts(1, 2, 0);
+    assert_eq!(env.read("mnt/dst/file"), b"six");
+});
+
+both_modes!(where_nanoseconds_are_kept_each_one_counts, |env| {
+    env.file("src/file", "two").mtime(1_000_000_001, 1);
+    env.file("dst/file", "one").mtime(1_000_000_001, 0);
+    env.pcopy(["src", "dst"]).ok().counts(1, 0, 0);
+    env.assert_same("src", "dst");
+    env.file("src/file", "six").mtime(1_000_000_003, 5);
+    env.at("dst/file").mtime(1_000_000_002, 0);
+    env.pcopy(["src", "dst"]).ok().counts(1, 0, 0);
+    env.assert_same("src", "dst");
+});
+
 // ---- one property at a time -------------------------------------------------------------------
 
 both_modes!(the_umask_plays_no_part, |env| {
@@ -325,6 +438,46 @@ both_modes!(
         env.assert_same("src", "dst");
     }
 );
+
+both_modes!(
+    what_older_and_never_leave_is_neither_linked_to_nor_replaced,
+    |env| {
+        env.file("src/a", "content").mtime(1_000, 0);
+        env.hard_link("src/b", "src/a");
+        for option in ["--overwrite=older", "--overwrite=never"] {
+            // One of the two is there, and newer: the other one gets the source's content.
+            for (there, missing) in [("a", "b"), ("b", "a")] {
+                let copy = format!("dst{option}-{there}");
+                env.file(format!("{copy}/{there}"), "of another kind");
+                env.pcopy([option, "src", &copy]).ok();
+                assert_eq!(env.read(format!("{copy}/{there}")), b"of another kind");
+                assert_eq!(env.read(format!("{copy}/{missing}")), b"content");
+            }
+            // Both are.
+            let copy = format!("dst{option}-both");
+            env.file(format!("{copy}/a"), "one");
+            env.file(format!("{copy}/b"), "the other");
+            env.pcopy([option, "src", &copy]).ok().counts(0, 0, 0);
+            assert_eq!(env.read(format!("{copy}/a")), b"one");
+            assert_eq!(env.read(format!("{copy}/b")), b"the other");
+        }
+    }
+);
+
+both_modes!(the_plan_for_hard_links_is_what_is_done, |env| {
+    env.file("src/a", "content");
+    env.hard_link("src/b", "src/a");
+    env.pcopy(["src", "dst"]).ok();
+    env.file("src/a", "longer content");
+    for option in ["changed", "older", "never", "always"] {
+        let args = ["--overwrite", option, "src", "dst"];
+        let planned = env.pcopy([&["-n"][..], &args].concat()).ok().summary();
+        let done = env.pcopy(args).ok().summary();
+        assert_eq!(planned.copied, done.copied, "{option}");
+        // Something to be done for the next one as well.
+        env.file("src/a", format!("content for {option}"));
+    }
+});
 
 both_modes!(
     separate_files_are_not_joined_and_joined_ones_are_separated,
@@ -620,6 +773,38 @@ both_modes!(fsync_makes_the_same_copy, |env| {
     Zoo::Full.build(env, "src");
     env.pcopy(["--fsync", "src", "dst"]).ok();
     env.assert_same("src", "dst");
+});
+
+both_modes!(fsync_has_every_new_name_on_disk, |env| {
+    env.file("src/file", "x");
+    let synced = |source: &str, copy: &str| {
+        let trace = "set -- strace -f -y -qq -e trace=fsync -o trace \"$@\"";
+        let args = ["--fsync", source, copy];
+        env.command(args).after(trace).run().ok();
+        let trace = String::from_utf8_lossy(&env.read("trace")).into_owned();
+        let root = env.inner_path("");
+        let path_of = |line: &str| {
+            let (_, path) = line.split_once('<')?;
+            let path = Path::new(path.split_once('>')?.0);
+            Some(path.strip_prefix(&root).ok()?.to_owned())
+        };
+        trace.lines().filter_map(path_of).collect::<BTreeSet<_>>()
+    };
+    if env.sh("command -v strace || true").is_empty() {
+        skip("no strace");
+        return;
+    }
+    // The folder in which the first missing one was made is the environment's.
+    assert_eq!(
+        synced("src", "new/deep/dst"),
+        ["", "new", "new/deep", "new/deep/dst", "new/deep/dst/file"]
+            .map(PathBuf::from)
+            .into()
+    );
+    assert_eq!(
+        synced("src/file", "other/dst"),
+        ["", "other", "other/dst"].map(PathBuf::from).into()
+    );
 });
 
 both_modes!(a_folder_of_proc_and_sys_has_its_content, |env| {

@@ -316,3 +316,15 @@ both_modes!(
         assert_eq!(env.stat("dst").mode(), env.stat("src").mode());
     }
 );
+
+both_modes!(without_a_single_worker_nothing_is_started, |env| {
+    env.file("src/file", "x");
+    env.folder("parent").mode(0o777);
+    let run = env
+        .command(["src", "parent/dst"])
+        .by_user()
+        .after("ulimit -u 1")
+        .within(Duration::from_secs(30))
+        .run();
+    run.exits(2);
+});

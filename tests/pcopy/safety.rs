@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FileType, RenameFlags, renameat_with};
 
 use crate::compare::{self, Properties};
 use crate::env::{Env, pattern};
@@ -268,6 +268,23 @@ both_modes!(
         env.assert_same("src", "dst");
     }
 );
+
+both_modes!(a_link_in_the_target_directory_is_not_followed, |env| {
+    env.file("folder/file", "x");
+    env.folder("outside");
+    env.symlink("dst/folder", "../outside");
+    let run = env.pcopy(["-t", "dst", "folder"]).exits(2);
+    assert!(
+        run.stderr
+            .contains("dst/folder: a symbolic link is in the way"),
+        "{run}"
+    );
+    assert!(!env.exists("outside/file"));
+    // The target directory itself is named, so it may be one.
+    env.symlink("link", "outside");
+    env.pcopy(["-t", "link", "folder"]).ok();
+    env.assert_same("folder", "outside/folder");
+});
 
 both_modes!(
     a_destination_folder_that_is_a_link_fails_and_says_so,
@@ -630,4 +647,21 @@ both_modes!(removing_the_destination_meanwhile_ends_in_order, |env| {
             assert!(!run.stderr.contains("panicked"), "{run}");
         }
     });
+});
+
+both_modes!(a_device_named_as_destination_is_not_replaced, |env| {
+    env.file("file", "x");
+    env.fifo("fifo");
+    env.pcopy(["file", "fifo"])
+        .exits(2)
+        .stderr_has("fifo is a device, FIFO or socket");
+    assert_eq!(
+        FileType::from_raw_mode(env.stat("fifo").mode()),
+        FileType::Fifo
+    );
+    // In a tree it is an entry like any other.
+    env.file("src/name", "x");
+    env.fifo("dst/name");
+    env.pcopy(["src", "dst"]).ok();
+    env.assert_same("src", "dst");
 });
