@@ -562,13 +562,21 @@ impl Process {
         name.trim_end().to_owned()
     }
 
-    /// Whether it has a file of this name open.
-    pub(crate) fn holds(&self, name: &str) -> bool {
+    /// The names of what it has open.
+    pub(crate) fn open_files(&self) -> Vec<String> {
         let fds = fs::read_dir(format!("/proc/{}/fd", self.pid));
         fds.into_iter()
             .flatten()
             .flatten()
-            .any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.ends_with(name)))
+            .filter_map(|fd| fs::read_link(fd.path()).ok())
+            .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    /// Whether SIGSTOP has taken effect, or it has ended.
+    pub(crate) fn stands_still(&self) -> bool {
+        let now = processes().find(|process| process.pid == self.pid);
+        now.is_none_or(|now| now.state == 'T' || !now.lives())
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

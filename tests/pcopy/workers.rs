@@ -48,8 +48,8 @@ fn env() -> Env {
 fn a_hundred_workers_killed_at_random_cost_nothing() {
     const KILLS: usize = 100;
     let env = env();
-    tree(&env, 9_000);
-    // Large enough to be hit twice at one piece: that is the next test.
+    tree(&env, 6_500);
+    // Each of its pieces takes so long that it would be hit often.
     fs::remove_file(env.path("real/large")).unwrap();
     let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "0.5"]) else {
         return;
@@ -57,17 +57,28 @@ fn a_hundred_workers_killed_at_random_cost_nothing() {
     let running = env.command(["-v", "-j", "4", "src", "dst"]).start();
     let mut random = Random::new(7);
     let mut seen = BTreeSet::new();
+    let mut hit = BTreeSet::new();
     for kill in 0..KILLS {
-        // Whoever had to do an entry again is through with it by then, though workers tell of
-        // what they have done only now and then: an entry during which two workers die is given
-        // up, and that is another test.
         running.await_stdout("further entries", |text| {
-            text.bytes().filter(|&byte| byte == b'\n').count() > kill * 80 + 20
+            text.bytes().filter(|&byte| byte == b'\n').count() > kill * 60 + 20
         });
         eventually("there are four workers", || running.workers().len() == 4);
-        let workers = running.workers();
-        seen.extend(workers.iter().map(|worker| worker.pid));
-        workers[random.below(4) as usize].signal(Signal::KILL);
+        eventually("a worker is killed at an entry", || {
+            let workers = running.workers();
+            seen.extend(workers.iter().map(|worker| worker.pid));
+            let victim = &workers[random.below(workers.len() as u64) as usize];
+            // An entry at which two workers die is given up, and that is another test. So it
+            // must stand still while it is looked at what it is doing.
+            victim.signal(Signal::STOP);
+            eventually("it stands still", || victim.stands_still());
+            let entry = victim
+                .open_files()
+                .into_iter()
+                .find(|name| name.starts_with("file-"));
+            let is_new = entry.is_some_and(|entry| hit.insert(entry));
+            victim.signal(if is_new { Signal::KILL } else { Signal::CONT });
+            is_new
+        });
         let parent = running.pid().as_raw_pid();
         eventually("no zombie stays", || {
             crate::run::processes().all(|p| p.parent != parent || p.state != 'Z')
@@ -88,7 +99,7 @@ fn worker_at(running: &Running, name: &str) -> Process {
         found = running
             .workers()
             .into_iter()
-            .find(|worker| worker.holds(name));
+            .find(|worker| worker.open_files().iter().any(|open| open == name));
         found.is_some()
     });
     found.unwrap()
