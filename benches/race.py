@@ -52,6 +52,7 @@ import json
 import os
 import platform
 import pty
+import random
 import re
 import shutil
 import signal
@@ -377,8 +378,10 @@ def race(row: Row, place: Arena, programs: list[Program], rounds: int, patience:
     slow: set[str] = set()
     for number in range(rounds + 1):
         line = [p for p in programs if p.name not in result.failed and (number < 2 or p.name not in slow)]
-        turn = number % max(len(line), 1)
-        for program in line[turn:] + line[:turn]:
+        # Shuffled, since what a program leaves in the memory's free lists is its successor's start;
+        # the same each time.
+        random.Random(number).shuffle(line)
+        for program in line:
             if sys.stderr.isatty():
                 print(f"\r\033[K{row.name}: round {number} of {rounds}, {program.name}", end="", file=sys.stderr)
             place.clear()

@@ -14,6 +14,11 @@ use crate::job::{Job, Report};
 use crate::sys;
 use crate::worker::{Port, Worker};
 
+/// Deals that are out for each thread. They wait in one queue for whoever is free, so a long one
+/// holds nobody up; with two, threads waited 3 % of the time for the parent to be scheduled, with
+/// six 0.3 % (kernel tree, 2 cores).
+const AHEAD: usize = 6;
+
 thread_local! {
     /// This thread's worker, once it has had a job.
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
@@ -111,7 +116,7 @@ fn run(context: &'static Context, jobs: &[Arc<Job>], sender: &Sender<(usize, Rep
 
 impl Engine for Threads {
     fn room(&self) -> usize {
-        (2 * self.limit).saturating_sub(self.deals)
+        (AHEAD * self.limit).saturating_sub(self.deals)
     }
 
     fn idle(&self) -> usize {
