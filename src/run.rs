@@ -27,6 +27,9 @@ use crate::watch::{Alarm, Watch};
 const DEAL: usize = 16;
 /// How long the loop waits for a report before it looks around.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
+/// How long the first worker is left alone with a folder: ten small files are copied before a
+/// second one would have been started.
+const HEAD_START: Duration = Duration::from_millis(2);
 /// How long a stopped run waits for its workers: they look whether they are to stop after each
 /// piece of a file.
 const STOPPING: Duration = Duration::from_millis(600);
@@ -111,6 +114,7 @@ pub(crate) struct Run {
     deaths: HashSet<Place>,
     watch: Watch,
     last_job: JobId,
+    head_start: bool,
     stopped: Option<Instant>,
 }
 
@@ -140,6 +144,7 @@ impl Run {
             deaths: HashSet::new(),
             watch: Watch::new(context.config.stall_timeout),
             last_job: 0,
+            head_start: true,
             stopped: None,
         };
         // The last one first: what is pushed last is dealt first.
@@ -246,11 +251,8 @@ impl Run {
             }
             self.engine.deal(jobs);
         }
-        let idle = if self.todo.is_empty() {
-            self.engine.idle()
-        } else {
-            0
-        };
+        let wanted = self.todo.is_empty() && !self.is_head_start();
+        let idle = if wanted { self.engine.idle() } else { 0 };
         self.context.board.want(idle);
     }
 
@@ -934,6 +936,11 @@ impl Run {
 
     // ---- looking around ----
 
+    fn is_head_start(&mut self) -> bool {
+        self.head_start &= self.progress.elapsed() < HEAD_START;
+        self.head_start
+    }
+
     fn patience(&self) -> Duration {
         let mut patience = self
             .progress
@@ -945,6 +952,9 @@ impl Run {
         }
         if self.stopped.is_some() {
             patience = patience.min(crew::PERIOD);
+        }
+        if self.head_start {
+            patience = patience.min(HEAD_START);
         }
         patience
     }
