@@ -367,7 +367,8 @@ both_modes!(copying_begins_while_the_listing_goes_on, |env| {
     else {
         return;
     };
-    let running = env.command(["src", "dst"]).start();
+    // A worker for each folder: what is dealt to the one that is stuck waits with it.
+    let running = env.command(["-j8", "src", "dst"]).start();
     // The listing of one folder never ends, and yet everything else arrives.
     let copied = || (0..30).all(|i| env.exists(format!("dst/{}/fine-{i}", i % 3)));
     eventually("all other files are copied", copied);
