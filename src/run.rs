@@ -1050,11 +1050,8 @@ impl Run {
             .filter(|&worker| self.context.board.slot(worker).job().is_some())
             .collect();
         let deadline = Instant::now() + TIDYING;
-        if self.engine.busy() > 0 {
+        if self.engine.busy() > 0 || !self.large.is_empty() {
             self.remove_partials(&stuck, deadline);
-        }
-        for ((folder, _), file) in std::mem::take(&mut self.large) {
-            self.push(folder, Task::Abandon { large: file.large }, 0);
         }
         for folder in self.tree.open() {
             let open = self.tree.get_mut(folder);
@@ -1088,8 +1085,9 @@ impl Run {
         }
     }
 
-    /// Workers that do not stop: ends them where that can be done, and removes what they were
-    /// writing, in a thread of its own, for the file system may be what they hang in.
+    /// Ends workers that do not stop, where that can be done. Removes what they were writing, and
+    /// large files of which pieces are missing: in a thread of its own, for the file system may
+    /// be what they hang in, and not by workers, of whom there may be none in time.
     fn remove_partials(&mut self, stuck: &[usize], deadline: Instant) {
         for &worker in stuck {
             self.engine.kill(worker);
@@ -1113,6 +1111,11 @@ impl Run {
                 }
             };
             partials.push((dealt.job.root as usize, dealt.job.path.clone(), name));
+        }
+        for ((folder, _), file) in std::mem::take(&mut self.large) {
+            let open = self.tree.get(folder);
+            let name = file.large.written_as.as_bytes().to_vec();
+            partials.push((open.root as usize, open.path.clone(), name));
         }
         let (done, wait) = crossbeam_channel::bounded::<()>(1);
         let thread = std::thread::Builder::new().spawn(move || {
