@@ -25,15 +25,16 @@ impl Context {
         CString::new(name).unwrap_or_default()
     }
 
-    /// True for a temporary name of this run: in use, or soon removed by who made it.
-    pub fn is_own_temporary(&self, name: &[u8]) -> bool {
+    /// True for a temporary name of another run. Those of this run are in use, or soon removed by
+    /// who made them.
+    pub fn is_left_over(&self, name: &[u8]) -> bool {
         let own = format!(".pcopy.{:016x}.", self.config.run);
-        is_temporary(name) && name.starts_with(own.as_bytes())
+        is_temporary(name) && !name.starts_with(own.as_bytes())
     }
 }
 
 /// True for the names that [`Context::temporary_name`] gives, in this run or another.
-pub fn is_temporary(name: &[u8]) -> bool {
+fn is_temporary(name: &[u8]) -> bool {
     let parts = name
         .strip_prefix(b".pcopy.")
         .and_then(|rest| rest.strip_suffix(b".tmp"));

@@ -29,7 +29,6 @@ pub struct Progress {
     plain: bool,
     start: Instant,
     drawn: Instant,
-    counted: bool,
     stdout_failed: bool,
 }
 
@@ -49,7 +48,6 @@ impl Progress {
             plain: wanted && !terminal,
             start,
             drawn: start,
-            counted: false,
             stdout_failed: false,
         }
     }
@@ -81,11 +79,8 @@ impl Progress {
             eprintln!("pcopy: {text}");
             return;
         };
-        if counted && !self.counted {
-            self.counted = true;
-            bar.set_length(STEPS);
-        }
         if counted {
+            bar.set_length(STEPS);
             bar.set_style(style(if is_narrow() {
                 "{percent:>3}% {wide_msg}"
             } else {

@@ -109,10 +109,10 @@ impl Roots {
         let failed = || format!("cannot make the destination {}", show_path(&folder));
         let mut fresh = false;
         if !config.dry_run {
-            // What becomes a copy gets its mode at the end; until then it is nobody else's. A
-            // folder for files is one like any other.
             // Whatever the umask, the next one has to fit in, as mkdir -p has it.
             let usual = Mode::from_raw_mode(0o777 & !config.umask | 0o300);
+            // What becomes a copy gets its mode at the end; until then it is nobody else's. A
+            // folder for files is one like any other.
             let is_copy = plan.name.is_none();
             let mode = if is_copy { Mode::RWXU } else { usual };
             fresh = make_folder(&folder, mode, usual, config).with_context(failed)? && is_copy;

@@ -242,6 +242,17 @@ impl Run {
         self.todo.push(Todo::Task(part));
     }
 
+    /// A job that was dealt and not begun.
+    fn push_again(&mut self, dealt: Dealt) {
+        self.push_part(Part {
+            folder: dealt.folder,
+            task: dealt.job.task.clone(),
+            again: dealt.job.again.clone(),
+            firsts: dealt.firsts,
+            weight: dealt.weight,
+        });
+    }
+
     fn deal(&mut self) {
         while self.stopped.is_none() && self.engine.room() > 0 {
             let share = self.todo_size / (4 * self.crew.limit());
@@ -251,7 +262,7 @@ impl Run {
             }
             self.engine.deal(jobs);
         }
-        let wanted = self.todo.is_empty() && !self.is_head_start();
+        let wanted = self.todo.is_empty() && !self.head_start;
         let idle = if wanted { self.engine.idle() } else { 0 };
         self.context.board.want(idle);
     }
@@ -366,13 +377,7 @@ impl Run {
         self.tell_not_kept(report.not_kept);
         for id in report.returned {
             if let Some(dealt) = self.dealt.remove(&id) {
-                self.push_part(Part {
-                    folder: dealt.folder,
-                    task: dealt.job.task.clone(),
-                    again: dealt.job.again.clone(),
-                    firsts: dealt.firsts,
-                    weight: dealt.weight,
-                });
+                self.push_again(dealt);
             }
         }
         for news in report.news {
@@ -773,13 +778,7 @@ impl Run {
                 // Done, but the report died with the worker.
                 Some(at) if place < at => self.redo(dealt, u64::MAX, None, None),
                 // Never begun.
-                Some(_) => self.push_part(Part {
-                    folder: dealt.folder,
-                    task: dealt.job.task.clone(),
-                    again: dealt.job.again.clone(),
-                    firsts: dealt.firsts,
-                    weight: dealt.weight,
-                }),
+                Some(_) => self.push_again(dealt),
                 // It was between two deals, so probably never begun; but where reports were lost,
                 // that cannot be told.
                 None => self.redo(dealt, 0, None, None),
@@ -792,20 +791,7 @@ impl Run {
     fn blame(&mut self, worker: usize, dealt: Dealt, death: Death, stalled: Option<Duration>) {
         let slot = self.context.board.slot(worker);
         let entry = slot.entry().map(|name| Name::new(&name));
-        let clear = match slot.is_making() {
-            Making::Nothing => None,
-            Making::Temporary(number) => {
-                let name = self.context.temporary_name(worker, number);
-                Some(Name::new(name.as_bytes()))
-            }
-            Making::Entry => {
-                let root = &self.context.roots.list[dealt.job.root as usize];
-                match &root.single {
-                    Some(single) => Some(Name::new(single.to.as_bytes())),
-                    None => entry.clone(),
-                }
-            }
-        };
+        let clear = self.partial_of(worker, &dealt.job);
         let piece = match dealt.job.task {
             Task::Piece { offset, .. } => offset,
             _ => 0,
@@ -832,6 +818,22 @@ impl Run {
             given_up = Some(entry);
         }
         self.redo(dealt, slot.done_in_job(), clear, given_up);
+    }
+
+    /// The name under which a worker is writing, or was when it died.
+    fn partial_of(&self, worker: usize, job: &Job) -> Option<Name> {
+        let slot = self.context.board.slot(worker);
+        match slot.is_making() {
+            Making::Nothing => None,
+            Making::Temporary(number) => {
+                let name = self.context.temporary_name(worker, number);
+                Some(Name::new(name.as_bytes()))
+            }
+            Making::Entry => match &self.context.roots.list[job.root as usize].single {
+                Some(single) => Some(Name::new(single.to.as_bytes())),
+                None => slot.entry().map(|name| Name::new(&name)),
+            },
+        }
     }
 
     /// Does a job again whose worker died, `counted` entries of which are done and counted.
@@ -936,11 +938,6 @@ impl Run {
 
     // ---- looking around ----
 
-    fn is_head_start(&mut self) -> bool {
-        self.head_start &= self.progress.elapsed() < HEAD_START;
-        self.head_start
-    }
-
     fn patience(&self) -> Duration {
         let mut patience = self
             .progress
@@ -967,6 +964,7 @@ impl Run {
             self.stop();
         }
         let now = Instant::now();
+        self.head_start = self.head_start && self.progress.elapsed() < HEAD_START;
         let board = self.context.board;
         if let Some(limit) = self.crew.look(now, self.engine.busy(), Ticks::now) {
             self.engine.set_limit(limit);
@@ -1099,17 +1097,10 @@ impl Run {
             let Some(dealt) = slot.job().and_then(|id| self.dealt.get(&id)) else {
                 continue;
             };
-            let name = match slot.is_making() {
-                Making::Nothing => continue,
-                Making::Temporary(number) => context.temporary_name(worker, number).into_bytes(),
-                Making::Entry => {
-                    let root = &context.roots.list[dealt.job.root as usize];
-                    match &root.single {
-                        Some(single) => single.to.as_bytes().to_vec(),
-                        None => slot.entry().unwrap_or_default(),
-                    }
-                }
+            let Some(name) = self.partial_of(worker, &dealt.job) else {
+                continue;
             };
+            let name = name.as_bytes().to_vec();
             partials.push((dealt.job.root as usize, dealt.job.path.clone(), name));
         }
         for ((folder, _), file) in std::mem::take(&mut self.large) {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{self, AtFlags, FileType, FlockOperation};
 
 use crate::board::{Ending, Slot};
-use crate::context::{Context, is_temporary};
+use crate::context::Context;
 use crate::copy::folder::Folder;
 use crate::copy::{At, Copier, Outcome, Trouble};
 use crate::job::{
@@ -435,7 +435,7 @@ impl Worker {
         // What cannot be listed shows when it is worked on.
         let path = walk::path_to(destination, self.own_current_folder);
         let _ = walk::list(path, |_, name| {
-            if is_temporary(name.to_bytes()) && !self.context.is_own_temporary(name.to_bytes()) {
+            if self.context.is_left_over(name.to_bytes()) {
                 left_overs.push(name.to_owned());
             }
             true

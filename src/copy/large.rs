@@ -92,9 +92,7 @@ impl Copier {
             Err(trouble) if trouble.reason == Errno::NOENT.into() => {
                 let there = folder.existing(to).at(Step::LookAtDestination)?;
                 let there = there.map(|stat| Stamp::of(&stat));
-                if there.is_none_or(|there| {
-                    there.size != stamp.size || !self.same_time(folder, &there, &stamp)
-                }) {
+                if there.is_none_or(|there| !self.is_copy(folder, &there, &stamp)) {
                     return Err(trouble);
                 }
                 partial.keep();

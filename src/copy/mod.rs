@@ -168,8 +168,9 @@ impl Copier {
         let (file, partial) = self.create(folder, to, action, mode)?;
         folder.learn(file.as_fd()).at(Step::LookAtDestination)?;
 
-        let cloned = self.is_large(&stamp) && self.clone_whole(&source, &file)?;
-        if self.is_large(&stamp) && !cloned && data::reserve(&file, &stamp)? {
+        let is_large = self.is_large(&stamp);
+        let cloned = is_large && self.clone_whole(&source, &file)?;
+        if is_large && !cloned && data::reserve(&file, &stamp)? {
             let large = Large {
                 name: Name::new(from.to_bytes()),
                 written_as: Name::new(partial.name.to_bytes()),
@@ -287,8 +288,13 @@ impl Copier {
         } else {
             (!self.same_time(folder, &old, &new)).then_some(Action::ReplaceTime)
         };
+        Ok(self.verdict(difference, &old, &new))
+    }
+
+    /// What `--overwrite` says of an entry that is there and differs, or does not.
+    fn verdict(&self, difference: Option<Action>, old: &Stamp, new: &Stamp) -> Plan {
         let unchanged = Plan::Leave(Ending::Unchanged, Action::LeaveUnchanged);
-        Ok(match config.overwrite {
+        match self.context.config.overwrite {
             Overwrite::Changed => difference.map_or(unchanged, Plan::Replace),
             Overwrite::Always => Plan::Replace(Action::ReplaceAlways),
             Overwrite::Older if difference.is_none() => unchanged,
@@ -296,7 +302,7 @@ impl Copier {
             Overwrite::Older => Plan::Leave(Ending::Skipped, Action::SkipNewer),
             Overwrite::Never if difference.is_none() => unchanged,
             Overwrite::Never => Plan::Leave(Ending::Skipped, Action::SkipExisting),
-        })
+        }
     }
 
     fn look(&self, folder: &Folder, from: &CStr) -> Result<Stamp, Trouble> {

@@ -153,16 +153,13 @@ impl Copier {
         old: &Stamp,
     ) -> Result<bool, Trouble> {
         let new = self.look(folder, from)?;
-        Ok(match self.context.config.overwrite {
-            Overwrite::Always => true,
-            Overwrite::Changed => !self.is_copy(folder, old, &new),
-            Overwrite::Older => !self.is_copy(folder, old, &new) && old.mtime < new.mtime,
-            Overwrite::Never => false,
-        })
+        let difference = (!self.is_copy(folder, old, &new)).then_some(Action::ReplaceOtherKind);
+        let verdict = self.verdict(difference, old, &new);
+        Ok(matches!(verdict, Plan::Replace(_)))
     }
 
     /// True when the destination's entry looks like a copy of the source's.
-    fn is_copy(&mut self, folder: &mut Folder, old: &Stamp, new: &Stamp) -> bool {
+    pub(super) fn is_copy(&mut self, folder: &mut Folder, old: &Stamp, new: &Stamp) -> bool {
         let file_type = |stamp: &Stamp| FileType::from_raw_mode(stamp.mode);
         file_type(old) == file_type(new)
             && (old.size, old.rdev) == (new.size, new.rdev)

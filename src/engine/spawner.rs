@@ -18,7 +18,6 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
-
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use super::wire::Wire;

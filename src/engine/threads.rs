@@ -168,11 +168,8 @@ impl Engine for Threads {
         // The threads end with the process; one that is stuck does not hold it up. Others have
         // yet to say that their deal has ended.
         let deadline = Instant::now() + patience;
-        while self.deals > 0
-            && let Ok((_, report)) = self.reports.recv_deadline(deadline)
-        {
-            self.deals -= usize::from(report.deal_ended);
-        }
+        let left = || deadline.saturating_duration_since(Instant::now());
+        while self.deals > 0 && self.next(left()).is_some() {}
         self.deals == 0
     }
 }
