@@ -49,7 +49,8 @@ const REPLACEMENTS: usize = 4096;
 pub fn run(config: Config) -> Result<i32> {
     let crew = Crew::new(config.jobs);
     let roots = Roots::open(&config)?;
-    let board = Board::new(crew.most() + REPLACEMENTS).context("cannot share memory")?;
+    let board =
+        Board::new(crew.limit() + crew.most() + REPLACEMENTS).context("cannot share memory")?;
     let context: &'static Context = Box::leak(Box::new(Context {
         config,
         roots,

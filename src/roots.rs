@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -75,16 +77,17 @@ impl Roots {
     /// source or lies in it.
     pub fn open(config: &Config) -> Result<Self> {
         let plans = plan(config)?;
+        let mounts = Mounts::read();
         let sources: Vec<SourceFolder> = plans
             .iter()
             .filter(|plan| plan.name.is_none())
             .map(|plan| SourceFolder {
                 inode: Inode::of(&plan.stat),
-                place: Place::of(plan.source.as_fd()),
+                place: mounts.place_of(plan.source.as_fd()),
             })
             .collect();
         for plan in &plans {
-            refuse_nesting(&sources, &plan.folder).with_context(|| {
+            refuse_nesting(&mounts, &sources, &plan.folder).with_context(|| {
                 format!(
                     "cannot copy {} to {}",
                     show_path(&plan.source_path),
@@ -201,7 +204,7 @@ impl Roots {
         {
             return false;
         }
-        let place = Place::of(folder);
+        let place = Mounts::read().place_of(folder);
         self.sources.iter().any(|source| {
             matches!((&source.place, &place), (Some(source), Some(place)) if place.is_in(source))
         })
@@ -392,7 +395,7 @@ fn sync_folder(path: &Path) -> rustix::io::Result<()> {
 /// Refuses a destination that is a source folder or lies in one. Judged by device and inode of
 /// the destination and of every folder above it, and where mounts alias each other by the place
 /// in the file system, so that no other name of a folder gets past.
-fn refuse_nesting(sources: &[SourceFolder], destination: &Path) -> Result<()> {
+fn refuse_nesting(mounts: &Mounts, sources: &[SourceFolder], destination: &Path) -> Result<()> {
     if sources.is_empty() {
         return Ok(());
     }
@@ -428,7 +431,7 @@ fn refuse_nesting(sources: &[SourceFolder], destination: &Path) -> Result<()> {
             anyhow!("the destination lies inside the source")
         }
     };
-    if let Some(place) = Place::of(folder.as_fd()) {
+    if let Some(place) = mounts.place_of(folder.as_fd()) {
         for source in sources.iter().filter_map(|source| source.place.as_ref()) {
             if place.is_in(source) {
                 return Err(same(is_itself && place == *source));
@@ -461,26 +464,44 @@ struct Place {
 }
 
 impl Place {
+    fn is_in(&self, other: &Self) -> bool {
+        self.device == other.device && self.path.starts_with(&other.path)
+    }
+}
+
+/// The mounts as they are at one moment.
+struct Mounts {
+    /// proc_pid_mountinfo(5); nothing where the system does not tell.
+    table: Vec<u8>,
+}
+
+impl Mounts {
+    fn read() -> Self {
+        // Most tables fit: each read(2) beyond would cost as much as a small file.
+        let mut table = Vec::with_capacity(16 << 10);
+        let read = File::open("/proc/thread-self/mountinfo")
+            .and_then(|mut file| file.read_to_end(&mut table));
+        if read.is_err() {
+            table.clear();
+        }
+        Self { table }
+    }
+
     /// None where the system does not tell.
-    fn of(folder: BorrowedFd<'_>) -> Option<Self> {
+    fn place_of(&self, folder: BorrowedFd<'_>) -> Option<Place> {
         let mount = mount_of(folder)?.to_string();
         let link = format!("/proc/thread-self/fd/{}", folder.as_raw_fd());
         let path = std::fs::read_link(link).ok()?;
-        let table = std::fs::read("/proc/thread-self/mountinfo").ok()?;
-        // proc_pid_mountinfo(5): ID, parent's ID, device, root in the file system, mount point.
-        let line = table.split(|&b| b == b'\n').find_map(|line| {
+        // ID, parent's ID, device, root in the file system, mount point.
+        let line = self.table.split(|&b| b == b'\n').find_map(|line| {
             let fields: Vec<&[u8]> = line.splitn(6, |&b| b == b' ').collect();
             (fields.len() == 6 && fields[0] == mount.as_bytes()).then_some(fields)
         })?;
         let below = path.strip_prefix(unescape(line[4])).ok()?;
-        Some(Self {
+        Some(Place {
             device: String::from_utf8_lossy(line[2]).into_owned(),
             path: unescape(line[3]).join(below),
         })
-    }
-
-    fn is_in(&self, other: &Self) -> bool {
-        self.device == other.device && self.path.starts_with(&other.path)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
+use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::{Engine, Event};
 use crate::context::Context;
@@ -31,58 +31,87 @@ pub struct Threads {
     /// Threads of the pool that have not been started.
     waiting: Vec<ThreadBuilder>,
     started: usize,
+    /// Slots that the threads of an earlier pool have.
+    taken: usize,
     limit: usize,
+    most: usize,
     deals: usize,
     sender: Sender<(usize, Report)>,
     reports: Receiver<(usize, Report)>,
 }
 
 impl Threads {
-    /// A pool for at most `workers` threads, one of which runs: without any the run would wait
-    /// for ever.
+    /// A pool for `limit` threads, one of which runs: without any the run would wait for ever.
+    /// There may be `most` later.
     ///
     /// # Errors
     /// Where rayon cannot make a pool, or the system allows no thread.
-    pub fn new(context: &'static Context, workers: usize, limit: usize) -> Result<Self> {
-        let mut waiting = Vec::with_capacity(workers);
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(workers)
-            .thread_name(|number| format!("pcopy worker {}", number + 1))
-            .spawn_handler(|thread| {
-                waiting.push(thread);
-                Ok(())
-            })
-            .build()
-            .context("cannot make a thread pool")?;
-        waiting.reverse();
+    pub fn new(context: &'static Context, most: usize, limit: usize) -> Result<Self> {
+        let (pool, mut waiting) = make_pool(limit, 0).context("cannot make a thread pool")?;
+        start_one(&mut waiting).context("cannot start a thread")?;
         // Bounded by the deals that are out, which are bounded by the number of workers.
         let (sender, reports) = unbounded();
-        let mut threads = Self {
+        Ok(Self {
             context,
             pool,
             waiting,
-            started: 0,
+            started: 1,
+            taken: 0,
             limit,
+            most,
             deals: 0,
             sender,
             reports,
-        };
-        threads.start_one().context("cannot start a thread")?;
-        Ok(threads)
+        })
     }
 
-    fn start_one(&mut self) -> std::io::Result<()> {
-        let Some(thread) = self.waiting.pop() else {
-            return Ok(());
-        };
-        let mut builder = std::thread::Builder::new();
-        if let Some(name) = thread.name() {
-            builder = builder.name(name.to_owned());
+    /// Has a larger pool take over, for a pool cannot grow. The threads that there are end with
+    /// the deals that they have. (All that there may ever be would cost 2.5 µs each at the start,
+    /// too much for ten small files.)
+    fn grow(&mut self) {
+        let taken = self.taken + self.size();
+        if let Ok((pool, mut waiting)) = make_pool(self.most, taken)
+            && start_one(&mut waiting).is_ok()
+        {
+            self.pool = pool;
+            self.waiting = waiting;
+            self.started = 1;
+            self.taken = taken;
         }
-        builder.spawn(|| thread.run())?;
-        self.started += 1;
-        Ok(())
     }
+
+    fn size(&self) -> usize {
+        self.started + self.waiting.len()
+    }
+}
+
+fn start_one(waiting: &mut Vec<ThreadBuilder>) -> std::io::Result<()> {
+    let Some(thread) = waiting.pop() else {
+        return Ok(());
+    };
+    let mut builder = std::thread::Builder::new();
+    if let Some(name) = thread.name() {
+        builder = builder.name(name.to_owned());
+    }
+    builder.spawn(|| thread.run()).map(drop)
+}
+
+/// A pool and its threads, the first one last. The slots of the board up to `taken` are others'.
+fn make_pool(
+    threads: usize,
+    taken: usize,
+) -> Result<(ThreadPool, Vec<ThreadBuilder>), ThreadPoolBuildError> {
+    let mut waiting = Vec::with_capacity(threads);
+    let pool = ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(move |number| format!("pcopy worker {}", taken + number + 1))
+        .spawn_handler(|thread| {
+            waiting.push(thread);
+            Ok(())
+        })
+        .build()?;
+    waiting.reverse();
+    Ok((pool, waiting))
 }
 
 struct Channel<'a> {
@@ -96,8 +125,13 @@ impl Port for Channel<'_> {
     }
 }
 
-fn run(context: &'static Context, jobs: &[Arc<Job>], sender: &Sender<(usize, Report)>) {
-    let number = rayon::current_thread_index().unwrap_or(0);
+fn run(
+    context: &'static Context,
+    taken: usize,
+    jobs: &[Arc<Job>],
+    sender: &Sender<(usize, Report)>,
+) {
+    let number = taken + rayon::current_thread_index().unwrap_or(0);
     WORKER.with_borrow_mut(|worker| {
         let worker = worker.get_or_insert_with(|| {
             let own_tables = sys::unshare_descriptors().is_ok();
@@ -129,13 +163,17 @@ impl Engine for Threads {
 
     fn deal(&mut self, jobs: Vec<Arc<Job>>) {
         self.deals += 1;
-        if self.deals > self.started && self.started < self.limit && self.start_one().is_err() {
-            // The system allows no further thread: these have to do.
-            self.waiting.clear();
-            self.limit = self.started;
+        if self.deals > self.started && self.started < self.limit {
+            if start_one(&mut self.waiting).is_ok() {
+                self.started += 1;
+            } else {
+                // The system allows no further thread: these have to do.
+                self.waiting.clear();
+                self.limit = self.started;
+            }
         }
-        let (context, sender) = (self.context, self.sender.clone());
-        self.pool.spawn(move || run(context, &jobs, &sender));
+        let (context, taken, sender) = (self.context, self.taken, self.sender.clone());
+        self.pool.spawn(move || run(context, taken, &jobs, &sender));
     }
 
     fn next(&mut self, patience: Duration) -> Option<Event> {
@@ -147,11 +185,14 @@ impl Engine for Threads {
     }
 
     fn set_limit(&mut self, workers: usize) {
-        self.limit = workers.min(self.started + self.waiting.len());
+        if workers > self.size() {
+            self.grow();
+        }
+        self.limit = workers.min(self.size());
     }
 
     fn slots(&self) -> usize {
-        self.started
+        self.taken + self.started
     }
 
     fn label(&self, worker: usize) -> String {
