@@ -18,7 +18,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGCONT, SIGINT, SIGTERM, SIGXFSZ};
 
 use super::wire::Wire;
 use crate::context::Context;
@@ -39,6 +39,10 @@ impl Spawner {
     /// # Errors
     /// Where the system allows no further process or descriptor.
     pub(super) fn start(context: &'static Context) -> Result<Self> {
+        // A SIGSTOP that comes during a fork reaches the child once it runs. The SIGCONT after it
+        // takes that back only where it is not ignored, as it is without a handler: the child
+        // would stay stopped (Linux 6.18, __send_signal_locked). All that are forked inherit it.
+        signal_hook::flag::register(SIGCONT, Arc::default()).context("cannot handle signals")?;
         let (here, there) = Wire::pair().context("cannot make a socket")?;
         let parent = getpid();
         match sys::fork().context("cannot fork")? {
