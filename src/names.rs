@@ -1,5 +1,6 @@
 //! Names and paths as Linux has them: bytes without NUL, whatever their encoding.
 
+use std::borrow::Borrow;
 use std::ffi::CStr;
 use std::fmt;
 
@@ -28,6 +29,19 @@ impl Kind {
             FileType::Directory => Self::Folder,
             FileType::Symlink => Self::Link,
             _ => Self::Special,
+        }
+    }
+
+    /// The kind that a listing tells.
+    pub fn of_listed(file_type: std::fs::FileType) -> Self {
+        if file_type.is_file() {
+            Self::File
+        } else if file_type.is_dir() {
+            Self::Folder
+        } else if file_type.is_symlink() {
+            Self::Link
+        } else {
+            Self::Special
         }
     }
 
@@ -189,6 +203,12 @@ impl Name {
 
     /// Its bytes, without NUL.
     pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Borrow<[u8]> for Name {
+    fn borrow(&self) -> &[u8] {
         &self.0
     }
 }

@@ -25,37 +25,56 @@ pub fn path_to(folder: BorrowedFd<'_>, own_current_folder: bool) -> PathBuf {
     }
 }
 
-/// Calls `entry` for each entry of the folder, as it is read: a folder of millions is never held
-/// in memory. `entry` says whether to go on.
-///
-/// # Errors
-/// Where the folder cannot be read; what came before has been given to `entry`.
-pub fn list(folder: PathBuf, mut entry: impl FnMut(Kind, &CStr) -> bool) -> Result<(), Errno> {
-    let mut name = Vec::with_capacity(256);
-    for listed in WalkDir::new(folder).min_depth(1).max_depth(1) {
-        let listed = listed.map_err(|error| {
-            let number = error.io_error().and_then(std::io::Error::raw_os_error);
-            number.map_or(Errno::IO, Errno::from_raw_os_error)
-        })?;
-        name.clear();
-        name.extend_from_slice(listed.file_name().as_bytes());
-        name.push(0);
-        let name = CStr::from_bytes_with_nul(&name).map_err(|_| Errno::INVAL)?;
-        let file_type = listed.file_type();
-        let kind = if file_type.is_file() {
-            Kind::File
-        } else if file_type.is_dir() {
-            Kind::Folder
-        } else if file_type.is_symlink() {
-            Kind::Link
-        } else {
-            Kind::Special
-        };
-        if !entry(kind, name) {
-            break;
+/// A folder's entries, as they are read: a folder of millions is never held in memory.
+pub struct Listing {
+    entries: walkdir::IntoIter,
+    name: Vec<u8>,
+    ended: Option<Result<(), Errno>>,
+}
+
+impl Listing {
+    /// The listing of a folder that has not begun to be read.
+    pub fn of(folder: PathBuf) -> Self {
+        Self {
+            entries: WalkDir::new(folder).min_depth(1).max_depth(1).into_iter(),
+            name: Vec::with_capacity(256),
+            ended: None,
         }
     }
-    Ok(())
+
+    /// The next entry; none at the end, or where the folder cannot be read any further.
+    pub fn read(&mut self) -> Option<(Kind, &CStr)> {
+        if self.ended.is_some() {
+            return None;
+        }
+        match self.entries.next() {
+            Some(Ok(entry)) => {
+                self.name.clear();
+                self.name.extend_from_slice(entry.file_name().as_bytes());
+                self.name.push(0);
+                let name = CStr::from_bytes_with_nul(&self.name).ok()?;
+                Some((Kind::of_listed(entry.file_type()), name))
+            }
+            Some(Err(error)) => {
+                let number = error.io_error().and_then(std::io::Error::raw_os_error);
+                let errno = number.map_or(Errno::IO, Errno::from_raw_os_error);
+                self.ended = Some(Err(errno));
+                None
+            }
+            None => {
+                self.ended = Some(Ok(()));
+                None
+            }
+        }
+    }
+
+    /// How it ended.
+    ///
+    /// # Errors
+    /// What kept the folder from being read.
+    pub fn result(self) -> Result<(), Errno> {
+        self.ended.unwrap_or(Ok(()))
+    }
 }
 
 #[cfg(test)]
@@ -72,11 +91,11 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", dir.path().join("link")).unwrap();
         let folder = open(dir.path(), crate::beneath::FOLDER, Mode::empty()).unwrap();
         let mut found = Vec::new();
-        list(path_to(folder.as_fd(), false), |kind, name| {
+        let mut listing = Listing::of(path_to(folder.as_fd(), false));
+        while let Some((kind, name)) = listing.read() {
             found.push((name.to_str().unwrap().to_owned(), kind));
-            true
-        })
-        .unwrap();
+        }
+        assert_eq!(listing.result(), Ok(()));
         found.sort_by(|a, b| a.0.cmp(&b.0));
         let expected = [
             ("file", Kind::File),
@@ -84,5 +103,13 @@ mod tests {
             ("link", Kind::Link),
         ];
         assert_eq!(found, expected.map(|(name, kind)| (name.to_owned(), kind)));
+    }
+
+    #[test]
+    fn what_cannot_be_listed_says_why() {
+        let mut listing = Listing::of(PathBuf::from("/proc/self/no such folder"));
+        assert_eq!(listing.read(), None);
+        assert_eq!(listing.read(), None);
+        assert_eq!(listing.result(), Err(Errno::NOENT));
     }
 }

@@ -17,7 +17,7 @@ use crate::job::{
     Action, Again, Failure, HardLink, Inode, Job, Large, Line, News, Reason, Report, Step, Task,
 };
 use crate::names::{Kind, Name, Names};
-use crate::walk;
+use crate::walk::{self, Listing};
 
 /// Entries that are listed before they are copied, and the most in one job: enough that opening
 /// a folder again for a job costs nothing, little enough for a message.
@@ -49,6 +49,8 @@ pub struct Worker {
     ticks: u32,
     /// Entries of this job that a worker before this one has counted.
     counted: u64,
+    /// Names in this job that need not be looked at again.
+    skip: HashSet<Name>,
     /// What was told of this job so far names work for others.
     told_of_children: bool,
     gone: bool,
@@ -68,6 +70,7 @@ impl Worker {
             reported: Instant::now(),
             ticks: 0,
             counted: 0,
+            skip: HashSet::new(),
             told_of_children: false,
             gone: false,
         }
@@ -101,6 +104,7 @@ impl Worker {
         self.news.job = job.id;
         let again = job.again.clone().unwrap_or_default();
         self.counted = again.counted;
+        self.skip = again.skip.iter().cloned().collect();
         self.told_of_children = false;
         let result = match &job.task {
             Task::Folder { fresh, above } => self.folder(job, *fresh, above, &again, port),
@@ -114,7 +118,7 @@ impl Worker {
                     self.remove_left_overs(&folder);
                 }
                 let mut names = names.clone();
-                self.copy(job, &mut folder, &mut names, *first_link, &again, port);
+                self.copy(job, &mut folder, (&mut names, None), *first_link, port);
                 self.sync_name(job, &folder)
             }),
             Task::Link { .. } => self.links(job, &again, port),
@@ -186,7 +190,7 @@ impl Worker {
             if !folder.is_empty() {
                 self.remove_left_overs(&folder);
             }
-            self.list(job, &mut folder, again, port)?;
+            self.list(job, &mut folder, port)?;
         }
         if dereference {
             return Ok(());
@@ -204,41 +208,55 @@ impl Worker {
         self.told_of_children || self.news.has_children()
     }
 
-    fn list(
-        &mut self,
-        job: &Job,
-        folder: &mut Folder,
-        again: &Again,
-        port: &mut dyn Port,
-    ) -> Result<(), Trouble> {
-        let skip: HashSet<&[u8]> = again.skip.iter().map(Name::as_bytes).collect();
-        let mut pending = Names::default();
+    fn list(&mut self, job: &Job, folder: &mut Folder, port: &mut dyn Port) -> Result<(), Trouble> {
         let path = walk::path_to(folder.source(), self.own_current_folder);
-        let listed = walk::list(path, |kind, name| {
-            if skip.contains(name.to_bytes()) {
-                return true;
+        let mut listing = Listing::of(path);
+        let mut names = Names::default();
+        loop {
+            self.list_more(folder, &mut listing, &mut names, port);
+            if names.is_empty() || self.is_to_end() {
+                return listing.result().at(Step::ListFolder);
+            }
+            let rest = Some(&mut listing);
+            self.copy(job, folder, (&mut names, rest), false, port);
+            names.clear();
+        }
+    }
+
+    /// Lists up to [`BATCH`] more entries that are to be copied, and the subfolders among them.
+    fn list_more(
+        &mut self,
+        folder: &mut Folder,
+        listing: &mut Listing,
+        names: &mut Names,
+        port: &mut dyn Port,
+    ) {
+        let enough = names.len() + BATCH;
+        while names.len() < enough && !self.is_to_end() {
+            let Some((kind, name)) = listing.read() else {
+                return;
+            };
+            if self.skip.contains(name.to_bytes()) {
+                continue;
             }
             match self.kind_to_copy(folder, kind, name) {
                 Ok(Kind::Folder) => self.subfolder(folder, name),
                 Ok(kind) => {
                     self.slot.found(1);
-                    pending.push(kind, name.to_bytes());
+                    names.push(kind, name.to_bytes());
                 }
                 Err(trouble) => self.fail(Some(name), trouble),
             }
-            if pending.len() == BATCH {
-                self.copy(job, folder, &mut pending, false, again, port);
-                pending.clear();
-            } else {
-                let folders = !self.news.made.is_empty() || !self.news.merged.is_empty();
-                if self.size > REPORT_SIZE || folders && self.context.board.take_wanted() {
-                    self.send_news(port);
-                }
+            let folders = !self.news.made.is_empty() || !self.news.merged.is_empty();
+            if self.size > REPORT_SIZE || folders && self.context.board.take_wanted() {
+                self.send_news(port);
             }
-            !self.context.board.is_stopping() && !self.gone
-        });
-        self.copy(job, folder, &mut pending, false, again, port);
-        listed.at(Step::ListFolder)
+        }
+    }
+
+    /// True when nobody listens any more, or the run is to stop.
+    fn is_to_end(&self) -> bool {
+        self.gone || self.context.board.is_stopping()
     }
 
     /// Following links, a link is what it leads to.
@@ -265,22 +283,27 @@ impl Worker {
         self.size += name.count_bytes();
     }
 
-    /// Copies entries; gives the later half away while others are idle.
+    /// Copies entries; gives the later half away while others are idle, of what is left and
+    /// what is listed then: ever smaller halves of one batch would all have to be opened again.
     fn copy(
         &mut self,
         job: &Job,
         folder: &mut Folder,
-        names: &mut Names,
+        (names, mut listing): (&mut Names, Option<&mut Listing>),
         first_link: bool,
-        again: &Again,
         port: &mut dyn Port,
     ) {
         let mut left = names.len();
         let mut offset = 0;
-        while left > 0 && !self.gone && !self.context.board.is_stopping() {
+        while left > 0 && !self.is_to_end() {
             // Entries that an earlier worker has counted are passed quickly, and only here.
             let may_share = left >= 2 && !first_link && self.counted == 0;
             if may_share && self.context.board.take_wanted() {
+                if let Some(listing) = &mut listing {
+                    let before = names.len();
+                    self.list_more(folder, listing, names, port);
+                    left += names.len() - before;
+                }
                 self.news.shared = names.split_off(left / 2);
                 left -= left / 2;
                 self.send_news(port);
@@ -290,11 +313,7 @@ impl Worker {
             };
             offset = next;
             left -= 1;
-            if again
-                .skip
-                .iter()
-                .any(|skip| skip.as_bytes() == name.to_bytes())
-            {
+            if self.skip.contains(name.to_bytes()) {
                 continue;
             }
             self.slot.begin_entry(name.to_bytes());
@@ -357,14 +376,10 @@ impl Worker {
             None => CString::new(to_name.as_bytes()).unwrap_or_default(),
         };
         for (kind, name) in names.iter() {
-            if self.gone || self.context.board.is_stopping() {
+            if self.is_to_end() {
                 break;
             }
-            if again
-                .skip
-                .iter()
-                .any(|skip| skip.as_bytes() == name.to_bytes())
-            {
+            if self.skip.contains(name.to_bytes()) {
                 continue;
             }
             self.slot.begin_entry(name.to_bytes());
@@ -433,13 +448,12 @@ impl Worker {
         };
         let mut left_overs = Vec::new();
         // What cannot be listed shows when it is worked on.
-        let path = walk::path_to(destination, self.own_current_folder);
-        let _ = walk::list(path, |_, name| {
+        let mut listing = Listing::of(walk::path_to(destination, self.own_current_folder));
+        while let Some((_, name)) = listing.read() {
             if self.context.is_left_over(name.to_bytes()) {
                 left_overs.push(name.to_owned());
             }
-            true
-        });
+        }
         if left_overs.is_empty() || self.context.config.dry_run {
             return;
         }
