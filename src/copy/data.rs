@@ -18,7 +18,7 @@ const FIRST_CHUNK: u64 = 4 << 20;
 const LAST_CHUNK: u64 = 256 << 20;
 const CHUNK_TIME: Duration = Duration::from_millis(50);
 /// Room for read and write where the kernel cannot copy by itself.
-const BUFFER: usize = 256 << 10;
+const BUFFER: usize = 512 << 10;
 /// Runs of zeros of this length and alignment become holes with `--sparse=always`.
 const HOLE: usize = 4096;
 /// A file that gets its size before its contents is longer by this until they are there. Where

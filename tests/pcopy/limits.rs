@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::env::{Env, Mode, Random, pattern};
+use crate::env::{Env, Mode, Random, pattern, skip};
 use crate::faultfs::FaultFs;
 use crate::run::processes;
 
@@ -154,6 +154,41 @@ both_modes!(one_flat_folder_is_shared_among_the_workers, |env| {
     );
 });
 
+both_modes!(a_small_file_takes_nine_system_calls, |env| {
+    if env.sh("command -v strace || true").is_empty() {
+        skip("no strace");
+        return;
+    }
+    for i in 0..2_000 {
+        env.file(format!("more/file-{i}"), "x");
+        if i % 2 == 0 {
+            env.file(format!("less/file-{i}"), "x");
+        }
+    }
+    // What a worker or the parent waits with is left out: how often depends on the machine.
+    let trace = "set -- strace -f -c -e trace=%file,%desc,%network -o calls \"$@\"";
+    for (jobs, most) in [("1", 9.1), ("2", 10.0)] {
+        let calls = |source: &str| -> f64 {
+            let copy = format!("{source}-{jobs}");
+            let args = ["-j", jobs, source, &copy];
+            env.command(args).after(trace).run().ok();
+            let table = String::from_utf8(env.read("calls")).unwrap();
+            let count = |line: &str| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                // Debug builds look whether a descriptor is open before they close it.
+                let counted = !matches!(words.last(), Some(&("total" | "fcntl")));
+                words.get(3).filter(|_| counted)?.parse::<f64>().ok()
+            };
+            let sum = table.lines().filter_map(count).sum();
+            println!("{table}");
+            assert!(sum > 1_000.0, "strace counted nothing");
+            sum
+        };
+        let each = (calls("more") - calls("less")) / 1_000.0;
+        assert!(each <= most, "-j {jobs}: {each} system calls for each file");
+    }
+});
+
 both_modes!(no_more_workers_than_asked_for, |env| {
     for i in 0..500 {
         env.file(format!("src/{}/file-{i}", i % 50), pattern(2_000, i));
@@ -294,6 +329,16 @@ both_modes!(more_arguments_than_descriptors_are_no_trouble, |env| {
 both_modes!(a_stopped_run_goes_on, |env| {
     for i in 0..300 {
         env.file(format!("src/{}/file-{i}", i % 10), pattern(50_000, i));
+    }
+    // Most of the moments are those when workers are being started.
+    for moment in 0..40 {
+        let copy = format!("dst-{moment}");
+        let running = env.command(["src", &copy]).start();
+        std::thread::sleep(Duration::from_micros(500) * moment);
+        running.signal_group(Signal::STOP);
+        running.signal_group(Signal::CONT);
+        running.wait().ok().counts(300, 0, 0);
+        env.sh(&format!("rm -rf {copy}"));
     }
     let running = env.command(["-v", "src", "dst"]).start();
     running.await_stdout("a first line", |text| text.contains('\n'));
