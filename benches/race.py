@@ -30,6 +30,10 @@ syscalls    system calls about files and messages for one small file: strace's
             count over 2,000 files less its count over 1,000
 progress    the tree with the progress bar drawn on a terminal, and without
 
+Beside the copiers, `floor` (floor.c, built with cc where there is one) does the
+least work that keeps the times of a tree of plain files: what no copier that
+keeps everything can beat by much. It stands in no bar.
+
 How it is measured. In each round every program runs once, and the next round
 starts with another program, so that a change in the machine's mood hits all
 alike. One round before the first is not counted; it warms the caches and
@@ -130,6 +134,9 @@ UPDATERS = [
     peer("rsync -a", "rsync -a {src}/ {dst}/"),
     peer("rclone copy", "rclone copy --links {src} {dst}"),
 ]
+
+
+FLOOR = Program("floor", ["floor", "{src}", "{dst}"])
 
 
 def pcopies(flags: list[str], suffix: str = "", on_terminal: bool = False) -> list[Program]:
@@ -311,11 +318,12 @@ class Row:
 
 
 KEPT = [Bar(1.12, "cpz"), Bar(1.0, "best other")]
+FULL = [*pcopies([]), *COPIERS, FLOOR]
 AS_LITTLE = pcopies(BARE) + COPIERS[:2]
 BIG = [Bar(0.85, "best peer")]
 ROWS = [
-    Row("tree", "tree", [Bar(1.05, "cpz"), Bar(0.5, "cp -a"), Bar(0.5, "cpx -a")]),
-    *(Row(f"tree-{kind}", "tree", KEPT, kind, gib=9) for kind in ("ext4", "xfs", "btrfs")),
+    Row("tree", "tree", [Bar(1.05, "cpz"), Bar(0.5, "cp -a"), Bar(0.5, "cpx -a")], entrants=FULL),
+    *(Row(f"tree-{kind}", "tree", KEPT, kind, FULL, gib=9) for kind in ("ext4", "xfs", "btrfs")),
     Row("tree-bare", "tree", [Bar(1.0, "cpz")], entrants=AS_LITTLE),
     *(Row(f"tree-{kind}-bare", "tree", [Bar(1.0, "cpz")], kind, AS_LITTLE, gib=9) for kind in ("ext4", "xfs", "btrfs")),
     Row("flat", "flat", [Bar(0.9, "best peer")]),
@@ -348,7 +356,8 @@ class Result:
 
     def best(self, but: str = "") -> str:
         """The best program that is not pcopy."""
-        rivals = {n: m for n, m in self.medians().items() if not n.startswith("pcopy") and n != but}
+        ours = ("pcopy", FLOOR.name)
+        rivals = {n: m for n, m in self.medians().items() if not n.startswith(ours) and n != but}
         return min(rivals, key=lambda name: rivals[name], default="")
 
     def verdicts(self) -> Iterator[str]:
@@ -497,6 +506,10 @@ def run_row(row: Row, args: argparse.Namespace) -> Result:
 
 def build(rows: list[Row], args: argparse.Namespace) -> None:
     """Builds pcopy and the slow file system with cargo, where they take part and are not given."""
+    if shutil.which("cc") and any(FLOOR in row.entrants and FLOOR.chosen(args.only) for row in rows):
+        source = PROJECT / "benches" / "floor.c"
+        subprocess.run(["cc", "-O2", "-pthread", "-o", args.data / FLOOR.name, source], check=True)
+        os.environ["PATH"] += f":{args.data}"
     if args.pcopy:
         args.pcopy = args.pcopy.resolve(strict=True)
         args.built = args.pcopy.parent
@@ -552,8 +565,8 @@ def main() -> int:
         signal.signal(number, stop)
     os.environ["PATH"] = ":".join([*map(str, args.peers), os.environ["PATH"]])
     rows = [row for row in ROWS if row.name in args.rows or "all" in args.rows]
-    build(rows, args)
     args.data.mkdir(parents=True, exist_ok=True)
+    build(rows, args)
     lock = open(args.data / "lock", "w")  # Held until the end.
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -562,7 +575,7 @@ def main() -> int:
 
     found = [program for row in rows for program in row.entrants if program.chosen(args.only)]
     paths = {p.argv[0]: shutil.which(args.pcopy if p.is_pcopy else p.argv[0]) for p in found}
-    versions = {name: version(Path(path)) for name, path in paths.items() if path}
+    versions = {n: version(Path(path)) for n, path in paths.items() if path and n != FLOOR.name}
     print(machine(), *versions.values(), sep="\n", flush=True)
     results = []
     for row in rows:

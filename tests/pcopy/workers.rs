@@ -31,6 +31,29 @@ fn tree(env: &Env, files: u64) {
     env.file("real/large", pattern(40 * 1024 * 1024, 1));
 }
 
+/// A tree at `src`, each call to which takes half a millisecond: time to interfere.
+#[track_caller]
+fn slow_tree(env: &Env, files: u64) -> Option<FaultFs> {
+    tree(env, files);
+    FaultFs::mount(env, "real", "src", &["--delay-ms", "0.5"])
+}
+
+/// A tree at `src` in which `3/stuck` has a fault.
+#[track_caller]
+fn tree_with_stuck_file(env: &Env, fault: &str) -> Option<FaultFs> {
+    tree(env, 200);
+    env.file("real/3/stuck", pattern(100_000, 1));
+    FaultFs::mount(env, "real", "src", &["--fault", &format!("{fault}:stuck")])
+}
+
+/// A run of `pcopy -v` that is in the middle of its work.
+#[track_caller]
+fn begun(env: &Env, args: &[&str]) -> Running {
+    let running = env.command([&["-v"], args].concat()).start();
+    running.await_stdout("some entries", |text| text.lines().count() > 20);
+    running
+}
+
 fn replaced(run: &Run) -> u64 {
     let words: Vec<&str> = run.stderr.split_whitespace().collect();
     let of_workers = words
@@ -110,9 +133,8 @@ fn worker_at(running: &Running, name: &str) -> Process {
 fn assert_same_without(env: &Env, missing: &str) {
     assert!(!env.exists(format!("dst/{missing}")), "{missing} is there");
     fs::remove_file(env.path(format!("real/{missing}"))).unwrap();
-    // Times of the folder are not those before.
-    let times = env.snapshot("dst");
-    times.assert_no_temporaries();
+    env.snapshot("dst").assert_no_temporaries();
+    // Removing the file has changed the folder's time.
     env.sh(&format!(
         "touch -r dst/{0} real/{0}",
         Path::new(missing).parent().unwrap().display()
@@ -123,9 +145,7 @@ fn assert_same_without(env: &Env, missing: &str) {
 #[test]
 fn an_entry_that_costs_two_workers_is_given_up() {
     let env = env();
-    tree(&env, 200);
-    env.file("real/3/stuck", pattern(100_000, 1));
-    let Some(_faults) = FaultFs::mount(&env, "real", "src", &["--fault", "hang-read:stuck"]) else {
+    let Some(_faults) = tree_with_stuck_file(&env, "hang-read") else {
         return;
     };
     let running = env.command(["-j", "3", "src", "dst"]).start();
@@ -150,14 +170,10 @@ fn an_entry_that_costs_two_workers_is_given_up() {
 #[test]
 fn a_stopped_worker_is_replaced_after_the_timeout() {
     let env = env();
-    tree(&env, 1_000);
-    let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "0.5"]) else {
+    let Some(_slow) = slow_tree(&env, 1_000) else {
         return;
     };
-    let running = env
-        .command(["-v", "-j", "3", "--stall-timeout", "1", "src", "dst"])
-        .start();
-    running.await_stdout("some entries", |text| text.lines().count() > 50);
+    let running = begun(&env, &["-j", "3", "--stall-timeout", "1", "src", "dst"]);
     running.workers()[0].signal(Signal::STOP);
     let run = running.wait().ok();
     assert_eq!(replaced(&run), 1, "{run}");
@@ -167,9 +183,7 @@ fn a_stopped_worker_is_replaced_after_the_timeout() {
 #[test]
 fn a_read_that_never_returns_stops_nothing_else() {
     let env = env();
-    tree(&env, 200);
-    env.file("real/3/stuck", pattern(100_000, 1));
-    let Some(_faults) = FaultFs::mount(&env, "real", "src", &["--fault", "hang-read:stuck"]) else {
+    let Some(_faults) = tree_with_stuck_file(&env, "hang-read") else {
         return;
     };
     let run = env
@@ -183,9 +197,7 @@ fn a_read_that_never_returns_stops_nothing_else() {
 #[test]
 fn a_worker_that_cannot_be_killed_is_left_behind() {
     let env = env();
-    tree(&env, 200);
-    env.file("real/3/stuck", pattern(100_000, 1));
-    let Some(faults) = FaultFs::mount(&env, "real", "src", &["--fault", "dead-read:stuck"]) else {
+    let Some(faults) = tree_with_stuck_file(&env, "dead-read") else {
         return;
     };
     let running = env
@@ -227,9 +239,7 @@ fn a_folder_whose_listing_never_returns_stops_nothing_else() {
 }
 
 both_modes!(a_stuck_entry_is_told_and_the_run_can_be_stopped, |env| {
-    tree(env, 200);
-    env.file("real/3/stuck", pattern(100_000, 1));
-    let Some(_faults) = FaultFs::mount(env, "real", "src", &["--fault", "hang-read:stuck"]) else {
+    let Some(_faults) = tree_with_stuck_file(env, "hang-read") else {
         return;
     };
     let running = env.command(["src", "dst"]).start();
@@ -247,15 +257,15 @@ both_modes!(a_stuck_entry_is_told_and_the_run_can_be_stopped, |env| {
 });
 
 both_modes!(nobody_outlives_a_parent_that_is_killed, |env| {
-    tree(env, 1_000);
-    let Some(_slow) = FaultFs::mount(env, "real", "src", &["--delay-ms", "1"]) else {
+    let Some(_slow) = slow_tree(env, 1_000) else {
         return;
     };
-    let running = env.command(["-v", "-j", "4", "src", "dst"]).start();
-    running.await_stdout("some entries", |text| text.lines().count() > 20);
+    let running = begun(env, &["-j", "4", "src", "dst"]);
     let group = running.pid();
     if env.mode() == Mode::Process {
-        assert_eq!(running.processes().len(), 6, "parent, spawner, workers");
+        eventually("parent, spawner and workers are there", || {
+            running.processes().len() == 6
+        });
     }
     running.signal(Signal::KILL);
     let killed = Instant::now();
@@ -270,21 +280,18 @@ both_modes!(nobody_outlives_a_parent_that_is_killed, |env| {
 #[test]
 fn the_spawner_may_die() {
     let env = env();
-    tree(&env, 1_000);
-    let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "0.5"]) else {
+    let Some(_slow) = slow_tree(&env, 1_000) else {
         return;
     };
     // The workers that there are go on.
-    let running = env.command(["-v", "-j", "4", "src", "dst"]).start();
-    running.await_stdout("some entries", |text| text.lines().count() > 20);
+    let running = begun(&env, &["-j", "4", "src", "dst"]);
     running.titled("pcopy: spawner")[0].signal(Signal::KILL);
     running.workers()[0].signal(Signal::KILL);
     running.wait().ok();
     env.assert_same("real", "dst");
 
     // When none is left, the run ends and says so.
-    let running = env.command(["-v", "-j", "4", "src", "dst-2"]).start();
-    running.await_stdout("some entries", |text| text.lines().count() > 20);
+    let running = begun(&env, &["-j", "4", "src", "dst-2"]);
     running.titled("pcopy: spawner")[0].signal(Signal::KILL);
     for worker in running.workers() {
         worker.signal(Signal::KILL);
@@ -300,12 +307,10 @@ fn the_spawner_may_die() {
 #[test]
 fn every_process_says_what_it_is() {
     let env = env();
-    tree(&env, 1_000);
-    let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "0.5"]) else {
+    let Some(_slow) = slow_tree(&env, 1_000) else {
         return;
     };
-    let running = env.command(["-v", "-j", "2", "src", "dst"]).start();
-    running.await_stdout("some entries", |text| text.lines().count() > 20);
+    let running = begun(&env, &["-j", "2", "src", "dst"]);
     let mut titles: Vec<(String, String)> = running
         .processes()
         .iter()
@@ -351,8 +356,7 @@ fn a_worker_out_of_memory_is_replaced() {
     let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "0.5"]) else {
         return;
     };
-    let running = env.command(["-v", "-j", "3", "src", "dst"]).start();
-    running.await_stdout("some entries", |text| text.lines().count() > 20);
+    let running = begun(&env, &["-j", "3", "src", "dst"]);
     let none = Rlimit {
         current: Some(0),
         maximum: None,
@@ -401,12 +405,10 @@ fn a_message_that_claims_to_be_huge_costs_one_worker() {
         return;
     }
     let env = env();
-    tree(&env, 1_000);
-    let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "0.5"]) else {
+    let Some(_slow) = slow_tree(&env, 1_000) else {
         return;
     };
-    let running = env.command(["-v", "-j", "3", "src", "dst"]).start();
-    running.await_stdout("some entries", |text| text.lines().count() > 20);
+    let running = begun(&env, &["-j", "3", "src", "dst"]);
     // A list of 2^63 items, and then nothing; bytes that mean nothing; nothing at all.
     let claim = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
     for (worker, message) in running
