@@ -4,7 +4,7 @@
 
 use std::io;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use rustix::process::Pid;
 
@@ -12,6 +12,10 @@ use crate::sys;
 
 /// Words for an entry's name: NAME_MAX is 255 bytes.
 const NAME_WORDS: usize = 32;
+
+/// Set in the word of a slot that says what the worker is at: the parent has taken back what was
+/// dealt to it, up to the job that `taken` says.
+const TAKEN: u64 = 1 << 63;
 
 /// What the parent tells all workers.
 #[derive(Default)]
@@ -28,6 +32,7 @@ pub struct Common {
 pub struct Slot {
     pid: AtomicU64,
     job: AtomicU64,
+    taken: AtomicU64,
     done_in_job: AtomicU64,
     beat: AtomicU64,
     found: AtomicU64,
@@ -101,20 +106,47 @@ impl Slot {
         Pid::from_raw(self.pid.load(Acquire) as i32)
     }
 
-    /// The worker begins a job.
-    pub fn begin_job(&self, job: u64) {
+    /// The worker begins a job. False where the parent has taken that back: it is somebody
+    /// else's.
+    pub fn begin_job(&self, job: u64) -> bool {
+        let is_taken = |word| word & TAKEN != 0 && job <= self.taken.load(Acquire);
+        if is_taken(self.job.load(Acquire)) {
+            return false;
+        }
+        // Before the word: who sees the new job must not see what was of the last one.
         self.name_length.store(0, Relaxed);
         self.making.store(0, Relaxed);
         self.done_in_job.store(0, Relaxed);
-        self.job.store(job, Release);
+        let begun = self
+            .job
+            .fetch_update(AcqRel, Acquire, |word| (!is_taken(word)).then_some(job));
         self.beat();
+        begun.is_ok()
     }
 
     /// The worker has nothing to do.
     pub fn idle(&self) {
-        self.job.store(0, Relaxed);
+        self.job.fetch_and(TAKEN, AcqRel);
         self.name_length.store(0, Release);
         self.beat();
+    }
+
+    /// The parent takes back what was dealt to the worker, up to a job, while it is at another
+    /// one. False where it has gone on meanwhile, or was taken from before: then nothing has
+    /// changed.
+    pub fn take_back(&self, current: u64, up_to: u64) -> bool {
+        if self.is_taken_from() {
+            return false;
+        }
+        // Without the mark nobody looks at it.
+        self.taken.store(up_to, Release);
+        let marked = |word| (word == current).then_some(word | TAKEN);
+        self.job.fetch_update(AcqRel, Acquire, marked).is_ok()
+    }
+
+    /// True from when the worker was taken from until it begins a job.
+    pub fn is_taken_from(&self) -> bool {
+        self.job.load(Acquire) & TAKEN != 0
     }
 
     /// The worker turns to an entry of its job.
@@ -179,7 +211,7 @@ impl Slot {
 
     /// The job that the worker is at.
     pub fn job(&self) -> Option<u64> {
-        Some(self.job.load(Acquire)).filter(|&job| job != 0)
+        Some(self.job.load(Acquire) & !TAKEN).filter(|&job| job != 0)
     }
 
     /// How many entries of its job the worker has done and counted.
@@ -295,6 +327,9 @@ impl Board {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
 
     #[test]
@@ -316,6 +351,46 @@ mod tests {
         assert_eq!((counts.copied, counts.bytes), (1, 10));
         slot.idle();
         assert_eq!(slot.job(), None);
+    }
+
+    #[test]
+    fn a_job_is_begun_or_taken_back_never_both() {
+        let board = Board::new(1).unwrap();
+        let slot = board.slot(0);
+        let last = 200_000;
+        let ended = AtomicBool::new(false);
+        let taken = std::thread::scope(|scope| {
+            let parent = scope.spawn(|| {
+                let mut taken = BTreeSet::new();
+                while !ended.load(Acquire) {
+                    if let Some(job) = slot.job()
+                        && slot.take_back(job, job + 3)
+                    {
+                        taken.extend(job + 1..=job + 3);
+                    }
+                }
+                taken
+            });
+            let begun: BTreeSet<u64> = (1..=last).filter(|&job| slot.begin_job(job)).collect();
+            ended.store(true, Release);
+            let taken = parent.join().unwrap();
+            assert!(begun.is_disjoint(&taken));
+            assert_eq!(
+                begun.len() + taken.iter().filter(|&&job| job <= last).count(),
+                last as usize
+            );
+            taken
+        });
+        assert!(!taken.is_empty(), "nothing was tried");
+        // What it was at last stays marked while it has nothing to do.
+        assert!(slot.begin_job(last + 10));
+        assert!(slot.take_back(last + 10, last + 20));
+        assert!(!slot.take_back(last + 10, last + 30));
+        slot.idle();
+        assert_eq!(slot.job(), None);
+        assert!(!slot.begin_job(last + 20));
+        assert!(slot.begin_job(last + 21));
+        assert!(!slot.is_taken_from());
     }
 
     #[test]

@@ -12,9 +12,17 @@ const DYING: Duration = Duration::from_secs(2);
 /// How often to look.
 const PERIOD: Duration = Duration::from_millis(250);
 
+/// After so long without progress others do what was dealt to a worker and is not begun.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// What is the matter with a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alarm {
+    /// No progress for a moment: what it has not begun is better done by others.
+    Quiet {
+        /// Its number.
+        worker: usize,
+    },
     /// No progress for some time; only to be told.
     Stalled {
         /// Its number.
@@ -46,6 +54,7 @@ pub struct Watch {
 struct Watched {
     beats: u64,
     since: Instant,
+    quiet: bool,
     warned: bool,
     killed: Option<Instant>,
     gone: bool,
@@ -84,10 +93,15 @@ impl Watch {
             if slot.job().is_none() || slot.beats() != watched.beats {
                 watched.beats = slot.beats();
                 watched.since = now;
+                watched.quiet = false;
                 watched.warned = false;
                 continue;
             }
             let after = now - watched.since;
+            if after >= QUIET && !watched.quiet {
+                watched.quiet = true;
+                alarms.push(Alarm::Quiet { worker });
+            }
             if timeout.is_some_and(|timeout| after >= timeout) {
                 watched.killed = Some(now);
                 alarms.push(Alarm::TimedOut { worker });
@@ -103,6 +117,7 @@ impl Watch {
         let new = Watched {
             beats: 0,
             since: now,
+            quiet: false,
             warned: false,
             killed: None,
             gone: false,
@@ -132,6 +147,7 @@ mod tests {
         let start = Instant::now() + Duration::from_secs(1);
         let mut at = |seconds| watch.look(start + Duration::from_secs(seconds), board, 1);
         assert_eq!(at(0), []);
+        assert_eq!(at(1), [Alarm::Quiet { worker: 0 }]);
         assert_eq!(at(29), []);
         let after = Duration::from_secs(30);
         assert_eq!(at(30), [Alarm::Stalled { worker: 0, after }]);

@@ -100,7 +100,9 @@ impl Worker {
     }
 
     fn job(&mut self, job: &Job, port: &mut dyn Port) {
-        self.slot.begin_job(job.id);
+        if !self.slot.begin_job(job.id) {
+            return;
+        }
         self.news.job = job.id;
         let again = job.again.clone().unwrap_or_default();
         self.counted = again.counted;
@@ -217,6 +219,10 @@ impl Worker {
             if names.is_empty() || self.is_to_end() {
                 return listing.result().at(Step::ListFolder);
             }
+            if self.has_subfolders() {
+                // First: should an entry hang, others go on with the subfolders.
+                self.send_news(port);
+            }
             let rest = Some(&mut listing);
             self.copy(job, folder, (&mut names, rest), false, port);
             names.clear();
@@ -247,11 +253,16 @@ impl Worker {
                 }
                 Err(trouble) => self.fail(Some(name), trouble),
             }
-            let folders = !self.news.made.is_empty() || !self.news.merged.is_empty();
-            if self.size > REPORT_SIZE || folders && self.context.board.take_wanted() {
+            let is_wanted = self.has_subfolders() && self.context.board.take_wanted();
+            if self.size > REPORT_SIZE || is_wanted {
                 self.send_news(port);
             }
         }
+    }
+
+    /// True when there are subfolders that the parent has not been told of.
+    fn has_subfolders(&self) -> bool {
+        !self.news.made.is_empty() || !self.news.merged.is_empty()
     }
 
     /// True when nobody listens any more, or the run is to stop.

@@ -27,6 +27,9 @@ pub trait Engine {
     /// Gives some jobs to a worker; starts one where all are busy and the limit allows.
     fn deal(&mut self, jobs: Vec<Arc<Job>>);
 
+    /// Jobs that were dealt to this very worker and have not ended.
+    fn waiting(&self, worker: usize) -> Vec<JobId>;
+
     /// The next thing that a worker says, or none within `patience`.
     fn next(&mut self, patience: Duration) -> Option<Event>;
 

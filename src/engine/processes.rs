@@ -92,7 +92,12 @@ impl Processes {
 
     /// The worker that a deal goes to: an idle one, else a new one, else the least busy.
     fn choose(&mut self) -> Option<usize> {
-        let least = (0..self.workers.len()).min_by_key(|&at| self.workers[at].deals);
+        let least = (0..self.workers.len()).min_by_key(|&at| {
+            let worker = &self.workers[at];
+            // One that is stuck comes last.
+            let is_stuck = self.context.board.slot(worker.number).is_taken_from();
+            (worker.deals > 0 && is_stuck, worker.deals)
+        });
         match least {
             Some(at) if self.workers[at].deals == 0 => Some(at),
             _ if self.workers.len() < self.limit => self.start_one().or(least),
@@ -259,6 +264,11 @@ impl Engine for Processes {
         worker.deals += 1;
         worker.jobs.extend(jobs.iter().map(|job| job.id));
         self.send(at, jobs);
+    }
+
+    fn waiting(&self, worker: usize) -> Vec<JobId> {
+        let process = self.workers.iter().find(|process| process.number == worker);
+        process.map_or_else(Vec::new, |process| process.jobs.clone())
     }
 
     fn next(&mut self, patience: Duration) -> Option<Event> {

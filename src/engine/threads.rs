@@ -10,7 +10,7 @@ use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::{Engine, Event};
 use crate::context::Context;
-use crate::job::{Job, Report};
+use crate::job::{Job, JobId, Report};
 use crate::sys;
 use crate::worker::{Port, Worker};
 
@@ -174,6 +174,12 @@ impl Engine for Threads {
         }
         let (context, taken, sender) = (self.context, self.taken, self.sender.clone());
         self.pool.spawn(move || run(context, taken, &jobs, &sender));
+    }
+
+    fn waiting(&self, _worker: usize) -> Vec<JobId> {
+        // Deals that no thread has begun wait for all, first in, first out: whatever a thread
+        // gets after a deal is newer.
+        Vec::new()
     }
 
     fn next(&mut self, patience: Duration) -> Option<Event> {

@@ -1,0 +1,207 @@
+//! What follows from a report: folders are finished, hard links made, large files sealed.
+
+use std::collections::HashMap;
+
+use super::{Dealt, LargeFile, Part, Run, Todo};
+use crate::job::{HardLink, Inode, JobId, Large, Task};
+use crate::links::{Decision, Link, Target};
+use crate::names::{Name, Names};
+use crate::tree::FolderId;
+
+impl Run {
+    pub(super) fn job_ended(&mut self, dealt: Dealt) {
+        if !self.deaths.is_empty() {
+            // A folder that could be worked on is not what its workers died of.
+            self.deaths.remove(&(dealt.folder, None, 0));
+        }
+        for (name, inode) in &dealt.firsts {
+            let key = (dealt.folder, name.clone());
+            if let Some(file) = self.large.get_mut(&key) {
+                file.first = Some(*inode);
+            } else {
+                let copied = !dealt.failed.contains(name);
+                self.first_done(dealt.folder, name, *inode, copied);
+            }
+        }
+        match &dealt.job.task {
+            Task::Piece { large, .. } => {
+                if dealt.folder_failed {
+                    let key = (dealt.folder, large.name.clone());
+                    if let Some(file) = self.large.get_mut(&key) {
+                        file.failed = true;
+                    }
+                }
+                self.piece_done(dealt.folder, large);
+            }
+            Task::Seal { large, .. } | Task::Abandon { large } => {
+                let key = (dealt.folder, large.name.clone());
+                let sealed = matches!(dealt.job.task, Task::Seal { .. });
+                let copied = sealed && dealt.failed.is_empty() && !dealt.folder_failed;
+                if let Some(inode) = self.large.remove(&key).and_then(|file| file.first) {
+                    self.first_done(dealt.folder, &large.name, inode, copied);
+                }
+            }
+            _ => {}
+        }
+        self.release(dealt.folder, dealt.weight);
+    }
+
+    /// Some parts of a folder are back.
+    fn release(&mut self, folder: FolderId, parts: usize) {
+        let mut next = Some((folder, parts));
+        while let Some((folder, parts)) = next.take() {
+            let mut last = false;
+            for _ in 0..parts {
+                last = self.tree.part_done(folder);
+            }
+            if self.tree.waits_for(folder, 1)
+                && let Some(part) = self.parked.remove(&folder)
+            {
+                self.push_part(part);
+            }
+            if !last {
+                return;
+            }
+            let open = self.tree.get_mut(folder);
+            let fresh = open.fresh;
+            if let Some(stamp) = open.unfinished.take() {
+                self.tree.add_parts(folder, 1);
+                let task = Task::Finish {
+                    stamp: *stamp,
+                    fresh,
+                };
+                self.push(folder, task, 1);
+            } else {
+                next = self.tree.close(folder).map(|above| (above, 1));
+            }
+        }
+    }
+
+    pub(super) fn hard_links(&mut self, folder: FolderId, links: Vec<HardLink>) {
+        let mut copies = Names::default();
+        let mut firsts = Vec::new();
+        let mut linked: Vec<(Target, Names)> = Vec::new();
+        for hard_link in links {
+            let Some((kind, name)) = hard_link.names.iter().next() else {
+                continue;
+            };
+            self.tree.add_parts(folder, 1);
+            let link = Link {
+                folder,
+                kind,
+                name: Name::new(name.to_bytes()),
+            };
+            match self.links.found(hard_link.inode, hard_link.count, &link) {
+                Decision::Copy => {
+                    copies.push(kind, name.to_bytes());
+                    firsts.push((link.name, hard_link.inode));
+                }
+                Decision::LinkTo(target) => linked.push((target, hard_link.names)),
+                Decision::Wait => {}
+            }
+        }
+        for (target, names) in linked {
+            self.push_link(folder, target, names);
+        }
+        if !copies.is_empty() {
+            self.push_firsts(folder, copies, firsts);
+        }
+    }
+
+    fn push_firsts(&mut self, folder: FolderId, names: Names, firsts: Vec<(Name, Inode)>) {
+        let weight = names.len();
+        let task = Task::Entries {
+            names,
+            fresh: self.tree.get(folder).fresh,
+            first_link: true,
+        };
+        self.push_part(Part {
+            folder,
+            task,
+            again: None,
+            firsts,
+            weight,
+        });
+    }
+
+    fn push_link(&mut self, folder: FolderId, target: Target, names: Names) {
+        let weight = names.len();
+        let task = Task::Link {
+            names,
+            fresh: self.tree.get(folder).fresh,
+            to_root: target.root,
+            to_folder: target.folder,
+            to_name: target.name,
+        };
+        self.push(folder, task, weight);
+    }
+
+    /// The first one of a group of hard links has been copied, or could not be.
+    fn first_done(&mut self, folder: FolderId, name: &Name, inode: Inode, copied: bool) {
+        if !copied {
+            if let Some(next) = self.links.failed(inode) {
+                let names = Names::one(next.kind, next.name.as_bytes());
+                self.push_firsts(next.folder, names, vec![(next.name, inode)]);
+            }
+            return;
+        }
+        let open = self.tree.get(folder);
+        let target = Target {
+            root: open.root,
+            folder: open.path.clone(),
+            name: name.clone(),
+        };
+        let mut waiting: HashMap<FolderId, Names> = HashMap::new();
+        for link in self.links.copied(inode, target.clone()) {
+            let names = waiting.entry(link.folder).or_default();
+            names.push(link.kind, link.name.as_bytes());
+        }
+        for (folder, names) in waiting {
+            self.push_link(folder, target.clone(), names);
+        }
+    }
+
+    pub(super) fn begin_large(&mut self, folder: FolderId, job: JobId, large: Large) {
+        let mut rest = large.pieces();
+        rest.reverse();
+        self.tree.add_parts(folder, 1);
+        let first = self.dealt.get(&job).and_then(|dealt| {
+            let of = dealt.firsts.iter().find(|(name, _)| *name == large.name);
+            of.map(|(_, inode)| *inode)
+        });
+        let file = LargeFile {
+            large: large.clone(),
+            pieces: rest.len(),
+            changed: false,
+            failed: false,
+            first,
+        };
+        self.large.insert((folder, large.name.clone()), file);
+        self.todo_size += rest.len();
+        self.todo.push(Todo::Pieces {
+            folder,
+            large,
+            rest,
+        });
+    }
+
+    fn piece_done(&mut self, folder: FolderId, large: &Large) {
+        let Some(file) = self.large.get_mut(&(folder, large.name.clone())) else {
+            return;
+        };
+        file.pieces -= 1;
+        if file.pieces > 0 {
+            return;
+        }
+        let large = large.clone();
+        let task = if file.failed {
+            Task::Abandon { large }
+        } else {
+            Task::Seal {
+                large,
+                changed: file.changed,
+            }
+        };
+        self.push(folder, task, 1);
+    }
+}

@@ -1,0 +1,248 @@
+//! Workers that hang or die: what they were at is done again, or given up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Dealt, Part, Run};
+use crate::board::Making;
+use crate::engine::Death;
+use crate::job::{Again, Failure, Job, JobId, Reason, Step, Task};
+use crate::names::Name;
+use crate::paths::Side;
+use crate::tree::FolderId;
+use crate::watch::Alarm;
+
+impl Run {
+    pub(super) fn lost(&mut self, worker: usize, jobs: &[JobId], death: Death) {
+        match death {
+            Death::LeftBehind => self.tally.left_behind += 1,
+            Death::Signal(_) => {}
+        }
+        self.tally.replaced += 1;
+        let stalled = self.watch.forget(worker);
+        let slot = self.context.board.slot(worker);
+        let current = slot.job();
+        let at = jobs.iter().position(|&id| Some(id) == current);
+        for (place, &id) in jobs.iter().enumerate() {
+            let Some(dealt) = self.dealt.remove(&id) else {
+                continue;
+            };
+            match at {
+                Some(at) if place == at => self.blame(worker, dealt, death, stalled),
+                // Done, but the report died with the worker.
+                Some(at) if place < at => self.redo(dealt, u64::MAX, None, None),
+                // Never begun.
+                Some(_) => self.push_again(dealt),
+                // It was between two deals, so probably never begun; but where reports were lost,
+                // that cannot be told.
+                None => self.redo(dealt, 0, None, None),
+            }
+        }
+    }
+
+    /// Has others do what was dealt to a worker that is stuck, or slow, and what it has not begun.
+    fn take_back(&mut self, worker: usize) {
+        let slot = self.context.board.slot(worker);
+        let Some(current) = slot.job() else {
+            return;
+        };
+        let Some(deal) = self.dealt.get(&current).map(|dealt| dealt.deal) else {
+            return;
+        };
+        let is_in_deal = |id: &JobId| self.dealt.get(id).is_some_and(|dealt| dealt.deal == deal);
+        let mut jobs: Vec<JobId> = (current + 1..).take_while(is_in_deal).collect();
+        jobs.extend(self.engine.waiting(worker));
+        jobs.retain(|id| *id > current && self.dealt.contains_key(id));
+        jobs.sort_unstable();
+        jobs.dedup();
+        let Some(&last) = jobs.last() else {
+            return;
+        };
+        if !slot.take_back(current, last) {
+            return;
+        }
+        // The first one is to be the first again.
+        for id in jobs.iter().rev() {
+            if let Some(dealt) = self.dealt.remove(id) {
+                self.push_again(dealt);
+            }
+        }
+    }
+
+    /// The job that a worker died at: it is done again, without the entry that has now cost two
+    /// workers.
+    fn blame(&mut self, worker: usize, dealt: Dealt, death: Death, stalled: Option<Duration>) {
+        let slot = self.context.board.slot(worker);
+        let entry = slot.entry().map(|name| Name::new(&name));
+        let clear = self.partial_of(worker, &dealt.job);
+        let piece = match dealt.job.task {
+            Task::Piece { offset, .. } => offset,
+            _ => 0,
+        };
+        let place = (dealt.folder, entry.clone(), piece);
+        let mut given_up = None;
+        if !self.deaths.insert(place) {
+            let reason = match (stalled, death) {
+                (Some(after), _) => Reason::Stalled(after.as_secs()),
+                (None, Death::Signal(signal)) => Reason::WorkersDied(signal),
+                (None, Death::LeftBehind) => Reason::WorkersDied(0),
+            };
+            let step = match (&entry, &dealt.job.task) {
+                (None, Task::Folder { .. }) => Step::ListFolder,
+                (None, _) => Step::OpenFolder,
+                (Some(_), _) => Step::Copy,
+            };
+            let failure = Failure {
+                name: entry.clone(),
+                step,
+                reason,
+            };
+            self.tell_failure(&Arc::clone(&dealt.job), &failure);
+            given_up = Some(entry);
+        }
+        self.redo(dealt, slot.done_in_job(), clear, given_up);
+    }
+
+    /// The name under which a worker is writing, or was when it died.
+    pub(super) fn partial_of(&self, worker: usize, job: &Job) -> Option<Name> {
+        let slot = self.context.board.slot(worker);
+        match slot.is_making() {
+            Making::Nothing => None,
+            Making::Temporary(number) => {
+                let name = self.context.temporary_name(worker, number);
+                Some(Name::new(name.as_bytes()))
+            }
+            Making::Entry => match &self.context.roots.list[job.root as usize].single {
+                Some(single) => Some(Name::new(single.to.as_bytes())),
+                None => slot.entry().map(|name| Name::new(&name)),
+            },
+        }
+    }
+
+    /// Does a job again whose worker died, `counted` entries of which are done and counted.
+    /// `given_up` is the entry to leave out, or the folder as such.
+    fn redo(
+        &mut self,
+        dealt: Dealt,
+        counted: u64,
+        clear: Option<Name>,
+        given_up: Option<Option<Name>>,
+    ) {
+        let folder = dealt.folder;
+        let mut again = dealt.job.again.clone().unwrap_or_default();
+        let shared = dealt.shared as u64;
+        again.clear.extend(clear);
+        again.skip.extend(dealt.told.iter().cloned());
+        again.skip.extend(dealt.failed.iter().cloned());
+        self.tree.get_mut(folder).fresh = false;
+        let mut task = dealt.job.task.clone();
+        match (&mut task, given_up) {
+            (
+                Task::Folder { .. }
+                | Task::Finish { .. }
+                | Task::Entries { .. }
+                | Task::Link { .. }
+                | Task::Abandon { .. },
+                Some(None),
+            ) => {
+                // Nothing in it can be had.
+                let mut dealt = dealt;
+                let firsts = dealt.firsts.iter().map(|(name, _)| name.clone());
+                dealt.failed.extend(firsts);
+                return self.job_ended(dealt);
+            }
+            (Task::Abandon { .. }, Some(_)) => return self.job_ended(dealt),
+            (Task::Piece { large, .. }, Some(_)) => {
+                if let Some(file) = self.large.get_mut(&(folder, large.name.clone())) {
+                    file.failed = true;
+                }
+                return self.job_ended(dealt);
+            }
+            (Task::Seal { large, .. }, Some(_)) => {
+                let large = large.clone();
+                return self.push(folder, Task::Abandon { large }, dealt.weight);
+            }
+            (Task::Folder { fresh, .. }, given_up) => {
+                *fresh = false;
+                again.skip.extend(given_up.flatten());
+                again
+                    .skip
+                    .extend(self.tree.get(folder).failed.iter().cloned());
+                again.counted = again.counted.max(counted.saturating_add(shared));
+            }
+            (Task::Entries { fresh, names, .. }, given_up) => {
+                *fresh = false;
+                // What it gave away were the last ones.
+                names.split_off(dealt.shared);
+                self.mark_failed(folder, given_up.flatten(), &mut again);
+                again.counted = again.counted.max(counted);
+            }
+            (Task::Link { fresh, .. }, given_up) => {
+                *fresh = false;
+                self.mark_failed(folder, given_up.flatten(), &mut again);
+                again.counted = again.counted.max(counted);
+            }
+            (Task::Finish { fresh, .. }, _) => *fresh = false,
+            (Task::Piece { .. } | Task::Seal { .. } | Task::Abandon { .. }, None) => {}
+        }
+        let is_folder = matches!(task, Task::Folder { .. });
+        let part = Part {
+            folder,
+            task,
+            again: Some(again),
+            firsts: dealt.firsts,
+            weight: dealt.weight,
+        };
+        // A folder is listed again once all that was given away of it is back: no entry is ever
+        // worked on by two at once.
+        if is_folder && !self.tree.waits_for(folder, 1) {
+            self.parked.insert(folder, part);
+        } else {
+            self.push_part(part);
+        }
+    }
+
+    fn mark_failed(&mut self, folder: FolderId, name: Option<Name>, again: &mut Again) {
+        if let Some(name) = name {
+            self.tree.get_mut(folder).failed.push(name.clone());
+            again.skip.push(name);
+        }
+    }
+
+    pub(super) fn no_workers(&mut self) {
+        if self.engine.busy() > 0 {
+            return;
+        }
+        self.tally.failed += 1;
+        self.progress
+            .error("no worker is left and none can be started; a second run continues");
+        self.stop();
+    }
+
+    pub(super) fn alarm(&mut self, alarm: Alarm) {
+        let (worker, after) = match alarm {
+            Alarm::Quiet { worker } => return self.take_back(worker),
+            Alarm::Stalled { worker, after } => (worker, after),
+            Alarm::TimedOut { worker } => {
+                if !self.engine.kill(worker) {
+                    self.engine.abandon(worker);
+                }
+                return;
+            }
+            Alarm::Unkillable { worker } => return self.engine.abandon(worker),
+        };
+        let slot = self.context.board.slot(worker);
+        let dealt = slot.job().and_then(|id| self.dealt.get(&id));
+        let path = dealt.map_or_else(String::new, |dealt| {
+            let entry = slot.entry().map(|name| Name::new(&name));
+            let job = &dealt.job;
+            self.paths
+                .show(Side::Source, job.root, &job.path, entry.as_ref())
+        });
+        let label = self.engine.label(worker);
+        self.progress.error(&format!(
+            "{path}: no progress for {} s by {label}; still waiting",
+            after.as_secs()
+        ));
+    }
+}

@@ -1,0 +1,295 @@
+//! The parent's side of a run: deals jobs to the engine and takes reports back until every
+//! folder is finished.
+
+mod deal;
+mod follow;
+mod loss;
+mod report;
+mod stop;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::context::Context;
+use crate::crew::{self, Crew, Ticks};
+use crate::engine::{Engine, Event};
+use crate::job::{Again, Inode, Job, JobId, Large, Task};
+use crate::links::Links;
+use crate::names::{Name, Names};
+use crate::paths::{Paths, Side};
+use crate::progress::Progress;
+use crate::signals::Signals;
+use crate::tally::Tally;
+use crate::tree::{FolderId, Tree};
+use crate::watch::Watch;
+
+/// How long the loop waits for a report before it looks around.
+const LOOK_AROUND: Duration = Duration::from_millis(100);
+/// How long the first worker is left alone with a folder: ten small files are copied before a
+/// second one would have been started.
+const HEAD_START: Duration = Duration::from_millis(2);
+/// How long a stopped run waits for its workers: they look whether they are to stop after each
+/// piece of a file.
+const STOPPING: Duration = Duration::from_millis(600);
+/// And how long it tidies up then.
+const TIDYING: Duration = Duration::from_millis(300);
+
+/// Work that has not been dealt.
+enum Todo {
+    Task(Part),
+    /// Subfolders, to be worked on from the last one.
+    Folders {
+        parent: FolderId,
+        names: Names,
+        fresh: bool,
+    },
+    /// Pieces of a large file, in reverse.
+    Pieces {
+        folder: FolderId,
+        large: Large,
+        rest: Vec<(u64, u64)>,
+    },
+}
+
+/// Where a worker died: at an entry of a folder, or at the folder as such; and of a large file
+/// at the piece that begins here.
+type Place = (FolderId, Option<Name>, u64);
+
+/// One job's worth.
+struct Part {
+    folder: FolderId,
+    task: Task,
+    again: Option<Again>,
+    /// Of hard links that are copied as the first of their groups: the file of each.
+    firsts: Vec<(Name, Inode)>,
+    /// How many of the folder's parts are back when this is done.
+    weight: usize,
+}
+
+/// A job that has been dealt.
+struct Dealt {
+    job: Arc<Job>,
+    /// The first job of its deal.
+    deal: JobId,
+    folder: FolderId,
+    firsts: Vec<(Name, Inode)>,
+    weight: usize,
+    /// Entries that it gave away to other jobs.
+    shared: usize,
+    /// Names that need not be looked at again should its worker die: they failed, or others have
+    /// them.
+    told: Vec<Name>,
+    failed: Vec<Name>,
+    folder_failed: bool,
+}
+
+/// A file that is being copied in pieces.
+struct LargeFile {
+    large: Large,
+    pieces: usize,
+    changed: bool,
+    failed: bool,
+    first: Option<Inode>,
+}
+
+/// A run in progress.
+pub(crate) struct Run {
+    context: &'static Context,
+    engine: Box<dyn Engine>,
+    crew: Crew,
+    signals: Signals,
+    paths: Paths,
+    progress: Progress,
+    tally: Tally,
+    tree: Tree,
+    links: Links,
+    todo: Vec<Todo>,
+    /// Jobs' worth of work in `todo`, about.
+    todo_size: usize,
+    dealt: HashMap<JobId, Dealt>,
+    large: HashMap<(FolderId, Name), LargeFile>,
+    /// Folders whose own job was lost while parts of them were out.
+    parked: HashMap<FolderId, Part>,
+    /// Where a worker died already.
+    deaths: HashSet<Place>,
+    watch: Watch,
+    last_job: JobId,
+    head_start: bool,
+    stopped: Option<Instant>,
+}
+
+impl Run {
+    /// A run over all roots.
+    pub(crate) fn new(
+        context: &'static Context,
+        engine: Box<dyn Engine>,
+        crew: Crew,
+        signals: Signals,
+    ) -> Self {
+        let mut run = Self {
+            context,
+            engine,
+            crew,
+            signals,
+            paths: Paths::new(context),
+            progress: Progress::new(context.config.progress),
+            tally: Tally::default(),
+            tree: Tree::default(),
+            links: Links::default(),
+            todo: Vec::new(),
+            todo_size: 0,
+            dealt: HashMap::new(),
+            large: HashMap::new(),
+            parked: HashMap::new(),
+            deaths: HashSet::new(),
+            watch: Watch::new(context.config.stall_timeout),
+            last_job: 0,
+            head_start: true,
+            stopped: None,
+        };
+        // The last one first: what is pushed last is dealt first.
+        for (root, pair) in context.roots.list.iter().enumerate().rev() {
+            let folder = run.tree.open_root(root as u32, pair.fresh);
+            let task = match &pair.single {
+                None => Task::Folder {
+                    fresh: pair.fresh,
+                    above: Vec::new(),
+                },
+                Some(single) => Task::Entries {
+                    names: Names::one(single.kind, single.from.as_bytes()),
+                    fresh: pair.fresh,
+                    first_link: false,
+                },
+            };
+            if pair.single.is_some() {
+                context.board.slot(0).found(1);
+            }
+            run.push(folder, task, 1);
+        }
+        run
+    }
+
+    /// Runs to the end and gives the exit status.
+    pub(crate) fn run(mut self) -> i32 {
+        while !self.tree.is_empty() {
+            self.deal();
+            let event = self.engine.next(self.patience());
+            self.handle(event);
+            self.look_around();
+            if let Some(since) = self.stopped {
+                let patience = if self.tally.full {
+                    STOPPING * 100
+                } else {
+                    STOPPING
+                };
+                if self.engine.busy() == 0 || since.elapsed() > patience {
+                    self.tidy_up();
+                    break;
+                }
+            }
+        }
+        self.end()
+    }
+
+    fn handle(&mut self, event: Option<Event>) {
+        match event {
+            Some(Event::Report { worker, report }) => self.report(worker, report),
+            Some(Event::Lost {
+                worker,
+                jobs,
+                death,
+            }) => self.lost(worker, &jobs, death),
+            Some(Event::NoWorkers) => self.no_workers(),
+            None => {}
+        }
+    }
+
+    fn end(mut self) -> i32 {
+        let patience = if self.stopped.is_some() {
+            TIDYING
+        } else {
+            STOPPING
+        };
+        if !self.engine.shut_down(patience) && self.engine.slots() > 0 {
+            self.tally.left_behind = self.tally.left_behind.max(1);
+        }
+        self.progress.end();
+        if self.context.config.summary {
+            let counts = self.context.board.counts(self.engine.slots());
+            let took = self.progress.elapsed();
+            let line = self
+                .tally
+                .summary(&counts, took, self.context.config.dry_run);
+            self.progress.error(&line);
+        }
+        self.tally.exit_status()
+    }
+
+    fn patience(&self) -> Duration {
+        let mut patience = self
+            .progress
+            .period()
+            .unwrap_or(LOOK_AROUND)
+            .min(LOOK_AROUND);
+        if self.crew.can_grow() {
+            patience = patience.min(crew::PERIOD);
+        }
+        if self.stopped.is_some() {
+            patience = patience.min(crew::PERIOD);
+        }
+        if self.head_start {
+            patience = patience.min(HEAD_START);
+        }
+        patience
+    }
+
+    fn look_around(&mut self) {
+        if self.stopped.is_none()
+            && let Some(signal) = self.signals.caught()
+        {
+            self.tally.signal = Some(signal);
+            self.stop();
+        }
+        let now = Instant::now();
+        self.head_start = self.head_start && self.progress.elapsed() < HEAD_START;
+        let board = self.context.board;
+        if let Some(limit) = self.crew.look(now, self.engine.busy(), Ticks::now) {
+            self.engine.set_limit(limit);
+        }
+        for alarm in self.watch.look(now, board, self.engine.slots()) {
+            self.alarm(alarm);
+        }
+        if self.progress.period().is_some() {
+            let slots = self.engine.slots();
+            let counted = !self.is_counting();
+            let (paths, dealt) = (&self.paths, &self.dealt);
+            self.progress.update(counted, &board.counts(slots), || {
+                let current = (0..slots).find_map(|worker| {
+                    let slot = board.slot(worker);
+                    let entry = Name::new(&slot.entry()?);
+                    let dealt = dealt.get(&slot.job()?)?;
+                    let job = &dealt.job;
+                    Some(paths.show(Side::Source, job.root, &job.path, Some(&entry)))
+                });
+                current.unwrap_or_default()
+            });
+        }
+    }
+
+    /// True while some folder has not been listed.
+    fn is_counting(&self) -> bool {
+        let todo = |todo: &Todo| {
+            matches!(
+                todo,
+                Todo::Folders { .. }
+                    | Todo::Task(Part {
+                        task: Task::Folder { .. },
+                        ..
+                    })
+            )
+        };
+        let dealt = |dealt: &Dealt| matches!(dealt.job.task, Task::Folder { .. });
+        self.todo.iter().any(todo) || self.dealt.values().any(dealt) || !self.parked.is_empty()
+    }
+}

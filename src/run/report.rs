@@ -1,0 +1,196 @@
+//! Reports of workers: what they found, and what is to be told of it.
+
+use std::sync::Arc;
+
+use super::{Part, Run, Todo};
+use crate::job::{Again, Failure, Job, JobId, Line, News, NotKept, Reason, Report, Task};
+use crate::names::Name;
+use crate::paths::Side;
+
+impl Run {
+    pub(super) fn report(&mut self, worker: usize, report: Report) {
+        self.tell_not_kept(report.not_kept);
+        for id in report.returned {
+            if let Some(dealt) = self.dealt.remove(&id) {
+                self.push_again(dealt);
+            }
+        }
+        for news in report.news {
+            self.news(worker, news);
+        }
+    }
+
+    fn news(&mut self, worker: usize, news: News) {
+        let Some(dealt) = self.dealt.get_mut(&news.job) else {
+            return;
+        };
+        let folder = dealt.folder;
+        for (_, name) in news.made.iter().chain(news.merged.iter()) {
+            dealt.told.push(Name::new(name.to_bytes()));
+        }
+        for (_, name) in news.links.iter().flat_map(|link| link.names.iter()) {
+            dealt.told.push(Name::new(name.to_bytes()));
+        }
+        dealt
+            .told
+            .extend(news.large.iter().map(|large| large.name.clone()));
+        dealt.shared += news.shared.len();
+
+        for failure in news.failures {
+            self.failure(news.job, failure);
+        }
+        self.lines(worker, news.job, &news.lines);
+        if let Some(stamp) = news.unfinished {
+            let open = self.tree.get_mut(folder);
+            if self.context.config.dereference {
+                open.above.push(stamp.inode);
+            }
+            open.unfinished = Some(stamp);
+        }
+        for (names, fresh) in [(news.made, true), (news.merged, false)] {
+            if !names.is_empty() {
+                self.tree.add_parts(folder, names.len());
+                self.todo_size += names.len();
+                self.todo.push(Todo::Folders {
+                    parent: folder,
+                    names,
+                    fresh,
+                });
+            }
+        }
+        if !news.shared.is_empty() {
+            self.tree.add_parts(folder, 1);
+            let task = Task::Entries {
+                names: news.shared,
+                fresh: self.tree.get(folder).fresh,
+                first_link: false,
+            };
+            let again = self.dealt.get(&news.job).and_then(|dealt| {
+                let skip = dealt.job.again.as_ref()?.skip.clone();
+                Some(Again {
+                    skip,
+                    ..Again::default()
+                })
+            });
+            self.push_part(Part {
+                folder,
+                task,
+                again,
+                firsts: Vec::new(),
+                weight: 1,
+            });
+        }
+        self.hard_links(folder, news.links);
+        for large in news.large {
+            self.begin_large(folder, news.job, large);
+        }
+        if news.ended
+            && let Some(dealt) = self.dealt.remove(&news.job)
+        {
+            self.job_ended(dealt);
+        }
+        if self.stopped.is_some() {
+            self.todo.clear();
+        }
+    }
+
+    fn failure(&mut self, job: JobId, failure: Failure) {
+        if failure.reason == Reason::Stopped {
+            return;
+        }
+        let Some(dealt) = self.dealt.get_mut(&job) else {
+            return;
+        };
+        if let Task::Piece { large, .. } = &dealt.job.task {
+            let key = (dealt.folder, large.name.clone());
+            if let Some(file) = self.large.get_mut(&key) {
+                // Sealing looks at the source once more.
+                if failure.reason == Reason::Changed {
+                    file.changed = true;
+                    return;
+                }
+                if std::mem::replace(&mut file.failed, true) {
+                    return;
+                }
+            }
+        }
+        match &failure.name {
+            Some(name) => {
+                dealt.failed.push(name.clone());
+                let folder = dealt.folder;
+                self.tree.get_mut(folder).failed.push(name.clone());
+            }
+            None => dealt.folder_failed = true,
+        }
+        let job = Arc::clone(&self.dealt[&job].job);
+        self.tell_failure(&job, &failure);
+    }
+
+    pub(super) fn tell_failure(&mut self, job: &Job, failure: &Failure) {
+        let side = if failure.step.at_destination() {
+            Side::Destination
+        } else {
+            Side::Source
+        };
+        let path = self
+            .paths
+            .show(side, job.root, &job.path, failure.name.as_ref());
+        self.tally.failed += 1;
+        self.progress.error(&format!(
+            "{path}: {}: {}",
+            failure.step.text(),
+            failure.reason
+        ));
+        if failure.is_full_destination() {
+            self.tally.full = true;
+            self.stop();
+        }
+    }
+
+    fn lines(&mut self, worker: usize, job: JobId, lines: &[Line]) {
+        let Some(job) = self.dealt.get(&job).map(|dealt| Arc::clone(&dealt.job)) else {
+            return;
+        };
+        if lines.is_empty() {
+            return;
+        }
+        let label = self.engine.label(worker);
+        let mut text = String::new();
+        for line in lines {
+            let name = line.name.as_ref();
+            let path = self.paths.show(Side::Source, job.root, &job.path, name);
+            let slash = if name.is_none() { "/" } else { "" };
+            let slash = if path.ends_with('/') { "" } else { slash };
+            if self.context.config.dry_run {
+                let (verb, reason) = line.action.plan();
+                text.push_str(&format!("{verb} {path}{slash} ({reason})\n"));
+            } else {
+                text.push_str(&format!("{label} {path}{slash}\n"));
+            }
+        }
+        if let Err(error) = self.progress.print(&text) {
+            self.tally.failed += 1;
+            let reason = error.raw_os_error().map_or(Reason::Bug, Reason::System);
+            self.progress.error(&format!(
+                "standard output: write: {reason}; going on without"
+            ));
+        }
+    }
+
+    fn tell_not_kept(&mut self, not_kept: NotKept) {
+        let before = self.tally.not_kept;
+        self.tally.not_kept = before.and(not_kept);
+        for (is, was, what) in [
+            (not_kept.ownership, before.ownership, "owners"),
+            (not_kept.mode, before.mode, "modes"),
+            (not_kept.xattr, before.xattr, "some extended attributes"),
+            (not_kept.timestamps, before.timestamps, "times"),
+        ] {
+            if is && !was && self.context.config.summary {
+                self.progress.error(&format!(
+                    "{what} cannot be kept on the destination's file system; the rest is copied"
+                ));
+            }
+        }
+    }
+}
