@@ -161,11 +161,6 @@ impl Names {
         Some((kind, name))
     }
 
-    /// Size in bytes, for bounds on messages.
-    pub fn size(&self) -> usize {
-        self.bytes.len()
-    }
-
     /// A list from bytes that came from outside, or `None` where they are not one.
     fn checked(bytes: Vec<u8>) -> Option<Self> {
         let mut count = 0;

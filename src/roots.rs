@@ -431,7 +431,9 @@ fn refuse_nesting(mounts: &Mounts, sources: &[SourceFolder], destination: &Path)
             anyhow!("the destination lies inside the source")
         }
     };
-    if let Some(place) = mounts.place_of(folder.as_fd()) {
+    // Opening it may have mounted something.
+    let place = mounts.place_of(folder.as_fd());
+    if let Some(place) = place.or_else(|| Mounts::read().place_of(folder.as_fd())) {
         for source in sources.iter().filter_map(|source| source.place.as_ref()) {
             if place.is_in(source) {
                 return Err(same(is_itself && place == *source));

@@ -11,7 +11,6 @@ const WARN: Duration = Duration::from_secs(30);
 const DYING: Duration = Duration::from_secs(2);
 /// How often to look.
 const PERIOD: Duration = Duration::from_millis(250);
-
 /// After so long without progress others do what was dealt to a worker and is not begun.
 const QUIET: Duration = Duration::from_secs(1);
 

@@ -15,7 +15,7 @@ use crate::job::{Job, JobId, Report};
 /// Runs jobs.
 pub trait Engine {
     /// How many deals can be taken now: one for each idle worker, the ones not started yet
-    /// included, and one more for each, so that nobody waits for the parent.
+    /// included, and some more for each, so that nobody waits for the parent.
     fn room(&self) -> usize;
 
     /// How many workers have nothing to do, the ones not started yet included.

@@ -95,8 +95,7 @@ impl Processes {
         let least = (0..self.workers.len()).min_by_key(|&at| {
             let worker = &self.workers[at];
             // One that is stuck comes last.
-            let is_stuck = self.context.board.slot(worker.number).is_taken_from();
-            (worker.deals > 0 && is_stuck, worker.deals)
+            (self.is_stuck(worker), worker.deals)
         });
         match least {
             Some(at) if self.workers[at].deals == 0 => Some(at),
@@ -106,26 +105,42 @@ impl Processes {
     }
 
     fn send(&mut self, at: usize, jobs: Vec<Arc<Job>>) {
+        self.workers[at].backlog.push_back(jobs);
+        self.send_backlog(at);
+    }
+
+    /// Sends what there is room for, in order: a worker relies on later jobs having later numbers.
+    fn send_backlog(&mut self, at: usize) {
         let worker = &mut self.workers[at];
-        let plain: Vec<&Job> = jobs.iter().map(AsRef::as_ref).collect();
-        match worker.wire.send(&plain, false) {
-            // A closed socket is noticed when it is read.
-            Ok(()) | Err(WireError::Closed | WireError::Garbage | WireError::Nothing) => {}
-            Err(WireError::Full) => worker.backlog.push_back(jobs),
-            Err(WireError::TooLong) if jobs.len() > 1 => {
-                worker.deals += jobs.len() - 1;
-                for job in jobs {
-                    self.send(at, vec![job]);
+        while let Some(jobs) = worker.backlog.pop_front() {
+            let plain: Vec<&Job> = jobs.iter().map(AsRef::as_ref).collect();
+            match worker.wire.send(&plain, false) {
+                // A closed socket is noticed when it is read.
+                Ok(()) | Err(WireError::Closed | WireError::Garbage | WireError::Nothing) => {}
+                Err(WireError::Full) => {
+                    worker.backlog.push_front(jobs);
+                    return;
+                }
+                Err(WireError::TooLong) if jobs.len() > 1 => {
+                    worker.deals += jobs.len() - 1;
+                    for job in jobs.into_iter().rev() {
+                        worker.backlog.push_front(vec![job]);
+                    }
+                }
+                Err(WireError::TooLong) => {
+                    worker.deals -= 1;
+                    worker.jobs.retain(|&id| id != jobs[0].id);
+                    let report = refusal(jobs[0].id);
+                    let worker = worker.number;
+                    self.events.push_back(Event::Report { worker, report });
                 }
             }
-            Err(WireError::TooLong) => {
-                worker.deals -= 1;
-                worker.jobs.retain(|&id| id != jobs[0].id);
-                let report = refusal(jobs[0].id);
-                let worker = worker.number;
-                self.events.push_back(Event::Report { worker, report });
-            }
         }
+    }
+
+    /// True for a worker that makes no progress, and that others have taken the work of.
+    fn is_stuck(&self, worker: &Process) -> bool {
+        worker.deals > 0 && self.context.board.slot(worker.number).is_taken_from()
     }
 
     /// Reads what a worker has to say, or that it is no more.
@@ -207,14 +222,6 @@ impl Processes {
             self.spawner = None;
         }
     }
-
-    fn send_backlog(&mut self) {
-        for at in 0..self.workers.len() {
-            for jobs in std::mem::take(&mut self.workers[at].backlog) {
-                self.send(at, jobs);
-            }
-        }
-    }
 }
 
 /// What a worker would say of a job that is too long to be sent: a path of over 100 KiB.
@@ -243,7 +250,11 @@ fn death_of(status: WaitStatus) -> Death {
 
 impl Engine for Processes {
     fn room(&self) -> usize {
-        (2 * self.limit).saturating_sub(self.busy())
+        // None for a worker that is stuck: it would wait with it.
+        let able = self.workers.iter().filter(|worker| !self.is_stuck(worker));
+        let stuck = self.workers.len() - able.clone().count();
+        let deals: usize = able.map(|worker| worker.deals).sum();
+        (2 * self.limit.saturating_sub(stuck)).saturating_sub(deals)
     }
 
     fn idle(&self) -> usize {
@@ -275,7 +286,9 @@ impl Engine for Processes {
         if let Some(event) = self.events.pop_front() {
             return Some(event);
         }
-        self.send_backlog();
+        for at in 0..self.workers.len() {
+            self.send_backlog(at);
+        }
         let mut fds: Vec<PollFd<'_>> = self
             .workers
             .iter()

@@ -1,7 +1,7 @@
 //! The fork server of process mode, and what its children do.
 //!
 //! The parent has threads and must not fork. So before it has any it forks the spawner, a small
-//! process with one thread, and that forks the workers: at the start, and whenever one is to be
+//! process with one thread, and that forks the workers: when there is work for one, and when one is to be
 //! replaced. Workers are made siblings of the spawner, so that the parent learns how they end,
 //! and so that they go on should the spawner die.
 

@@ -36,6 +36,10 @@ pub struct Threads {
     limit: usize,
     most: usize,
     deals: usize,
+    /// Deals that no thread has begun, first in, first out: whatever a thread gets after a deal
+    /// is newer. They are not in a pool's own queue, which a larger pool could not take over.
+    queue: Sender<Vec<Arc<Job>>>,
+    queued: Receiver<Vec<Arc<Job>>>,
     sender: Sender<(usize, Report)>,
     reports: Receiver<(usize, Report)>,
 }
@@ -51,6 +55,7 @@ impl Threads {
         start_one(&mut waiting).context("cannot start a thread")?;
         // Bounded by the deals that are out, which are bounded by the number of workers.
         let (sender, reports) = unbounded();
+        let (queue, queued) = unbounded();
         Ok(Self {
             context,
             pool,
@@ -60,14 +65,16 @@ impl Threads {
             limit,
             most,
             deals: 0,
+            queue,
+            queued,
             sender,
             reports,
         })
     }
 
-    /// Has a larger pool take over, for a pool cannot grow. The threads that there are end with
-    /// the deals that they have. (All that there may ever be would cost 2.5 µs each at the start,
-    /// too much for ten small files.)
+    /// Has a larger pool take over, for a pool cannot grow. The threads that there are end when
+    /// nothing is queued. (All that there may ever be would cost 2.5 µs each at the start, too
+    /// much for ten small files.)
     fn grow(&mut self) {
         let taken = self.taken + self.size();
         if let Ok((pool, mut waiting)) = make_pool(self.most, taken)
@@ -77,7 +84,23 @@ impl Threads {
             self.waiting = waiting;
             self.started = 1;
             self.taken = taken;
+            // Threads of the pool before may hang, and not come to these.
+            for _ in 0..self.queued.len() {
+                self.have_one_run();
+            }
         }
+    }
+
+    /// Has one more thread, or one of those that are free, run the next deal.
+    fn have_one_run(&mut self) {
+        let (context, taken, sender) = (self.context, self.taken, self.sender.clone());
+        let queued = self.queued.clone();
+        self.pool.spawn(move || {
+            // None where an earlier pool's thread was faster.
+            if let Ok(jobs) = queued.try_recv() {
+                run(context, taken, &jobs, &sender);
+            }
+        });
     }
 
     fn size(&self) -> usize {
@@ -172,13 +195,13 @@ impl Engine for Threads {
                 self.limit = self.started;
             }
         }
-        let (context, taken, sender) = (self.context, self.taken, self.sender.clone());
-        self.pool.spawn(move || run(context, taken, &jobs, &sender));
+        // The queue ends with its other end, which is here.
+        let _ = self.queue.send(jobs);
+        self.have_one_run();
     }
 
     fn waiting(&self, _worker: usize) -> Vec<JobId> {
-        // Deals that no thread has begun wait for all, first in, first out: whatever a thread
-        // gets after a deal is newer.
+        // Deals that no thread has begun wait for all.
         Vec::new()
     }
 

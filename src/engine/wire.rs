@@ -12,8 +12,8 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// No message is longer. Reports are cut at 16 KiB and one entry; the deals are the largest:
-/// folders with long paths.
+/// No message is longer. Reports are cut at 16 KiB and one entry, and names that are shared, at
+/// most 66 KiB; the deals are the largest: folders with long paths.
 const LONGEST: usize = 128 << 10;
 
 /// Why a message could not be had.

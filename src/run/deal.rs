@@ -52,7 +52,7 @@ impl Run {
     }
 
     /// Takes one job, or several small ones.
-    pub(super) fn take(&mut self, most: usize) -> Vec<Arc<Job>> {
+    fn take(&mut self, most: usize) -> Vec<Arc<Job>> {
         let mut jobs = Vec::new();
         while jobs.len() < most {
             let small = match self.todo.last() {

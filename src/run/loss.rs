@@ -55,10 +55,8 @@ impl Run {
         jobs.retain(|id| *id > current && self.dealt.contains_key(id));
         jobs.sort_unstable();
         jobs.dedup();
-        let Some(&last) = jobs.last() else {
-            return;
-        };
-        if !slot.take_back(current, last) {
+        // Where there is none, too: the mark keeps further deals away from it.
+        if !slot.take_back(current, jobs.last().copied().unwrap_or(current)) {
             return;
         }
         // The first one is to be the first again.
@@ -221,7 +219,12 @@ impl Run {
 
     pub(super) fn alarm(&mut self, alarm: Alarm) {
         let (worker, after) = match alarm {
-            Alarm::Quiet { worker } => return self.take_back(worker),
+            Alarm::Quiet { worker } => {
+                if self.stopped.is_none() {
+                    self.take_back(worker);
+                }
+                return;
+            }
             Alarm::Stalled { worker, after } => (worker, after),
             Alarm::TimedOut { worker } => {
                 if !self.engine.kill(worker) {

@@ -90,7 +90,7 @@ impl Run {
             self.job_ended(dealt);
         }
         if self.stopped.is_some() {
-            self.todo.clear();
+            self.drop_todo();
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Run, TIDYING};
+use super::{Run, TIDYING, Todo};
 use crate::engine::Event;
 use crate::job::Task;
 
@@ -11,9 +11,17 @@ impl Run {
         if self.stopped.is_none() {
             self.stopped = Some(Instant::now());
             self.context.board.stop();
-            self.todo.clear();
-            self.todo_size = 0;
+            self.drop_todo();
         }
+    }
+
+    /// Forgets what has not been dealt, but for folders that only want to be finished.
+    pub(super) fn drop_todo(&mut self) {
+        self.todo.retain(|todo| match todo {
+            Todo::Task(part) => matches!(part.task, Task::Finish { .. }),
+            Todo::Folders { .. } | Todo::Pieces { .. } => false,
+        });
+        self.todo_size = self.todo.len();
     }
 
     /// After a stop: removes what is incomplete and finishes the folders that were open.
