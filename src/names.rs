@@ -1,7 +1,7 @@
 //! Names and paths as Linux has them: bytes without NUL, whatever their encoding.
 
 use std::borrow::Borrow;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fmt;
 
 use rustix::fs::FileType;
@@ -199,6 +199,11 @@ impl Name {
     /// Its bytes, without NUL.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The name as system calls take it.
+    pub fn to_c_string(&self) -> CString {
+        CString::new(self.as_bytes()).unwrap_or_default()
     }
 }
 

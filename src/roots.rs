@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -40,6 +40,14 @@ pub struct Root {
     pub fresh: bool,
     /// No source before this one has the same destination folder.
     pub is_first: bool,
+}
+
+impl Root {
+    /// What an entry of the source is called at the destination: a single one may have another
+    /// name there.
+    pub fn name_at_destination<'a>(&'a self, name: &'a CStr) -> &'a CStr {
+        self.single.as_ref().map_or(name, |single| &single.to)
+    }
 }
 
 /// A source that is no folder.

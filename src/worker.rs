@@ -3,7 +3,7 @@
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -304,6 +304,7 @@ impl Worker {
         first_link: bool,
         port: &mut dyn Port,
     ) {
+        let root = &self.context.roots.list[job.root as usize];
         let mut left = names.len();
         let mut offset = 0;
         while left > 0 && !self.is_to_end() {
@@ -328,8 +329,7 @@ impl Worker {
                 continue;
             }
             self.slot.begin_entry(name.to_bytes());
-            let single = self.context.roots.list[job.root as usize].single.as_ref();
-            let to = single.map_or(name, |single| single.to.as_c_str());
+            let to = root.name_at_destination(name);
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 self.copier.entry(folder, kind, name, to, first_link)
             }));
@@ -381,11 +381,10 @@ impl Worker {
         };
         let mut folder = self.open(job, *fresh, again)?;
         let target = Folder::open(self.context, *to_root as usize, to_folder, false)?;
-        let to_single = self.context.roots.list[*to_root as usize].single.as_ref();
-        let to_name = match to_single {
-            Some(single) => single.to.clone(),
-            None => CString::new(to_name.as_bytes()).unwrap_or_default(),
-        };
+        let roots = &self.context.roots.list;
+        let (root, to_root) = (&roots[job.root as usize], &roots[*to_root as usize]);
+        let to_name = to_name.to_c_string();
+        let to_name = to_root.name_at_destination(&to_name);
         for (kind, name) in names.iter() {
             if self.is_to_end() {
                 break;
@@ -394,11 +393,10 @@ impl Worker {
                 continue;
             }
             self.slot.begin_entry(name.to_bytes());
-            let single = self.context.roots.list[job.root as usize].single.as_ref();
-            let to = single.map_or(name, |single| single.to.as_c_str());
+            let to = root.name_at_destination(name);
             let outcome = self
                 .copier
-                .hard_link(&mut folder, (&target, &to_name), (kind, name, to));
+                .hard_link(&mut folder, (&target, to_name), (kind, name, to));
             self.conclude(kind, name, outcome);
             self.tick(port);
         }
@@ -415,8 +413,8 @@ impl Worker {
     ) -> Result<(), Trouble> {
         let mut folder = self.open(job, false, again)?;
         self.slot.begin_entry(large.name.as_bytes());
-        let from = c_string(&large.name);
-        let written_as = c_string(&large.written_as);
+        let from = large.name.to_c_string();
+        let written_as = large.written_as.to_c_string();
         let part = (&large.stamp, offset, length);
         if let Err(trouble) = self.copier.piece(&mut folder, &from, &written_as, part) {
             self.fail(Some(&from), trouble);
@@ -433,10 +431,9 @@ impl Worker {
     ) -> Result<(), Trouble> {
         let mut folder = self.open(job, false, again)?;
         self.slot.begin_entry(large.name.as_bytes());
-        let from = c_string(&large.name);
-        let single = self.context.roots.list[job.root as usize].single.as_ref();
-        let to = single.map_or(from.clone(), |single| single.to.clone());
-        let outcome = self.copier.seal(&mut folder, &from, large, &to, changed);
+        let from = large.name.to_c_string();
+        let to = self.context.roots.list[job.root as usize].name_at_destination(&from);
+        let outcome = self.copier.seal(&mut folder, &from, large, to, changed);
         self.conclude(Kind::File, &from, outcome);
         self.sync_name(job, &folder)
     }
@@ -541,8 +538,4 @@ impl Worker {
 
 fn bug() -> Result<Outcome, Trouble> {
     Err(Trouble::new(Step::Copy, Reason::Bug))
-}
-
-fn c_string(name: &Name) -> CString {
-    CString::new(name.as_bytes()).unwrap_or_default()
 }

@@ -2,7 +2,7 @@
 //! one seals it.
 
 use std::borrow::Cow;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
@@ -140,7 +140,7 @@ impl Copier {
     /// The slot does not say so. Should this worker die, the file is not to be cleared: the next
     /// worker seals it.
     fn adopt(&self, folder: &mut Folder, large: &Large) -> Result<Partial<'static>, Trouble> {
-        let name = CString::new(large.written_as.as_bytes()).unwrap_or_default();
+        let name = large.written_as.to_c_string();
         if large.written_as != large.name {
             folder.lock_for_temporaries();
         }

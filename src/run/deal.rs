@@ -12,18 +12,19 @@ const DEAL: usize = 16;
 
 impl Run {
     pub(super) fn push(&mut self, folder: FolderId, task: Task, weight: usize) {
-        self.push_part(Part {
-            folder,
-            task,
-            again: None,
-            firsts: Vec::new(),
-            weight,
-        });
+        self.push_part(Part::new(folder, task, weight));
     }
 
     pub(super) fn push_part(&mut self, part: Part) {
         self.todo_size += 1;
         self.todo.push(Todo::Task(part));
+    }
+
+    /// A job that comes back, dealt and not begun.
+    pub(super) fn give_back(&mut self, job: JobId) {
+        if let Some(dealt) = self.dealt.remove(&job) {
+            self.push_again(dealt);
+        }
     }
 
     /// A job that was dealt and not begun.
@@ -77,7 +78,7 @@ impl Run {
 
     pub(super) fn pop(&mut self) -> Option<Part> {
         self.todo_size = self.todo_size.saturating_sub(1);
-        let part = match self.todo.last_mut()? {
+        let (part, is_last) = match self.todo.last_mut()? {
             Todo::Task(_) => match self.todo.pop() {
                 Some(Todo::Task(part)) => return Some(part),
                 _ => return None,
@@ -92,16 +93,8 @@ impl Run {
                 let empty = names.is_empty();
                 let folder = self.tree.open_below(parent, &name, fresh);
                 let above = self.tree.get(folder).above.clone();
-                (
-                    Part {
-                        folder,
-                        task: Task::Folder { fresh, above },
-                        again: None,
-                        firsts: Vec::new(),
-                        weight: 1,
-                    },
-                    empty,
-                )
+                let task = Task::Folder { fresh, above };
+                (Part::new(folder, task, 1), empty)
             }
             Todo::Pieces {
                 folder,
@@ -114,20 +107,13 @@ impl Run {
                     offset,
                     length,
                 };
-                let part = Part {
-                    folder: *folder,
-                    task,
-                    again: None,
-                    firsts: Vec::new(),
-                    weight: 0,
-                };
-                (part, rest.is_empty())
+                (Part::new(*folder, task, 0), rest.is_empty())
             }
         };
-        if part.1 {
+        if is_last {
             self.todo.pop();
         }
-        Some(part.0)
+        Some(part)
     }
 
     /// Makes a job, in the deal that this job begins or in one of its own.

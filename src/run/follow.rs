@@ -116,11 +116,8 @@ impl Run {
             first_link: true,
         };
         self.push_part(Part {
-            folder,
-            task,
-            again: None,
             firsts,
-            weight,
+            ..Part::new(folder, task, weight)
         });
     }
 

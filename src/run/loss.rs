@@ -1,5 +1,6 @@
 //! Workers that hang or die: what they were at is done again, or given up.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,20 +51,17 @@ impl Run {
             return;
         };
         let is_in_deal = |id: &JobId| self.dealt.get(id).is_some_and(|dealt| dealt.deal == deal);
-        let mut jobs: Vec<JobId> = (current + 1..).take_while(is_in_deal).collect();
-        jobs.extend(self.engine.waiting(worker));
-        jobs.retain(|id| *id > current && self.dealt.contains_key(id));
-        jobs.sort_unstable();
-        jobs.dedup();
+        let in_deal = (current + 1..).take_while(is_in_deal);
+        let waiting = self.engine.waiting(worker).into_iter();
+        let is_left = |id: &JobId| *id > current && self.dealt.contains_key(id);
+        let jobs: BTreeSet<JobId> = in_deal.chain(waiting.filter(is_left)).collect();
         // Where there is none, too: the mark keeps further deals away from it.
         if !slot.take_back(current, jobs.last().copied().unwrap_or(current)) {
             return;
         }
         // The first one is to be the first again.
-        for id in jobs.iter().rev() {
-            if let Some(dealt) = self.dealt.remove(id) {
-                self.push_again(dealt);
-            }
+        for id in jobs.into_iter().rev() {
+            self.give_back(id);
         }
     }
 

@@ -67,6 +67,18 @@ struct Part {
     weight: usize,
 }
 
+impl Part {
+    fn new(folder: FolderId, task: Task, weight: usize) -> Self {
+        Self {
+            folder,
+            task,
+            again: None,
+            firsts: Vec::new(),
+            weight,
+        }
+    }
+}
+
 /// A job that has been dealt.
 struct Dealt {
     job: Arc<Job>,

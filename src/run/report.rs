@@ -11,9 +11,7 @@ impl Run {
     pub(super) fn report(&mut self, worker: usize, report: Report) {
         self.tell_not_kept(report.not_kept);
         for id in report.returned {
-            if let Some(dealt) = self.dealt.remove(&id) {
-                self.push_again(dealt);
-            }
+            self.give_back(id);
         }
         for news in report.news {
             self.news(worker, news);
@@ -73,11 +71,8 @@ impl Run {
                 })
             });
             self.push_part(Part {
-                folder,
-                task,
                 again,
-                firsts: Vec::new(),
-                weight: 1,
+                ..Part::new(folder, task, 1)
             });
         }
         self.hard_links(folder, news.links);

@@ -360,6 +360,16 @@ impl Env {
         )
     }
 
+    /// True, after saying so, where there is no such program.
+    #[track_caller]
+    pub(crate) fn skipped_without(&self, program: &str) -> bool {
+        let missing = self.sh(&format!("command -v {program} || true")).is_empty();
+        if missing {
+            skip(format_args!("no {program}"));
+        }
+        missing
+    }
+
     /// Runs a shell script in the environment, which must succeed; gives what it printed.
     #[track_caller]
     pub(crate) fn sh(&self, script: &str) -> String {

@@ -790,8 +790,7 @@ both_modes!(fsync_has_every_new_name_on_disk, |env| {
         };
         trace.lines().filter_map(path_of).collect::<BTreeSet<_>>()
     };
-    if env.sh("command -v strace || true").is_empty() {
-        skip("no strace");
+    if env.skipped_without("strace") {
         return;
     }
     // The folder in which the first missing one was made is the environment's.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::env::{Env, Mode, Random, pattern, skip};
+use crate::env::{Env, Mode, Random, pattern};
 use crate::faultfs::FaultFs;
 use crate::run::processes;
 
@@ -155,8 +155,7 @@ both_modes!(one_flat_folder_is_shared_among_the_workers, |env| {
 });
 
 both_modes!(a_small_file_takes_nine_system_calls, |env| {
-    if env.sh("command -v strace || true").is_empty() {
-        skip("no strace");
+    if env.skipped_without("strace") {
         return;
     }
     for i in 0..2_000 {
