@@ -1,6 +1,7 @@
 //! What the parent and the workers say to each other: jobs one way, reports the other. The same
 //! types in both modes; in process mode they cross a socket (`engine::wire`).
 
+use std::collections::HashSet;
 use std::fmt;
 
 use rustix::fs::Stat;
@@ -113,8 +114,9 @@ pub enum Task {
 /// What is known from workers that died at the same job before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Again {
-    /// Entries to leave out: given up, failed or being done elsewhere.
-    pub skip: Vec<Name>,
+    /// Entries of a folder to leave out when it is listed: given up, failed or being done
+    /// elsewhere.
+    pub skip: HashSet<Name>,
     /// Names at the destination under which something incomplete was left: remove them first.
     pub clear: Vec<Name>,
     /// So many entries are done and counted already; they will look unchanged.

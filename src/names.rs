@@ -1,6 +1,7 @@
 //! Names and paths as Linux has them: bytes without NUL, whatever their encoding.
 
 use std::borrow::Borrow;
+use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::fmt;
 
@@ -145,6 +146,20 @@ impl Names {
         };
         self.count = keep;
         rest
+    }
+
+    /// Takes out the names that are among `others`.
+    pub fn remove_all(&mut self, others: &HashSet<Name>) {
+        if others.is_empty() {
+            return;
+        }
+        let mut left = Self::default();
+        for (kind, name) in self.iter() {
+            if !others.contains(name.to_bytes()) {
+                left.push(kind, name.to_bytes());
+            }
+        }
+        *self = left;
     }
 
     /// Takes the last name away.
@@ -365,6 +380,16 @@ mod tests {
         assert_eq!(rest.pop(), Some((Kind::Link, b"\xff\n".to_vec())));
         assert_eq!(rest.pop(), None);
         assert!(rest.is_empty());
+    }
+
+    #[test]
+    fn names_are_taken_out_wherever_they_are() {
+        let mut names = Names::default();
+        for name in [b"a", b"b", b"c"] {
+            names.push(Kind::File, name);
+        }
+        names.remove_all(&[Name::new(b"c"), Name::new(b"a"), Name::new(b"x")].into());
+        assert_eq!(names, Names::one(Kind::File, b"b"));
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub struct Worker {
     ticks: u32,
     /// Entries of this job that a worker before this one has counted.
     counted: u64,
-    /// Names in this job that need not be looked at again.
+    /// Names in this folder that need not be looked at again.
     skip: HashSet<Name>,
     /// What was told of this job so far names work for others.
     told_of_children: bool,
@@ -106,7 +106,7 @@ impl Worker {
         self.news.job = job.id;
         let again = job.again.clone().unwrap_or_default();
         self.counted = again.counted;
-        self.skip = again.skip.iter().cloned().collect();
+        self.skip = again.skip.clone();
         self.told_of_children = false;
         let result = match &job.task {
             Task::Folder { fresh, above } => self.folder(job, *fresh, above, &again, port),
@@ -325,9 +325,6 @@ impl Worker {
             };
             offset = next;
             left -= 1;
-            if self.skip.contains(name.to_bytes()) {
-                continue;
-            }
             self.slot.begin_entry(name.to_bytes());
             let to = root.name_at_destination(name);
             let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -388,9 +385,6 @@ impl Worker {
         for (kind, name) in names.iter() {
             if self.is_to_end() {
                 break;
-            }
-            if self.skip.contains(name.to_bytes()) {
-                continue;
             }
             self.slot.begin_entry(name.to_bytes());
             let to = root.name_at_destination(name);

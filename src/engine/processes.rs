@@ -11,10 +11,10 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
 use super::spawner::Spawner;
-use super::wire::{Wire, WireError};
+use super::wire::{LONGEST_REPORT, Wire, WireError};
 use super::{Death, Engine, Event};
 use crate::context::Context;
-use crate::job::{Failure, Job, JobId, News, Report, Step};
+use crate::job::{Job, JobId, Report};
 
 /// How long a worker that closed its socket is given until it is ended by force.
 const ENDING: Duration = Duration::from_millis(100);
@@ -43,8 +43,6 @@ struct Process {
     wire: Wire,
     deals: usize,
     jobs: Vec<JobId>,
-    /// Deals that the socket had no room for.
-    backlog: VecDeque<Vec<Arc<Job>>>,
 }
 
 impl Processes {
@@ -81,10 +79,9 @@ impl Processes {
         }
         self.workers.push(Process {
             number: self.slots,
-            wire: Wire::new(here),
+            wire: Wire::new(here, LONGEST_REPORT),
             deals: 0,
             jobs: Vec::new(),
-            backlog: VecDeque::new(),
         });
         self.slots += 1;
         Some(self.workers.len() - 1)
@@ -101,40 +98,6 @@ impl Processes {
             Some(at) if self.workers[at].deals == 0 => Some(at),
             _ if self.workers.len() < self.limit => self.start_one().or(least),
             least => least,
-        }
-    }
-
-    fn send(&mut self, at: usize, jobs: Vec<Arc<Job>>) {
-        self.workers[at].backlog.push_back(jobs);
-        self.send_backlog(at);
-    }
-
-    /// Sends what there is room for, in order: a worker relies on later jobs having later numbers.
-    fn send_backlog(&mut self, at: usize) {
-        let worker = &mut self.workers[at];
-        while let Some(jobs) = worker.backlog.pop_front() {
-            let plain: Vec<&Job> = jobs.iter().map(AsRef::as_ref).collect();
-            match worker.wire.send(&plain, false) {
-                // A closed socket is noticed when it is read.
-                Ok(()) | Err(WireError::Closed | WireError::Garbage | WireError::Nothing) => {}
-                Err(WireError::Full) => {
-                    worker.backlog.push_front(jobs);
-                    return;
-                }
-                Err(WireError::TooLong) if jobs.len() > 1 => {
-                    worker.deals += jobs.len() - 1;
-                    for job in jobs.into_iter().rev() {
-                        worker.backlog.push_front(vec![job]);
-                    }
-                }
-                Err(WireError::TooLong) => {
-                    worker.deals -= 1;
-                    worker.jobs.retain(|&id| id != jobs[0].id);
-                    let report = refusal(jobs[0].id);
-                    let worker = worker.number;
-                    self.events.push_back(Event::Report { worker, report });
-                }
-            }
         }
     }
 
@@ -162,7 +125,7 @@ impl Processes {
             }
             Err(WireError::Nothing) => {}
             Err(WireError::Closed) => self.bury(at),
-            Err(WireError::Garbage | WireError::Full | WireError::TooLong) => {
+            Err(WireError::Garbage) => {
                 // Whatever it is, it must not go on with jobs that others are about to get.
                 self.kill(self.workers[at].number);
                 self.bury(at);
@@ -224,24 +187,6 @@ impl Processes {
     }
 }
 
-/// What a worker would say of a job that is too long to be sent: a path of over 100 KiB.
-fn refusal(job: JobId) -> Report {
-    let news = News {
-        job,
-        ended: true,
-        failures: vec![Failure {
-            name: None,
-            step: Step::OpenFolder,
-            reason: Errno::NAMETOOLONG.into(),
-        }],
-        ..News::default()
-    };
-    Report {
-        news: vec![news],
-        ..Report::default()
-    }
-}
-
 fn death_of(status: WaitStatus) -> Death {
     let signal = status.terminating_signal();
     let exit = status.exit_status().map(|status| -status);
@@ -274,7 +219,9 @@ impl Engine for Processes {
         let worker = &mut self.workers[at];
         worker.deals += 1;
         worker.jobs.extend(jobs.iter().map(|job| job.id));
-        self.send(at, jobs);
+        let jobs: Vec<&Job> = jobs.iter().map(AsRef::as_ref).collect();
+        // A closed socket is noticed when it is read.
+        let _ = worker.wire.send(&jobs, false);
     }
 
     fn waiting(&self, worker: usize) -> Vec<JobId> {
@@ -286,8 +233,8 @@ impl Engine for Processes {
         if let Some(event) = self.events.pop_front() {
             return Some(event);
         }
-        for at in 0..self.workers.len() {
-            self.send_backlog(at);
+        for worker in &mut self.workers {
+            let _ = worker.wire.send_rest(false);
         }
         let mut fds: Vec<PollFd<'_>> = self
             .workers

@@ -112,17 +112,17 @@ fn work(context: &'static Context, number: usize, socket: OwnedFd, parent: Pid) 
         parent,
     );
     context.board.slot(number).set_pid(getpid());
-    let mut wire = Wire::new(socket);
+    let mut wire = Wire::new(socket, usize::MAX);
     // Forked, it has a current folder and descriptors of its own already.
     let mut worker = Worker::new(context, number, true);
     while let Ok(jobs) = wire.receive::<Vec<Job>>(true) {
-        if !worker.run(&jobs, &mut Socket(&wire)) {
+        if !worker.run(&jobs, &mut Socket(&mut wire)) {
             break;
         }
     }
 }
 
-struct Socket<'a>(&'a Wire);
+struct Socket<'a>(&'a mut Wire);
 
 impl Port for Socket<'_> {
     fn send(&mut self, report: Report) -> bool {

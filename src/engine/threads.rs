@@ -77,17 +77,19 @@ impl Threads {
     /// much for ten small files.)
     fn grow(&mut self) {
         let taken = self.taken + self.size();
-        if let Ok((pool, mut waiting)) = make_pool(self.most, taken)
-            && start_one(&mut waiting).is_ok()
-        {
-            self.pool = pool;
-            self.waiting = waiting;
-            self.started = 1;
-            self.taken = taken;
-            // Threads of the pool before may hang, and not come to these.
-            for _ in 0..self.queued.len() {
-                self.have_one_run();
-            }
+        let Ok((pool, mut waiting)) = make_pool(self.most, taken) else {
+            return;
+        };
+        // Fewer than there are would be a loss, where the system allows no more of them.
+        if !(0..self.started).all(|_| start_one(&mut waiting).is_ok()) {
+            return;
+        }
+        self.pool = pool;
+        self.waiting = waiting;
+        self.taken = taken;
+        // Threads of the pool before may hang, and not come to these.
+        for _ in 0..self.queued.len() {
+            self.have_one_run();
         }
     }
 

@@ -1,8 +1,10 @@
-//! Jobs and reports as bytes, one message for each packet of a SOCK_SEQPACKET socket.
+//! Jobs and reports as bytes over a SOCK_SEQPACKET socket, each message in as many packets as it
+//! takes.
 //!
 //! A worker's memory may be damaged, so the parent trusts nothing: a message that is not what it
 //! should be is an error, whatever it claims to hold.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::buffer::spare_capacity;
@@ -12,29 +14,38 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// No message is longer. Reports are cut at 16 KiB and one entry, and names that are shared, at
-/// most 66 KiB; the deals are the largest: folders with long paths.
-const LONGEST: usize = 128 << 10;
+/// Bytes of a message in one packet, so that a few packets fit into what a socket holds (208 KiB
+/// as Linux comes).
+const PACKET: usize = 64 << 10;
+/// A packet's last byte: the message ends with it, or goes on in the next one.
+const ENDS: u8 = 0;
+const GOES_ON: u8 = 1;
+
+/// The longest message from a worker. Reports are cut at 16 KiB and one entry, and names that
+/// are shared are at most 66 KiB; a worker that sends more is damaged.
+pub const LONGEST_REPORT: usize = 128 << 10;
 
 /// Why a message could not be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WireError {
     /// The other side is gone.
     Closed,
-    /// Nothing has arrived.
+    /// Nothing has arrived, or not all of a message.
     Nothing,
-    /// No room at the moment.
-    Full,
     /// What arrived is no message.
     Garbage,
-    /// Too long to be sent.
-    TooLong,
 }
 
 /// One end of the connection between the parent and a worker.
 pub struct Wire {
     socket: OwnedFd,
+    /// The longest message that is received.
+    longest: usize,
     buffer: Vec<u8>,
+    /// Packets of a message that has not arrived as a whole.
+    begun: Vec<u8>,
+    /// Packets that the socket had no room for.
+    unsent: VecDeque<Vec<u8>>,
 }
 
 impl Wire {
@@ -47,36 +58,55 @@ impl Wire {
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
     }
 
-    /// An end.
-    pub fn new(socket: OwnedFd) -> Self {
+    /// An end that takes no message of more than `longest` bytes.
+    pub fn new(socket: OwnedFd, longest: usize) -> Self {
         Self {
             socket,
+            longest,
             buffer: Vec::new(),
+            begun: Vec::new(),
+            unsent: VecDeque::new(),
         }
     }
 
-    /// Sends a message; `wait` for room or not.
+    /// Sends a message; waits for room, or keeps what there is no room for until
+    /// [`Wire::send_rest`].
     ///
     /// # Errors
-    /// [`WireError::Full`] only without `wait`.
-    pub fn send<T: Serialize>(&self, message: &T, wait: bool) -> Result<(), WireError> {
-        let bytes = postcard::to_stdvec(message).map_err(|_| WireError::Garbage)?;
-        if bytes.len() > LONGEST {
-            return Err(WireError::TooLong);
+    /// [`WireError::Closed`].
+    pub fn send<T: Serialize>(&mut self, message: &T, wait: bool) -> Result<(), WireError> {
+        let mut bytes = postcard::to_stdvec(message).map_err(|_| WireError::Garbage)?;
+        while bytes.len() > PACKET {
+            let rest = bytes.split_off(PACKET);
+            bytes.push(GOES_ON);
+            self.unsent.push_back(bytes);
+            bytes = rest;
         }
+        bytes.push(ENDS);
+        self.unsent.push_back(bytes);
+        self.send_rest(wait)
+    }
+
+    /// Sends what there was no room for, as far as there is now.
+    ///
+    /// # Errors
+    /// As [`Wire::send`].
+    pub fn send_rest(&mut self, wait: bool) -> Result<(), WireError> {
         let mut flags = SendFlags::NOSIGNAL;
         if !wait {
             flags |= SendFlags::DONTWAIT;
         }
-        loop {
-            match send(&self.socket, &bytes, flags) {
-                Ok(_) => return Ok(()),
+        while let Some(packet) = self.unsent.front() {
+            match send(&self.socket, packet, flags) {
+                Ok(_) => {
+                    self.unsent.pop_front();
+                }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Err(WireError::Full),
-                Err(Errno::MSGSIZE) => return Err(WireError::TooLong),
+                Err(Errno::AGAIN) => break,
                 Err(_) => return Err(WireError::Closed),
             }
         }
+        Ok(())
     }
 
     /// Receives a message; `wait` for one or not.
@@ -89,16 +119,28 @@ impl Wire {
         } else {
             RecvFlags::DONTWAIT
         };
-        self.buffer.clear();
-        self.buffer.reserve(LONGEST + 1);
         loop {
+            self.buffer.clear();
+            self.buffer.reserve(PACKET + 2);
             match recv(&self.socket, spare_capacity(&mut self.buffer), flags) {
                 Ok((_, 0)) => return Err(WireError::Closed),
-                Ok(_) if self.buffer.len() > LONGEST => return Err(WireError::Garbage),
-                Ok(_) => return decode(&self.buffer),
-                Err(Errno::INTR) => {}
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => return Err(WireError::Nothing),
                 Err(_) => return Err(WireError::Closed),
+            }
+            let end = self.buffer.pop();
+            if self.buffer.len() > PACKET || self.begun.len() + self.buffer.len() > self.longest {
+                return Err(WireError::Garbage);
+            }
+            match (end, self.begun.is_empty()) {
+                (Some(ENDS), true) => return decode(&self.buffer),
+                (Some(ENDS), false) => {
+                    self.begun.append(&mut self.buffer);
+                    return decode(&std::mem::take(&mut self.begun));
+                }
+                (Some(GOES_ON), _) => self.begun.append(&mut self.buffer),
+                _ => return Err(WireError::Garbage),
             }
         }
     }
@@ -127,6 +169,10 @@ mod tests {
     use crate::job::{Again, Failure, Job, News, Reason, Report, Step, Task};
     use crate::names::{Kind, Name, Names, RelPath};
     use proptest::prelude::*;
+
+    fn wire(socket: OwnedFd) -> Wire {
+        Wire::new(socket, usize::MAX)
+    }
 
     fn report() -> Report {
         let mut made = Names::default();
@@ -160,7 +206,7 @@ mod tests {
                 first_link: false,
             },
             again: Some(Again {
-                skip: vec![Name::new(b"s")],
+                skip: [Name::new(b"s")].into(),
                 ..Again::default()
             }),
         }]
@@ -169,7 +215,7 @@ mod tests {
     #[test]
     fn messages_cross_a_socket() {
         let (here, there) = Wire::pair().unwrap();
-        let (here, mut there) = (Wire::new(here), Wire::new(there));
+        let (mut here, mut there) = (wire(here), wire(there));
         assert_eq!(there.receive::<Report>(false), Err(WireError::Nothing));
         here.send(&report(), true).unwrap();
         assert_eq!(there.receive::<Report>(true), Ok(report()));
@@ -198,18 +244,51 @@ mod tests {
         let claim = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
         assert_eq!(decode::<Report>(&claim), Err(WireError::Garbage));
         assert_eq!(decode::<Vec<Job>>(&claim), Err(WireError::Garbage));
-        // So is a packet that is longer than any message.
-        let (here, there) = Wire::pair().unwrap();
-        let mut there = Wire::new(there);
-        send(&here, &vec![0; LONGEST + 1], SendFlags::empty()).unwrap();
-        assert_eq!(there.receive::<Report>(true), Err(WireError::Garbage));
+        // So is a packet that is longer than any, or that is neither the last nor another one.
+        for packet in [vec![ENDS; PACKET + 2], vec![7]] {
+            let (here, there) = Wire::pair().unwrap();
+            send(&here, &packet, SendFlags::empty()).unwrap();
+            assert_eq!(wire(there).receive::<Report>(true), Err(WireError::Garbage));
+        }
+    }
+
+    /// Jobs that take more than the socket holds.
+    fn many_jobs() -> Vec<Job> {
+        let mut job = jobs().remove(0);
+        let names = (0..100_000).map(|number| Name::new(format!("name {number}").as_bytes()));
+        job.again.as_mut().unwrap().skip = names.collect();
+        vec![job]
     }
 
     #[test]
-    fn what_is_too_long_is_not_sent() {
-        let (here, _there) = Wire::pair().unwrap();
-        let long = vec![0_u8; LONGEST + 1];
-        assert_eq!(Wire::new(here).send(&long, true), Err(WireError::TooLong));
+    fn a_long_message_arrives_as_there_is_room() {
+        let (here, there) = Wire::pair().unwrap();
+        let (mut here, mut there) = (wire(here), wire(there));
+        here.send(&many_jobs(), false).unwrap();
+        here.send(&jobs(), false).unwrap();
+        assert!(here.unsent.len() > 2, "{}", here.unsent.len());
+        let mut parts = 0;
+        let received = loop {
+            match there.receive::<Vec<Job>>(false) {
+                Err(WireError::Nothing) => here.send_rest(false).unwrap(),
+                received => break received,
+            }
+            parts += 1;
+        };
+        assert_eq!(received, Ok(many_jobs()));
+        assert!(parts > 2, "{parts}");
+        here.send_rest(false).unwrap();
+        assert_eq!(there.receive::<Vec<Job>>(false), Ok(jobs()));
+    }
+
+    #[test]
+    fn a_message_longer_than_is_taken_is_garbage() {
+        let (here, there) = Wire::pair().unwrap();
+        let mut here = wire(here);
+        here.send(&many_jobs(), false).unwrap();
+        let mut there = Wire::new(there, PACKET + 1);
+        let received = there.receive::<Vec<Job>>(true);
+        assert_eq!(received, Err(WireError::Garbage));
     }
 
     proptest! {

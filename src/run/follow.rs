@@ -9,19 +9,14 @@ use crate::names::{Name, Names};
 use crate::tree::FolderId;
 
 impl Run {
-    pub(super) fn job_ended(&mut self, dealt: Dealt) {
+    pub(super) fn job_ended(&mut self, mut dealt: Dealt) {
         if !self.deaths.is_empty() {
             // A folder that could be worked on is not what its workers died of.
             self.deaths.remove(&(dealt.folder, None, 0));
         }
+        self.firsts_failed(&mut dealt);
         for (name, inode) in &dealt.firsts {
-            let key = (dealt.folder, name.clone());
-            if let Some(file) = self.large.get_mut(&key) {
-                file.first = Some(*inode);
-            } else {
-                let copied = !dealt.failed.contains(name);
-                self.first_done(dealt.folder, name, *inode, copied);
-            }
+            self.first_copied(dealt.folder, name, *inode);
         }
         match &dealt.job.task {
             Task::Piece { large, .. } => {
@@ -37,8 +32,12 @@ impl Run {
                 let key = (dealt.folder, large.name.clone());
                 let sealed = matches!(dealt.job.task, Task::Seal { .. });
                 let copied = sealed && dealt.failed.is_empty() && !dealt.folder_failed;
-                if let Some(inode) = self.large.remove(&key).and_then(|file| file.first) {
-                    self.first_done(dealt.folder, &large.name, inode, copied);
+                match self.large.remove(&key).and_then(|file| file.first) {
+                    Some(inode) if copied => {
+                        self.first_copied(dealt.folder, &large.name, inode);
+                    }
+                    Some(inode) => self.first_failed(inode),
+                    None => {}
                 }
             }
             _ => {}
@@ -133,15 +132,26 @@ impl Run {
         self.push(folder, task, weight);
     }
 
-    /// The first one of a group of hard links has been copied, or could not be.
-    fn first_done(&mut self, folder: FolderId, name: &Name, inode: Inode, copied: bool) {
-        if !copied {
-            if let Some(next) = self.links.failed(inode) {
-                let names = Names::one(next.kind, next.name.as_bytes());
-                self.push_firsts(next.folder, names, vec![(next.name, inode)]);
-            }
-            return;
+    /// Of the hard links that this job was to copy as the first of their groups, those that could
+    /// not be copied leave it to the next ones.
+    pub(super) fn firsts_failed(&mut self, dealt: &mut Dealt) {
+        let (all, failed) = (dealt.folder_failed, &dealt.failed);
+        let of = |(name, _): &mut (Name, Inode)| all || failed.contains(name);
+        let failed: Vec<_> = dealt.firsts.extract_if(.., of).collect();
+        for (_, inode) in failed {
+            self.first_failed(inode);
         }
+    }
+
+    fn first_failed(&mut self, inode: Inode) {
+        if let Some(next) = self.links.failed(inode) {
+            let names = Names::one(next.kind, next.name.as_bytes());
+            self.push_firsts(next.folder, names, vec![(next.name, inode)]);
+        }
+    }
+
+    /// The others of the group become links to it.
+    fn first_copied(&mut self, folder: FolderId, name: &Name, inode: Inode) {
         let open = self.tree.get(folder);
         let target = Target {
             root: open.root,
@@ -162,9 +172,13 @@ impl Run {
         let mut rest = large.pieces();
         rest.reverse();
         self.tree.add_parts(folder, 1);
-        let first = self.dealt.get(&job).and_then(|dealt| {
-            let of = dealt.firsts.iter().find(|(name, _)| *name == large.name);
-            of.map(|(_, inode)| *inode)
+        // It is the file that says now whether it is copied, not the job.
+        let first = self.dealt.get_mut(&job).and_then(|dealt| {
+            let at = dealt
+                .firsts
+                .iter()
+                .position(|(name, _)| *name == large.name)?;
+            Some(dealt.firsts.swap_remove(at).1)
         });
         let file = LargeFile {
             large: large.clone(),

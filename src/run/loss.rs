@@ -1,16 +1,15 @@
 //! Workers that hang or die: what they were at is done again, or given up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Dealt, Part, Run};
 use crate::board::Making;
 use crate::engine::Death;
-use crate::job::{Again, Failure, Job, JobId, Reason, Step, Task};
+use crate::job::{Failure, Job, JobId, Reason, Step, Task};
 use crate::names::Name;
 use crate::paths::Side;
-use crate::tree::FolderId;
 use crate::watch::Alarm;
 
 impl Run {
@@ -119,35 +118,15 @@ impl Run {
     /// `given_up` is the entry to leave out, or the folder as such.
     fn redo(
         &mut self,
-        dealt: Dealt,
+        mut dealt: Dealt,
         counted: u64,
         clear: Option<Name>,
         given_up: Option<Option<Name>>,
     ) {
         let folder = dealt.folder;
-        let mut again = dealt.job.again.clone().unwrap_or_default();
-        let shared = dealt.shared as u64;
-        again.clear.extend(clear);
-        again.skip.extend(dealt.told.iter().cloned());
-        again.skip.extend(dealt.failed.iter().cloned());
-        self.tree.get_mut(folder).fresh = false;
         let mut task = dealt.job.task.clone();
-        match (&mut task, given_up) {
-            (
-                Task::Folder { .. }
-                | Task::Finish { .. }
-                | Task::Entries { .. }
-                | Task::Link { .. }
-                | Task::Abandon { .. },
-                Some(None),
-            ) => {
-                // Nothing in it can be had.
-                let mut dealt = dealt;
-                let firsts = dealt.firsts.iter().map(|(name, _)| name.clone());
-                dealt.failed.extend(firsts);
-                return self.job_ended(dealt);
-            }
-            (Task::Abandon { .. }, Some(_)) => return self.job_ended(dealt),
+        match (&task, given_up) {
+            (_, None) => {}
             (Task::Piece { large, .. }, Some(_)) => {
                 if let Some(file) = self.large.get_mut(&(folder, large.name.clone())) {
                     file.failed = true;
@@ -158,28 +137,45 @@ impl Run {
                 let large = large.clone();
                 return self.push(folder, Task::Abandon { large }, dealt.weight);
             }
-            (Task::Folder { fresh, .. }, given_up) => {
+            (Task::Abandon { .. }, Some(_)) => return self.job_ended(dealt),
+            (_, Some(None)) => {
+                // Nothing in it can be had.
+                dealt.folder_failed = true;
+                return self.job_ended(dealt);
+            }
+            (_, Some(Some(name))) => {
+                self.tree.get_mut(folder).failed.push(name.clone());
+                dealt.failed.push(name);
+            }
+        }
+        self.firsts_failed(&mut dealt);
+        self.tree.get_mut(folder).fresh = false;
+        let mut again = dealt.job.again.clone().unwrap_or_default();
+        again.clear.extend(clear);
+        let done_with: HashSet<Name> = dealt.told.into_iter().chain(dealt.failed).collect();
+        match &mut task {
+            Task::Folder { fresh, .. } => {
                 *fresh = false;
-                again.skip.extend(given_up.flatten());
-                again
-                    .skip
-                    .extend(self.tree.get(folder).failed.iter().cloned());
+                again.skip.extend(done_with);
+                let failed = &self.tree.get(folder).failed;
+                again.skip.extend(failed.iter().cloned());
+                let shared = dealt.shared as u64;
                 again.counted = again.counted.max(counted.saturating_add(shared));
             }
-            (Task::Entries { fresh, names, .. }, given_up) => {
+            Task::Entries { fresh, names, .. } => {
                 *fresh = false;
                 // What it gave away were the last ones.
                 names.split_off(dealt.shared);
-                self.mark_failed(folder, given_up.flatten(), &mut again);
+                names.remove_all(&done_with);
                 again.counted = again.counted.max(counted);
             }
-            (Task::Link { fresh, .. }, given_up) => {
+            Task::Link { fresh, names, .. } => {
                 *fresh = false;
-                self.mark_failed(folder, given_up.flatten(), &mut again);
+                names.remove_all(&done_with);
                 again.counted = again.counted.max(counted);
             }
-            (Task::Finish { fresh, .. }, _) => *fresh = false,
-            (Task::Piece { .. } | Task::Seal { .. } | Task::Abandon { .. }, None) => {}
+            Task::Finish { fresh, .. } => *fresh = false,
+            Task::Piece { .. } | Task::Seal { .. } | Task::Abandon { .. } => {}
         }
         let is_folder = matches!(task, Task::Folder { .. });
         let part = Part {
@@ -195,13 +191,6 @@ impl Run {
             self.parked.insert(folder, part);
         } else {
             self.push_part(part);
-        }
-    }
-
-    fn mark_failed(&mut self, folder: FolderId, name: Option<Name>, again: &mut Again) {
-        if let Some(name) = name {
-            self.tree.get_mut(folder).failed.push(name.clone());
-            again.skip.push(name);
         }
     }
 

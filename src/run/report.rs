@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Part, Run, Todo};
-use crate::job::{Again, Failure, Job, JobId, Line, News, NotKept, Reason, Report, Task};
+use super::{Run, Todo};
+use crate::job::{Failure, Job, JobId, Line, News, NotKept, Reason, Report, Task};
 use crate::names::Name;
 use crate::paths::Side;
 
@@ -63,17 +63,7 @@ impl Run {
                 fresh: self.tree.get(folder).fresh,
                 first_link: false,
             };
-            let again = self.dealt.get(&news.job).and_then(|dealt| {
-                let skip = dealt.job.again.as_ref()?.skip.clone();
-                Some(Again {
-                    skip,
-                    ..Again::default()
-                })
-            });
-            self.push_part(Part {
-                again,
-                ..Part::new(folder, task, 1)
-            });
+            self.push(folder, task, 1);
         }
         self.hard_links(folder, news.links);
         for large in news.large {

@@ -142,6 +142,19 @@ fn assert_same_without(env: &Env, missing: &str) {
     env.assert_same("real", "dst");
 }
 
+const TWO_DIED: &str = "two workers died at it (SIGKILL)";
+
+/// Kills the worker that is at the file of this name, and the next one.
+#[track_caller]
+fn kill_two_at(running: &Running, name: &str) {
+    for _ in 0..2 {
+        let worker = worker_at(running, name);
+        worker.signal(Signal::KILL);
+        let is_other = |other: &Process| other.pid != worker.pid;
+        eventually("it is gone", || running.workers().iter().all(is_other));
+    }
+}
+
 #[test]
 fn an_entry_that_costs_two_workers_is_given_up() {
     let env = env();
@@ -149,22 +162,48 @@ fn an_entry_that_costs_two_workers_is_given_up() {
         return;
     };
     let running = env.command(["-j", "3", "src", "dst"]).start();
-    for _ in 0..2 {
-        let worker = worker_at(&running, "stuck");
-        worker.signal(Signal::KILL);
-        eventually("it is gone", || {
-            running
-                .workers()
-                .iter()
-                .all(|other| other.pid != worker.pid)
-        });
-    }
+    kill_two_at(&running, "stuck");
     let run = running
         .wait()
         .exits(1)
-        .fails_only(&[("src/3/stuck", "two workers died at it (SIGKILL)")]);
+        .fails_only(&[("src/3/stuck", TWO_DIED)]);
     assert_eq!(replaced(&run), 2, "{run}");
     assert_same_without(&env, "3/stuck");
+}
+
+/// What others have of the folder is more than one packet can tell the next worker.
+#[test]
+fn a_worker_may_die_in_a_folder_with_many_subfolders() {
+    let env = env();
+    for number in 0..4000 {
+        env.folder(format!("real/3/{number:0100}"));
+    }
+    let Some(_faults) = tree_with_stuck_file(&env, "hang-read") else {
+        return;
+    };
+    let running = env.command(["src", "dst"]).start();
+    kill_two_at(&running, "stuck");
+    let run = running.wait();
+    run.exits(1).fails_only(&[("src/3/stuck", TWO_DIED)]);
+    assert_same_without(&env, "3/stuck");
+}
+
+#[test]
+fn a_hard_link_that_costs_two_workers_is_copied_by_its_other_name() {
+    let env = env();
+    env.file("real/stuck", "contents");
+    env.hard_link("real/sub/twin", "real/stuck");
+    // A fault is that of the name by which a file was found last: find it each time.
+    let faults = ["--ttl-ms", "0", "--fault", "hang-read:stuck"];
+    let Some(_faults) = FaultFs::mount(&env, "real", "src", &faults) else {
+        return;
+    };
+    // With one worker the folder above is done first.
+    let running = env.command(["-j", "1", "src", "dst"]).start();
+    kill_two_at(&running, "stuck");
+    let run = running.wait();
+    run.exits(1).fails_only(&[("src/stuck", TWO_DIED)]);
+    assert_same_without(&env, "stuck");
 }
 
 #[test]
@@ -380,9 +419,9 @@ fn a_worker_out_of_memory_is_replaced() {
     }
     let env = env();
     tree(&env, 500);
-    // Names that need memory.
-    for i in 0..3_000 {
-        env.file(format!("real/names/{i:0200}"), "");
+    // Names that need memory, wherever the worker is: 64 KiB in each folder.
+    for i in 0..9 * 260 {
+        env.file(format!("real/names/{}/{i:0255}", i % 9), "");
     }
     let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "0.5"]) else {
         return;
