@@ -14,7 +14,8 @@ tree-ext4   the same tree from and to one file system on a RAM-backed loop
 tree-xfs    device, so that shared extents are possible where the file system
 tree-btrfs  has them; needs root
 tree-bare, tree-ext4-bare, tree-xfs-bare, tree-btrfs-bare
-            the same, pcopy keeping as little as cpz: modes and content only
+            the same, pcopy keeping as little as cpz: contents, and what the
+            umask leaves of the modes
 flat        40,000 files of 8 KiB in one folder, tmpfs
 big         one file of 2 GiB, tmpfs
 big-ext4    the same on ext4
@@ -74,7 +75,7 @@ from arena import GIB, MIB, Arena, Skip, arena, census, free_gib, unmount  # noq
 PROJECT = Path(__file__).resolve().parent.parent
 # No single run may take longer, in seconds.
 RUN_LIMIT = 600
-BARE = ["--no-preserve=ownership,timestamps,xattr,links"]
+BARE = ["--no-preserve=all"]  # The umask applies to modes, as it does in cpz.
 
 
 class Failure(Exception):

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use rustix::process::Pid;
 
+use crate::names::Name;
 use crate::sys;
 
 /// Words for an entry's name: NAME_MAX is 255 bytes.
@@ -33,6 +34,7 @@ pub struct Slot {
     pid: AtomicU64,
     job: AtomicU64,
     taken: AtomicU64,
+    is_open: AtomicU64,
     done_in_job: AtomicU64,
     beat: AtomicU64,
     found: AtomicU64,
@@ -116,6 +118,7 @@ impl Slot {
         // Before the word: who sees the new job must not see what was of the last one.
         self.name_length.store(0, Relaxed);
         self.making.store(0, Relaxed);
+        self.is_open.store(0, Relaxed);
         self.done_in_job.store(0, Relaxed);
         let begun = self
             .job
@@ -147,6 +150,17 @@ impl Slot {
     /// True from when the worker was taken from until it begins a job.
     pub fn is_taken_from(&self) -> bool {
         self.job.load(Acquire) & TAKEN != 0
+    }
+
+    /// The worker has opened the folder of its job and removed what was to be.
+    pub fn opened(&self) {
+        self.is_open.store(1, Release);
+    }
+
+    /// The worker turns to the folder as such.
+    pub fn begin_folder(&self) {
+        self.name_length.store(0, Release);
+        self.beat();
     }
 
     /// The worker turns to an entry of its job.
@@ -214,6 +228,11 @@ impl Slot {
         Some(self.job.load(Acquire) & !TAKEN).filter(|&job| job != 0)
     }
 
+    /// True when the worker has opened the folder of its job, and removed what was to be.
+    pub fn is_open(&self) -> bool {
+        self.is_open.load(Acquire) != 0
+    }
+
     /// How many entries of its job the worker has done and counted.
     pub fn done_in_job(&self) -> u64 {
         self.done_in_job.load(Relaxed)
@@ -233,9 +252,10 @@ impl Slot {
         }
     }
 
-    /// The entry that the worker is at. Of a worker that is running this is a snapshot that may
-    /// be torn; it is for people then.
-    pub fn entry(&self) -> Option<Vec<u8>> {
+    /// The entry that the worker is at; none where it is at the folder as such, or where its
+    /// memory is damaged. Of a worker that is running this is a snapshot that may be torn; it is
+    /// for people then.
+    pub fn entry(&self) -> Option<Name> {
         let length = self.name_length.load(Acquire).min(8 * NAME_WORDS as u64) as usize;
         let mut name: Vec<u8> = self
             .name
@@ -244,7 +264,7 @@ impl Slot {
             .flat_map(|word| word.load(Relaxed).to_ne_bytes())
             .collect();
         name.truncate(length);
-        (!name.is_empty()).then_some(name)
+        Name::checked(name)
     }
 }
 
@@ -340,7 +360,7 @@ mod tests {
         slot.begin_job(7);
         for name in [&[b'x'; 255][..], b"short", b"12345678"] {
             slot.begin_entry(name);
-            assert_eq!(slot.entry().as_deref(), Some(name));
+            assert_eq!(slot.entry(), Some(Name::new(name)));
         }
         slot.making(Making::Temporary(7));
         assert_eq!(slot.is_making(), Making::Temporary(7));

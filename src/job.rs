@@ -57,6 +57,9 @@ pub enum Task {
         /// The source folders above this one; only where links to folders are followed, to
         /// notice loops.
         above: Vec<Inode>,
+        /// Entries to leave out, where a worker died at it: given up, failed or handed on to
+        /// others.
+        skip: HashSet<Name>,
     },
     /// Copy these entries.
     Entries {
@@ -114,9 +117,6 @@ pub enum Task {
 /// What is known from workers that died at the same job before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Again {
-    /// Entries of a folder to leave out when it is listed: given up, failed or being done
-    /// elsewhere.
-    pub skip: HashSet<Name>,
     /// Names at the destination under which something incomplete was left: remove them first.
     pub clear: Vec<Name>,
     /// So many entries are done and counted already; they will look unchanged.

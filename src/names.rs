@@ -211,6 +211,11 @@ impl Name {
         Self(bytes.to_vec())
     }
 
+    /// The name, where these bytes from outside are one.
+    pub fn checked(bytes: Vec<u8>) -> Option<Self> {
+        is_name(&bytes).then_some(Self(bytes))
+    }
+
     /// Its bytes, without NUL.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -317,12 +322,7 @@ macro_rules! on_the_wire {
 }
 
 on_the_wire!(Names, |n| &n.bytes, Names::checked, "not a list of names");
-on_the_wire!(
-    Name,
-    |n| &n.0,
-    |b| is_name(&b).then_some(Name(b)),
-    "not a name"
-);
+on_the_wire!(Name, |n| &n.0, Name::checked, "not a name");
 on_the_wire!(RelPath, |p| &p.0, RelPath::checked, "not a relative path");
 
 /// A path for people, on one line whatever its bytes: as it is where every character can be

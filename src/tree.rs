@@ -25,8 +25,10 @@ pub struct OpenFolder {
     pub above: Vec<Inode>,
     /// Set when it is to be finished once all parts are back.
     pub unfinished: Option<Box<Stamp>>,
-    /// Entries that failed in it, as far as another look at it must know.
-    pub failed: Vec<Name>,
+    /// Entries to leave out, should it be listed again: they failed, or others have them.
+    pub left_out: Vec<Name>,
+    /// It has been listed to its end, so nothing needs to be remembered for that.
+    is_listed: bool,
     /// Parts that are out: its own job, subfolders, batches, links, large files.
     parts: u64,
 }
@@ -48,7 +50,8 @@ impl Tree {
             fresh,
             above: Vec::new(),
             unfinished: None,
-            failed: Vec::new(),
+            left_out: Vec::new(),
+            is_listed: false,
             parts: 1,
         })
     }
@@ -64,7 +67,8 @@ impl Tree {
             fresh,
             above: above.above.clone(),
             unfinished: None,
-            failed: Vec::new(),
+            left_out: Vec::new(),
+            is_listed: false,
             parts: 1,
         };
         self.insert(folder)
@@ -90,6 +94,21 @@ impl Tree {
     /// As [`Tree::get`].
     pub fn get_mut(&mut self, id: FolderId) -> &mut OpenFolder {
         self.folders.get_mut(&id).expect("an open folder")
+    }
+
+    /// Entries of a folder are not to be looked at again, should it be listed again.
+    pub fn leave_out(&mut self, id: FolderId, names: impl IntoIterator<Item = Name>) {
+        let folder = self.get_mut(id);
+        if !folder.is_listed {
+            folder.left_out.extend(names);
+        }
+    }
+
+    /// A folder has been listed to its end.
+    pub fn listed(&mut self, id: FolderId) {
+        let folder = self.get_mut(id);
+        folder.is_listed = true;
+        folder.left_out = Vec::new();
     }
 
     /// More parts of a folder are out.

@@ -2,7 +2,6 @@
 //! and in a forked process.
 
 use std::borrow::Borrow;
-use std::collections::HashSet;
 use std::ffi::CStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -49,8 +48,6 @@ pub struct Worker {
     ticks: u32,
     /// Entries of this job that a worker before this one has counted.
     counted: u64,
-    /// Names in this folder that need not be looked at again.
-    skip: HashSet<Name>,
     /// What was told of this job so far names work for others.
     told_of_children: bool,
     gone: bool,
@@ -70,7 +67,6 @@ impl Worker {
             reported: Instant::now(),
             ticks: 0,
             counted: 0,
-            skip: HashSet::new(),
             told_of_children: false,
             gone: false,
         }
@@ -106,10 +102,9 @@ impl Worker {
         self.news.job = job.id;
         let again = job.again.clone().unwrap_or_default();
         self.counted = again.counted;
-        self.skip = again.skip.clone();
         self.told_of_children = false;
         let result = match &job.task {
-            Task::Folder { fresh, above } => self.folder(job, *fresh, above, &again, port),
+            Task::Folder { fresh, above, .. } => self.folder(job, *fresh, above, &again, port),
             Task::Entries {
                 names,
                 fresh,
@@ -150,6 +145,7 @@ impl Worker {
     fn open(&mut self, job: &Job, fresh: bool, again: &Again) -> Result<Folder, Trouble> {
         let folder = Folder::open(self.context, job.root as usize, &job.path, fresh)?;
         self.copier.clear(&folder, &again.clear)?;
+        self.slot.opened();
         Ok(folder)
     }
 
@@ -201,7 +197,7 @@ impl Worker {
             self.news.unfinished = Some(Box::new(stamp));
             return Ok(());
         }
-        self.slot.beat();
+        self.slot.begin_folder();
         self.copier.finish_folder(&folder, &stamp)
     }
 
@@ -215,7 +211,7 @@ impl Worker {
         let mut listing = Listing::of(path);
         let mut names = Names::default();
         loop {
-            self.list_more(folder, &mut listing, &mut names, port);
+            self.list_more(job, folder, &mut listing, &mut names, port);
             if names.is_empty() || self.is_to_end() {
                 return listing.result().at(Step::ListFolder);
             }
@@ -232,17 +228,23 @@ impl Worker {
     /// Lists up to [`BATCH`] more entries that are to be copied, and the subfolders among them.
     fn list_more(
         &mut self,
+        job: &Job,
         folder: &mut Folder,
         listing: &mut Listing,
         names: &mut Names,
         port: &mut dyn Port,
     ) {
+        let skip = match &job.task {
+            Task::Folder { skip, .. } => Some(skip).filter(|skip| !skip.is_empty()),
+            _ => None,
+        };
         let enough = names.len() + BATCH;
+        self.slot.begin_folder();
         while names.len() < enough && !self.is_to_end() {
             let Some((kind, name)) = listing.read() else {
                 return;
             };
-            if self.skip.contains(name.to_bytes()) {
+            if skip.is_some_and(|skip| skip.contains(name.to_bytes())) {
                 continue;
             }
             match self.kind_to_copy(folder, kind, name) {
@@ -289,9 +291,10 @@ impl Worker {
         match made {
             Ok(true) => self.news.made.push(Kind::Folder, name.to_bytes()),
             Ok(false) => self.news.merged.push(Kind::Folder, name.to_bytes()),
-            Err(trouble) => return self.fail(Some(name), trouble),
+            Err(trouble) => self.fail(Some(name), trouble),
         }
         self.size += name.count_bytes();
+        self.slot.begin_folder();
     }
 
     /// Copies entries; gives the later half away while others are idle, of what is left and
@@ -313,7 +316,7 @@ impl Worker {
             if may_share && self.context.board.take_wanted() {
                 if let Some(listing) = &mut listing {
                     let before = names.len();
-                    self.list_more(folder, listing, names, port);
+                    self.list_more(job, folder, listing, names, port);
                     left += names.len() - before;
                 }
                 self.news.shared = names.split_off(left / 2);

@@ -27,7 +27,7 @@ pub trait Engine {
     /// Gives some jobs to a worker; starts one where all are busy and the limit allows.
     fn deal(&mut self, jobs: Vec<Arc<Job>>);
 
-    /// Jobs that were dealt to this very worker and have not ended.
+    /// Jobs that were dealt to this very worker and that it has not ended, whoever has them now.
     fn waiting(&self, worker: usize) -> Vec<JobId>;
 
     /// The next thing that a worker says, or none within `patience`.
@@ -71,7 +71,10 @@ pub enum Event {
         death: Death,
     },
     /// No worker is left and none can be started.
-    NoWorkers,
+    NoWorkers {
+        /// The jobs that were to be dealt.
+        jobs: Vec<JobId>,
+    },
 }
 
 /// What ended a worker.

@@ -133,6 +133,14 @@ impl Processes {
         }
     }
 
+    /// Ends a worker that nothing can be sent to. It may have closed its socket; what it said
+    /// before is read first.
+    fn cut_off(&self, at: usize) {
+        if let Some(pid) = self.context.board.slot(self.workers[at].number).pid() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
     /// A worker is no more, or about to be.
     fn bury(&mut self, at: usize) {
         let worker = self.workers.swap_remove(at);
@@ -213,15 +221,17 @@ impl Engine for Processes {
 
     fn deal(&mut self, jobs: Vec<Arc<Job>>) {
         let Some(at) = self.choose() else {
-            self.events.push_back(Event::NoWorkers);
+            let jobs = jobs.iter().map(|job| job.id).collect();
+            self.events.push_back(Event::NoWorkers { jobs });
             return;
         };
         let worker = &mut self.workers[at];
         worker.deals += 1;
         worker.jobs.extend(jobs.iter().map(|job| job.id));
         let jobs: Vec<&Job> = jobs.iter().map(AsRef::as_ref).collect();
-        // A closed socket is noticed when it is read.
-        let _ = worker.wire.send(&jobs, false);
+        if worker.wire.send(&jobs, false).is_err() {
+            self.cut_off(at);
+        }
     }
 
     fn waiting(&self, worker: usize) -> Vec<JobId> {
@@ -233,13 +243,19 @@ impl Engine for Processes {
         if let Some(event) = self.events.pop_front() {
             return Some(event);
         }
-        for worker in &mut self.workers {
-            let _ = worker.wire.send_rest(false);
+        for at in 0..self.workers.len() {
+            if self.workers[at].wire.send_rest(false).is_err() {
+                self.cut_off(at);
+            }
         }
         let mut fds: Vec<PollFd<'_>> = self
             .workers
             .iter()
-            .map(|worker| PollFd::from_borrowed_fd(worker.wire.as_fd(), PollFlags::IN))
+            .map(|worker| {
+                let mut flags = PollFlags::IN;
+                flags.set(PollFlags::OUT, worker.wire.has_unsent());
+                PollFd::from_borrowed_fd(worker.wire.as_fd(), flags)
+            })
             .collect();
         let timeout = Timespec {
             tv_sec: patience.as_secs() as i64,

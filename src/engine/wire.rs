@@ -14,9 +14,9 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Bytes of a message in one packet, so that a few packets fit into what a socket holds (208 KiB
-/// as Linux comes).
-const PACKET: usize = 64 << 10;
+/// Bytes of a message in one packet: several fit into what a socket holds, which is 208 KiB as
+/// Linux comes and may be set to less (net.core.wmem_default).
+const PACKET: usize = 16 << 10;
 /// A packet's last byte: the message ends with it, or goes on in the next one.
 const ENDS: u8 = 0;
 const GOES_ON: u8 = 1;
@@ -42,7 +42,7 @@ pub struct Wire {
     /// The longest message that is received.
     longest: usize,
     buffer: Vec<u8>,
-    /// Packets of a message that has not arrived as a whole.
+    /// What has arrived of a message that goes on.
     begun: Vec<u8>,
     /// Packets that the socket had no room for.
     unsent: VecDeque<Vec<u8>>,
@@ -73,15 +73,14 @@ impl Wire {
     /// [`Wire::send_rest`].
     ///
     /// # Errors
-    /// [`WireError::Closed`].
+    /// [`WireError::Closed`], also where the socket takes no such packet.
     pub fn send<T: Serialize>(&mut self, message: &T, wait: bool) -> Result<(), WireError> {
         let mut bytes = postcard::to_stdvec(message).map_err(|_| WireError::Garbage)?;
-        while bytes.len() > PACKET {
-            let rest = bytes.split_off(PACKET);
-            bytes.push(GOES_ON);
-            self.unsent.push_back(bytes);
-            bytes = rest;
+        let last = bytes.len().saturating_sub(1) / PACKET * PACKET;
+        for part in bytes[..last].chunks(PACKET) {
+            self.unsent.push_back([part, &[GOES_ON]].concat());
         }
+        bytes.drain(..last);
         bytes.push(ENDS);
         self.unsent.push_back(bytes);
         self.send_rest(wait)
@@ -107,6 +106,11 @@ impl Wire {
             }
         }
         Ok(())
+    }
+
+    /// True when something waits for room.
+    pub fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
     }
 
     /// Receives a message; `wait` for one or not.
@@ -206,8 +210,8 @@ mod tests {
                 first_link: false,
             },
             again: Some(Again {
-                skip: [Name::new(b"s")].into(),
-                ..Again::default()
+                clear: vec![Name::new(b"s")],
+                counted: 1,
             }),
         }]
     }
@@ -256,7 +260,11 @@ mod tests {
     fn many_jobs() -> Vec<Job> {
         let mut job = jobs().remove(0);
         let names = (0..100_000).map(|number| Name::new(format!("name {number}").as_bytes()));
-        job.again.as_mut().unwrap().skip = names.collect();
+        job.task = Task::Folder {
+            fresh: false,
+            above: Vec::new(),
+            skip: names.collect(),
+        };
         vec![job]
     }
 

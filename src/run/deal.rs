@@ -1,5 +1,6 @@
 //! What is to be done, cut into jobs, and dealt.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{Dealt, Part, Run, Todo};
@@ -93,7 +94,11 @@ impl Run {
                 let empty = names.is_empty();
                 let folder = self.tree.open_below(parent, &name, fresh);
                 let above = self.tree.get(folder).above.clone();
-                let task = Task::Folder { fresh, above };
+                let task = Task::Folder {
+                    fresh,
+                    above,
+                    skip: HashSet::new(),
+                };
                 (Part::new(folder, task, 1), empty)
             }
             Todo::Pieces {

@@ -19,12 +19,10 @@ impl Run {
             self.first_copied(dealt.folder, name, *inode);
         }
         match &dealt.job.task {
+            Task::Folder { .. } => self.tree.listed(dealt.folder),
             Task::Piece { large, .. } => {
                 if dealt.folder_failed {
-                    let key = (dealt.folder, large.name.clone());
-                    if let Some(file) = self.large.get_mut(&key) {
-                        file.failed = true;
-                    }
+                    self.large_failed(dealt.folder, large);
                 }
                 self.piece_done(dealt.folder, large);
             }
@@ -194,6 +192,24 @@ impl Run {
             large,
             rest,
         });
+    }
+
+    /// A large file cannot be had; what is not dealt of it need not be. False where that was known
+    /// already.
+    pub(super) fn large_failed(&mut self, folder: FolderId, large: &Large) -> bool {
+        let Some(file) = self.large.get_mut(&(folder, large.name.clone())) else {
+            return false;
+        };
+        if std::mem::replace(&mut file.failed, true) {
+            return false;
+        }
+        let of_it = |todo: &Todo| matches!(todo, Todo::Pieces { folder: of, large: it, .. } if *of == folder && it.name == large.name);
+        let at = self.todo.iter().position(of_it);
+        if let Some(Todo::Pieces { rest, .. }) = at.map(|at| self.todo.remove(at)) {
+            self.todo_size = self.todo_size.saturating_sub(rest.len());
+            file.pieces -= rest.len();
+        }
+        true
     }
 
     fn piece_done(&mut self, folder: FolderId, large: &Large) {

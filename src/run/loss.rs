@@ -12,6 +12,19 @@ use crate::names::Name;
 use crate::paths::Side;
 use crate::watch::Alarm;
 
+/// What a worker that died at a job has left.
+#[derive(Default)]
+struct Left {
+    /// So many entries are done and counted, all of them where it is `u64::MAX`.
+    counted: u64,
+    /// It had opened the folder, and removed what another one had left there.
+    was_open: bool,
+    /// The name at the destination of what it was writing.
+    partial: Option<Name>,
+    /// The entry to leave out from now on, or the folder as such.
+    given_up: Option<Option<Name>>,
+}
+
 impl Run {
     pub(super) fn lost(&mut self, worker: usize, jobs: &[JobId], death: Death) {
         match death {
@@ -30,12 +43,19 @@ impl Run {
             match at {
                 Some(at) if place == at => self.blame(worker, dealt, death, stalled),
                 // Done, but the report died with the worker.
-                Some(at) if place < at => self.redo(dealt, u64::MAX, None, None),
+                Some(at) if place < at => self.redo(
+                    dealt,
+                    Left {
+                        counted: u64::MAX,
+                        was_open: true,
+                        ..Left::default()
+                    },
+                ),
                 // Never begun.
                 Some(_) => self.push_again(dealt),
                 // It was between two deals, so probably never begun; but where reports were lost,
                 // that cannot be told.
-                None => self.redo(dealt, 0, None, None),
+                None => self.redo(dealt, Left::default()),
             }
         }
     }
@@ -68,14 +88,18 @@ impl Run {
     /// workers.
     fn blame(&mut self, worker: usize, dealt: Dealt, death: Death, stalled: Option<Duration>) {
         let slot = self.context.board.slot(worker);
-        let entry = slot.entry().map(|name| Name::new(&name));
-        let clear = self.partial_of(worker, &dealt.job);
+        let entry = slot.entry();
+        let mut left = Left {
+            counted: slot.done_in_job(),
+            was_open: slot.is_open(),
+            partial: self.partial_of(worker, &dealt.job),
+            given_up: None,
+        };
         let piece = match dealt.job.task {
             Task::Piece { offset, .. } => offset,
             _ => 0,
         };
         let place = (dealt.folder, entry.clone(), piece);
-        let mut given_up = None;
         if !self.deaths.insert(place) {
             let reason = match (stalled, death) {
                 (Some(after), _) => Reason::Stalled(after.as_secs()),
@@ -92,10 +116,17 @@ impl Run {
                 step,
                 reason,
             };
-            self.tell_failure(&Arc::clone(&dealt.job), &failure);
-            given_up = Some(entry);
+            let is_known = match &dealt.job.task {
+                Task::Piece { large, .. } => !self.large_failed(dealt.folder, large),
+                _ => false,
+            };
+            if !is_known {
+                self.tell_failure(&Arc::clone(&dealt.job), &failure);
+            }
+            self.tree.leave_out(dealt.folder, entry.clone());
+            left.given_up = Some(entry);
         }
-        self.redo(dealt, slot.done_in_job(), clear, given_up);
+        self.redo(dealt, left);
     }
 
     /// The name under which a worker is writing, or was when it died.
@@ -109,70 +140,57 @@ impl Run {
             }
             Making::Entry => match &self.context.roots.list[job.root as usize].single {
                 Some(single) => Some(Name::new(single.to.as_bytes())),
-                None => slot.entry().map(|name| Name::new(&name)),
+                None => slot.entry(),
             },
         }
     }
 
-    /// Does a job again whose worker died, `counted` entries of which are done and counted.
-    /// `given_up` is the entry to leave out, or the folder as such.
-    fn redo(
-        &mut self,
-        mut dealt: Dealt,
-        counted: u64,
-        clear: Option<Name>,
-        given_up: Option<Option<Name>>,
-    ) {
+    /// Does a job again whose worker died.
+    fn redo(&mut self, mut dealt: Dealt, left: Left) {
         let folder = dealt.folder;
         let mut task = dealt.job.task.clone();
-        match (&task, given_up) {
+        match (&task, left.given_up) {
             (_, None) => {}
-            (Task::Piece { large, .. }, Some(_)) => {
-                if let Some(file) = self.large.get_mut(&(folder, large.name.clone())) {
-                    file.failed = true;
-                }
-                return self.job_ended(dealt);
-            }
             (Task::Seal { large, .. }, Some(_)) => {
                 let large = large.clone();
                 return self.push(folder, Task::Abandon { large }, dealt.weight);
             }
-            (Task::Abandon { .. }, Some(_)) => return self.job_ended(dealt),
-            (_, Some(None)) => {
-                // Nothing in it can be had.
+            (Task::Piece { .. } | Task::Abandon { .. }, Some(_)) | (_, Some(None)) => {
+                // Nothing of it can be had.
                 dealt.folder_failed = true;
                 return self.job_ended(dealt);
             }
-            (_, Some(Some(name))) => {
-                self.tree.get_mut(folder).failed.push(name.clone());
-                dealt.failed.push(name);
-            }
+            (_, Some(Some(name))) => dealt.failed.push(name),
         }
-        self.firsts_failed(&mut dealt);
         self.tree.get_mut(folder).fresh = false;
-        let mut again = dealt.job.again.clone().unwrap_or_default();
-        again.clear.extend(clear);
+        self.firsts_failed(&mut dealt);
         let done_with: HashSet<Name> = dealt.told.into_iter().chain(dealt.failed).collect();
+        let mut again = dealt.job.again.clone().unwrap_or_default();
+        if left.was_open {
+            // Cleared already, and what stands there now may be complete.
+            again.clear.clear();
+        }
+        again.clear.retain(|name| !done_with.contains(name));
+        again.clear.extend(left.partial);
         match &mut task {
-            Task::Folder { fresh, .. } => {
+            Task::Folder { fresh, skip, .. } => {
                 *fresh = false;
-                again.skip.extend(done_with);
-                let failed = &self.tree.get(folder).failed;
-                again.skip.extend(failed.iter().cloned());
+                skip.extend(done_with);
+                skip.extend(self.tree.get(folder).left_out.iter().cloned());
                 let shared = dealt.shared as u64;
-                again.counted = again.counted.max(counted.saturating_add(shared));
+                again.counted = again.counted.max(left.counted.saturating_add(shared));
             }
             Task::Entries { fresh, names, .. } => {
                 *fresh = false;
                 // What it gave away were the last ones.
                 names.split_off(dealt.shared);
                 names.remove_all(&done_with);
-                again.counted = again.counted.max(counted);
+                again.counted = again.counted.max(left.counted);
             }
             Task::Link { fresh, names, .. } => {
                 *fresh = false;
                 names.remove_all(&done_with);
-                again.counted = again.counted.max(counted);
+                again.counted = again.counted.max(left.counted);
             }
             Task::Finish { fresh, .. } => *fresh = false,
             Task::Piece { .. } | Task::Seal { .. } | Task::Abandon { .. } => {}
@@ -194,8 +212,11 @@ impl Run {
         }
     }
 
-    pub(super) fn no_workers(&mut self) {
-        if self.engine.busy() > 0 {
+    pub(super) fn no_workers(&mut self, jobs: Vec<JobId>) {
+        for job in jobs {
+            self.give_back(job);
+        }
+        if self.engine.busy() > 0 || self.stopped.is_some() {
             return;
         }
         self.tally.failed += 1;
@@ -224,7 +245,7 @@ impl Run {
         let slot = self.context.board.slot(worker);
         let dealt = slot.job().and_then(|id| self.dealt.get(&id));
         let path = dealt.map_or_else(String::new, |dealt| {
-            let entry = slot.entry().map(|name| Name::new(&name));
+            let entry = slot.entry();
             let job = &dealt.job;
             self.paths
                 .show(Side::Source, job.root, &job.path, entry.as_ref())

@@ -6,6 +6,8 @@ mod follow;
 mod loss;
 mod report;
 mod stop;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use crate::crew::{self, Crew, Ticks};
 use crate::engine::{Engine, Event};
 use crate::job::{Again, Inode, Job, JobId, Large, Task};
 use crate::links::Links;
-use crate::names::{Name, Names};
+use crate::names::{Name, Names, RelPath};
 use crate::paths::{Paths, Side};
 use crate::progress::Progress;
 use crate::signals::Signals;
@@ -89,8 +91,7 @@ struct Dealt {
     weight: usize,
     /// Entries that it gave away to other jobs.
     shared: usize,
-    /// Names that need not be looked at again should its worker die: they failed, or others have
-    /// them.
+    /// Names that others have now: they are left out should its worker die.
     told: Vec<Name>,
     failed: Vec<Name>,
     folder_failed: bool,
@@ -123,6 +124,8 @@ pub(crate) struct Run {
     large: HashMap<(FolderId, Name), LargeFile>,
     /// Folders whose own job was lost while parts of them were out.
     parked: HashMap<FolderId, Part>,
+    /// What workers that died have left, once the run is stopped: root, folder and name.
+    partials: Vec<(usize, RelPath, Name)>,
     /// Where a worker died already.
     deaths: HashSet<Place>,
     watch: Watch,
@@ -154,6 +157,7 @@ impl Run {
             dealt: HashMap::new(),
             large: HashMap::new(),
             parked: HashMap::new(),
+            partials: Vec::new(),
             deaths: HashSet::new(),
             watch: Watch::new(context.config.stall_timeout),
             last_job: 0,
@@ -167,6 +171,7 @@ impl Run {
                 None => Task::Folder {
                     fresh: pair.fresh,
                     above: Vec::new(),
+                    skip: HashSet::new(),
                 },
                 Some(single) => Task::Entries {
                     names: Names::one(single.kind, single.from.as_bytes()),
@@ -212,7 +217,7 @@ impl Run {
                 jobs,
                 death,
             }) => self.lost(worker, &jobs, death),
-            Some(Event::NoWorkers) => self.no_workers(),
+            Some(Event::NoWorkers { jobs }) => self.no_workers(jobs),
             None => {}
         }
     }
@@ -263,6 +268,12 @@ impl Run {
             self.tally.signal = Some(signal);
             self.stop();
         }
+        if self.stopped.is_none() && self.context.board.is_stopping() {
+            // A worker has stopped all, since nothing more can be written. It may have died
+            // before it could say so.
+            self.tally.full = true;
+            self.stop();
+        }
         let now = Instant::now();
         self.head_start = self.head_start && self.progress.elapsed() < HEAD_START;
         let board = self.context.board;
@@ -279,7 +290,7 @@ impl Run {
             self.progress.update(counted, &board.counts(slots), || {
                 let current = (0..slots).find_map(|worker| {
                     let slot = board.slot(worker);
-                    let entry = Name::new(&slot.entry()?);
+                    let entry = slot.entry()?;
                     let dealt = dealt.get(&slot.job()?)?;
                     let job = &dealt.job;
                     Some(paths.show(Side::Source, job.root, &job.path, Some(&entry)))

@@ -23,15 +23,15 @@ impl Run {
             return;
         };
         let folder = dealt.folder;
-        for (_, name) in news.made.iter().chain(news.merged.iter()) {
-            dealt.told.push(Name::new(name.to_bytes()));
+        let of_links = news.links.iter().map(|link| &link.names);
+        let lists = [&news.made, &news.merged].into_iter().chain(of_links);
+        let names = lists.flat_map(|names| names.iter().map(|(_, name)| name.to_bytes()));
+        let large = news.large.iter().map(|large| large.name.as_bytes());
+        let told: Vec<Name> = names.chain(large).map(Name::new).collect();
+        if !matches!(dealt.job.task, Task::Folder { .. }) {
+            self.tree.leave_out(folder, told.iter().cloned());
         }
-        for (_, name) in news.links.iter().flat_map(|link| link.names.iter()) {
-            dealt.told.push(Name::new(name.to_bytes()));
-        }
-        dealt
-            .told
-            .extend(news.large.iter().map(|large| large.name.clone()));
+        dealt.told.extend(told);
         dealt.shared += news.shared.len();
 
         for failure in news.failures {
@@ -86,28 +86,24 @@ impl Run {
         let Some(dealt) = self.dealt.get_mut(&job) else {
             return;
         };
-        if let Task::Piece { large, .. } = &dealt.job.task {
-            let key = (dealt.folder, large.name.clone());
-            if let Some(file) = self.large.get_mut(&key) {
-                // Sealing looks at the source once more.
-                if failure.reason == Reason::Changed {
-                    file.changed = true;
-                    return;
-                }
-                if std::mem::replace(&mut file.failed, true) {
-                    return;
-                }
-            }
-        }
+        let (folder, job) = (dealt.folder, Arc::clone(&dealt.job));
         match &failure.name {
-            Some(name) => {
-                dealt.failed.push(name.clone());
-                let folder = dealt.folder;
-                self.tree.get_mut(folder).failed.push(name.clone());
-            }
+            Some(name) => dealt.failed.push(name.clone()),
             None => dealt.folder_failed = true,
         }
-        let job = Arc::clone(&self.dealt[&job].job);
+        self.tree.leave_out(folder, failure.name.clone());
+        if let Task::Piece { large, .. } = &job.task
+            && let Some(file) = self.large.get_mut(&(folder, large.name.clone()))
+        {
+            // Sealing looks at the source once more.
+            if failure.reason == Reason::Changed {
+                file.changed = true;
+                return;
+            }
+            if !self.large_failed(folder, large) {
+                return;
+            }
+        }
         self.tell_failure(&job, &failure);
     }
 

@@ -17,10 +17,22 @@ impl Run {
 
     /// Forgets what has not been dealt, but for folders that only want to be finished.
     pub(super) fn drop_todo(&mut self) {
-        self.todo.retain(|todo| match todo {
-            Todo::Task(part) => matches!(part.task, Task::Finish { .. }),
-            Todo::Folders { .. } | Todo::Pieces { .. } => false,
+        let is_dropped = |todo: &mut Todo| match todo {
+            Todo::Task(part) => !matches!(part.task, Task::Finish { .. }),
+            Todo::Folders { .. } | Todo::Pieces { .. } => true,
+        };
+        let dropped: Vec<Todo> = self.todo.extract_if(.., is_dropped).collect();
+        let parts = dropped.into_iter().filter_map(|todo| match todo {
+            Todo::Task(part) => Some(part),
+            Todo::Folders { .. } | Todo::Pieces { .. } => None,
         });
+        for part in parts.chain(self.parked.drain().map(|(_, part)| part)) {
+            // Its worker died, and nobody is going to do it again.
+            let open = self.tree.get(part.folder);
+            let names = part.again.into_iter().flat_map(|again| again.clear);
+            let partial = |name| (open.root as usize, open.path.clone(), name);
+            self.partials.extend(names.map(partial));
+        }
         self.todo_size = self.todo.len();
     }
 
@@ -30,7 +42,8 @@ impl Run {
             .filter(|&worker| self.context.board.slot(worker).job().is_some())
             .collect();
         let deadline = Instant::now() + TIDYING;
-        if self.engine.busy() > 0 || !self.large.is_empty() {
+        self.drop_todo();
+        if self.engine.busy() > 0 || !self.large.is_empty() || !self.partials.is_empty() {
             self.remove_partials(&stuck, deadline);
         }
         for folder in self.tree.open() {
@@ -59,7 +72,7 @@ impl Run {
                         self.dealt.remove(&id);
                     }
                 }
-                Some(Event::NoWorkers) => break,
+                Some(Event::NoWorkers { .. }) => break,
                 Some(Event::Lost { .. }) | None => {}
             }
         }
@@ -73,7 +86,7 @@ impl Run {
             self.engine.kill(worker);
         }
         let context = self.context;
-        let mut partials = Vec::new();
+        let mut partials = std::mem::take(&mut self.partials);
         for &worker in stuck {
             let slot = context.board.slot(worker);
             let Some(dealt) = slot.job().and_then(|id| self.dealt.get(&id)) else {
@@ -82,18 +95,17 @@ impl Run {
             let Some(name) = self.partial_of(worker, &dealt.job) else {
                 continue;
             };
-            let name = name.as_bytes().to_vec();
             partials.push((dealt.job.root as usize, dealt.job.path.clone(), name));
         }
         for ((folder, _), file) in std::mem::take(&mut self.large) {
             let open = self.tree.get(folder);
-            let name = file.large.written_as.as_bytes().to_vec();
+            let name = file.large.written_as;
             partials.push((open.root as usize, open.path.clone(), name));
         }
         let (done, wait) = crossbeam_channel::bounded::<()>(1);
         let thread = std::thread::Builder::new().spawn(move || {
             for (root, path, name) in partials {
-                context.roots.remove(root, &path, &name);
+                context.roots.remove(root, &path, name.as_bytes());
             }
             drop(done);
         });

@@ -1,0 +1,330 @@
+//! What follows when workers die, with an engine that only takes notes.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::rc::Rc;
+
+use clap::Parser;
+
+use super::*;
+use crate::board::{Board, Making, Slot};
+use crate::cli::Cli;
+use crate::config::Config;
+use crate::engine::Death;
+use crate::job::{Failure, HardLink, News, Reason, Report, Stamp, Step};
+use crate::names::Kind;
+use crate::roots::Roots;
+
+/// Jobs that have been dealt and that no test has taken.
+type Deals = Rc<RefCell<Vec<Arc<Job>>>>;
+
+struct Notes(Deals);
+
+impl Engine for Notes {
+    fn room(&self) -> usize {
+        8_usize.saturating_sub(self.0.borrow().len())
+    }
+
+    fn idle(&self) -> usize {
+        0
+    }
+
+    fn busy(&self) -> usize {
+        0
+    }
+
+    fn deal(&mut self, jobs: Vec<Arc<Job>>) {
+        self.0.borrow_mut().extend(jobs);
+    }
+
+    fn waiting(&self, _worker: usize) -> Vec<JobId> {
+        Vec::new()
+    }
+
+    fn next(&mut self, _patience: Duration) -> Option<Event> {
+        None
+    }
+
+    fn set_limit(&mut self, _workers: usize) {}
+
+    fn slots(&self) -> usize {
+        8
+    }
+
+    fn label(&self, worker: usize) -> String {
+        worker.to_string()
+    }
+
+    fn kill(&mut self, _worker: usize) -> bool {
+        true
+    }
+
+    fn abandon(&mut self, _worker: usize) {}
+
+    fn shut_down(&mut self, _patience: Duration) -> bool {
+        true
+    }
+}
+
+/// A run that copies a folder, and its deals.
+struct Stage {
+    dir: tempfile::TempDir,
+    run: Run,
+    deals: Deals,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("src")).unwrap();
+        let paths = ["src", "dst"].map(|name| dir.path().join(name).into_os_string());
+        let args = [OsString::from("pcopy"), OsString::from("-q")];
+        let cli = Cli::try_parse_from(args.into_iter().chain(paths)).unwrap();
+        let config = Config::new(cli).unwrap();
+        let roots = Roots::open(&config).unwrap();
+        let board = Board::new(8).unwrap();
+        let context = Context {
+            config,
+            roots,
+            board,
+        };
+        let context: &'static Context = Box::leak(Box::new(context));
+        let deals = Deals::default();
+        let engine = Box::new(Notes(Rc::clone(&deals)));
+        let signals = Signals::take_over().unwrap();
+        let run = Run::new(context, engine, Crew::new(Some(2)), signals);
+        Self { dir, run, deals }
+    }
+
+    /// The next job that is dealt.
+    fn job(&mut self) -> Arc<Job> {
+        self.run.deal();
+        self.deals.borrow_mut().remove(0)
+    }
+
+    /// A worker begins a job.
+    fn begin(&self, worker: usize, job: &Job) -> &'static Slot {
+        let slot = self.run.context.board.slot(worker);
+        assert!(slot.begin_job(job.id));
+        slot
+    }
+
+    fn tell(&mut self, news: News) {
+        let report = Report {
+            news: vec![news],
+            ..Report::default()
+        };
+        self.run.report(0, report);
+    }
+
+    fn ends(&mut self, job: &Job) {
+        self.tell(News {
+            job: job.id,
+            ended: true,
+            ..News::default()
+        });
+    }
+
+    fn dies(&mut self, worker: usize, job: &Job) {
+        self.run.lost(worker, &[job.id], Death::Signal(9));
+    }
+}
+
+fn name(name: &str) -> Name {
+    Name::new(name.as_bytes())
+}
+
+fn skipped(job: &Job) -> HashSet<Name> {
+    match &job.task {
+        Task::Folder { skip, .. } => skip.clone(),
+        task => panic!("not a folder's job: {task:?}"),
+    }
+}
+
+fn cleared(job: &Job) -> Vec<Name> {
+    job.again.as_ref().unwrap().clear.clone()
+}
+
+fn large(of: &str, size: u64) -> Large {
+    Large {
+        name: name(of),
+        written_as: name(of),
+        stamp: Stamp {
+            inode: Inode { dev: 1, ino: 2 },
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            size,
+            allocated: size,
+            links: 1,
+            rdev: 0,
+            atime: (0, 0),
+            mtime: (0, 0),
+            ctime: (0, 0),
+        },
+    }
+}
+
+fn hard_link(of: &str) -> HardLink {
+    HardLink {
+        names: Names::one(Kind::File, of.as_bytes()),
+        inode: Inode { dev: 1, ino: 2 },
+        count: 2,
+    }
+}
+
+/// A worker dies while it makes `a`; the next one makes `a`, hands it on, and dies at `b`.
+#[test]
+fn what_a_worker_has_made_anew_is_not_removed() {
+    let mut stage = Stage::new();
+    let job = stage.job();
+    let slot = stage.begin(0, &job);
+    slot.opened();
+    slot.begin_entry(b"a");
+    slot.making(Making::Entry);
+    stage.dies(0, &job);
+
+    let job = stage.job();
+    assert_eq!(cleared(&job), [name("a")]);
+    let slot = stage.begin(1, &job);
+    slot.opened();
+    slot.begin_entry(b"a");
+    stage.tell(News {
+        job: job.id,
+        large: vec![large("a", 1)],
+        ..News::default()
+    });
+    slot.begin_entry(b"b");
+    slot.making(Making::Entry);
+    stage.dies(1, &job);
+
+    let piece = stage.job();
+    assert!(matches!(piece.task, Task::Piece { .. }), "{piece:?}");
+    stage.ends(&piece);
+    let seal = stage.job();
+    assert!(matches!(seal.task, Task::Seal { .. }), "{seal:?}");
+    stage.ends(&seal);
+    let job = stage.job();
+    assert_eq!(cleared(&job), [name("b")]);
+    assert_eq!(skipped(&job), [name("a")].into());
+}
+
+#[test]
+fn what_was_not_removed_yet_is_removed_by_the_next_worker() {
+    let mut stage = Stage::new();
+    let job = stage.job();
+    let slot = stage.begin(0, &job);
+    slot.opened();
+    slot.begin_entry(b"a");
+    slot.making(Making::Entry);
+    stage.dies(0, &job);
+    let job = stage.job();
+    stage.begin(1, &job);
+    stage.dies(1, &job);
+    assert_eq!(cleared(&stage.job()), [name("a")]);
+}
+
+#[test]
+fn nothing_that_others_have_is_listed_again() {
+    let mut stage = Stage::new();
+    let folder = stage.job();
+    stage.begin(0, &folder).opened();
+    let mut shared = Names::one(Kind::File, b"a");
+    shared.push(Kind::File, b"bad");
+    stage.tell(News {
+        job: folder.id,
+        made: Names::one(Kind::Folder, b"sub"),
+        shared,
+        ..News::default()
+    });
+    let entries = stage.job();
+    assert!(matches!(entries.task, Task::Entries { .. }), "{entries:?}");
+    stage.tell(News {
+        job: entries.id,
+        ended: true,
+        links: vec![hard_link("a")],
+        failures: vec![Failure {
+            name: Some(name("bad")),
+            step: Step::Open,
+            reason: Reason::System(13),
+        }],
+        ..News::default()
+    });
+    // The subfolder, and the link as the first of its group.
+    let others = [stage.job(), stage.job()];
+    stage.dies(0, &folder);
+    for job in others {
+        stage.ends(&job);
+    }
+    let again = stage.job();
+    assert_eq!(skipped(&again), ["a", "bad", "sub"].map(name).into());
+    assert_eq!(stage.run.tally.failed, 1);
+}
+
+#[test]
+fn a_large_file_fails_once_and_its_other_pieces_are_dropped() {
+    let mut stage = Stage::new();
+    let folder = stage.job();
+    stage.tell(News {
+        job: folder.id,
+        ended: true,
+        large: vec![large("a", 1 << 40)],
+        ..News::default()
+    });
+    let pieces: Vec<_> = (0..3).map(|_| stage.job()).collect();
+    for piece in &pieces {
+        stage.tell(News {
+            job: piece.id,
+            ended: true,
+            failures: vec![Failure {
+                name: Some(name("a")),
+                step: Step::Read,
+                reason: Reason::System(5),
+            }],
+            ..News::default()
+        });
+    }
+    assert_eq!(stage.run.tally.failed, 1);
+    // Those that were dealt already are all that is left.
+    let rest = std::mem::take(&mut *stage.deals.borrow_mut());
+    assert!(rest.len() <= 8, "{}", rest.len());
+    for piece in rest {
+        stage.ends(&piece);
+    }
+    let job = stage.job();
+    assert!(matches!(job.task, Task::Abandon { .. }), "{job:?}");
+}
+
+#[test]
+fn a_worker_that_stopped_all_need_not_live_to_tell() {
+    let stage = Stage::new();
+    stage.run.context.board.stop();
+    assert_eq!(stage.run.run(), 1);
+}
+
+#[test]
+fn what_a_dead_worker_left_is_removed_by_a_run_that_stops() {
+    let mut stage = Stage::new();
+    let job = stage.job();
+    let slot = stage.begin(0, &job);
+    slot.opened();
+    slot.begin_entry(b"a");
+    slot.making(Making::Entry);
+    let partial = stage.dir.path().join("dst/a");
+    std::fs::write(&partial, "half").unwrap();
+    stage.dies(0, &job);
+    stage.run.stop();
+    stage.run.tidy_up();
+    assert!(!partial.exists());
+}
+
+#[test]
+fn what_could_not_be_dealt_is_not_lost() {
+    let mut stage = Stage::new();
+    let job = stage.job();
+    let event = Event::NoWorkers { jobs: vec![job.id] };
+    stage.run.handle(Some(event));
+    assert_eq!(stage.run.tally.failed, 1);
+    assert!(stage.run.stopped.is_some());
+}
