@@ -95,11 +95,13 @@ impl Run {
             partial: self.partial_of(worker, &dealt.job),
             given_up: None,
         };
-        let piece = match dealt.job.task {
-            Task::Piece { offset, .. } => offset,
-            _ => 0,
+        let how_far = match (&dealt.job.task, &entry) {
+            (Task::Piece { offset, .. }, _) => *offset,
+            // Two deaths in a folder of a million files need not have the same cause.
+            (_, None) => left.counted,
+            (_, Some(_)) => 0,
         };
-        let place = (dealt.folder, entry.clone(), piece);
+        let place = (dealt.folder, entry.clone(), how_far);
         if !self.deaths.insert(place) {
             let reason = match (stalled, death) {
                 (Some(after), _) => Reason::Stalled(after.as_secs()),

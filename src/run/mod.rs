@@ -54,8 +54,8 @@ enum Todo {
     },
 }
 
-/// Where a worker died: at an entry of a folder, or at the folder as such; and of a large file
-/// at the piece that begins here.
+/// Where a worker died: at an entry of a folder, or at the folder as such when so many entries
+/// were done; and of a large file at the piece that begins here.
 type Place = (FolderId, Option<Name>, u64);
 
 /// One job's worth.

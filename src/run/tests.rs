@@ -1,6 +1,6 @@
 //! What follows when workers die, with an engine that only takes notes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use std::rc::Rc;
 use clap::Parser;
 
 use super::*;
-use crate::board::{Board, Making, Slot};
+use crate::board::{Board, Ending, Making, Slot};
 use crate::cli::Cli;
 use crate::config::Config;
 use crate::engine::Death;
@@ -19,11 +19,14 @@ use crate::roots::Roots;
 /// Jobs that have been dealt and that no test has taken.
 type Deals = Rc<RefCell<Vec<Arc<Job>>>>;
 
-struct Notes(Deals);
+struct Notes {
+    deals: Deals,
+    busy: Rc<Cell<usize>>,
+}
 
 impl Engine for Notes {
     fn room(&self) -> usize {
-        8_usize.saturating_sub(self.0.borrow().len())
+        8_usize.saturating_sub(self.deals.borrow().len())
     }
 
     fn idle(&self) -> usize {
@@ -31,11 +34,11 @@ impl Engine for Notes {
     }
 
     fn busy(&self) -> usize {
-        0
+        self.busy.get()
     }
 
     fn deal(&mut self, jobs: Vec<Arc<Job>>) {
-        self.0.borrow_mut().extend(jobs);
+        self.deals.borrow_mut().extend(jobs);
     }
 
     fn waiting(&self, _worker: usize) -> Vec<JobId> {
@@ -72,6 +75,7 @@ struct Stage {
     dir: tempfile::TempDir,
     run: Run,
     deals: Deals,
+    busy: Rc<Cell<usize>>,
 }
 
 impl Stage {
@@ -90,11 +94,19 @@ impl Stage {
             board,
         };
         let context: &'static Context = Box::leak(Box::new(context));
-        let deals = Deals::default();
-        let engine = Box::new(Notes(Rc::clone(&deals)));
+        let (deals, busy) = (Deals::default(), Rc::default());
+        let engine = Box::new(Notes {
+            deals: Rc::clone(&deals),
+            busy: Rc::clone(&busy),
+        });
         let signals = Signals::take_over().unwrap();
         let run = Run::new(context, engine, Crew::new(Some(2)), signals);
-        Self { dir, run, deals }
+        Self {
+            dir,
+            run,
+            deals,
+            busy,
+        }
     }
 
     /// The next job that is dealt.
@@ -174,9 +186,8 @@ fn hard_link(of: &str) -> HardLink {
     }
 }
 
-/// A worker dies while it makes `a`; the next one makes `a`, hands it on, and dies at `b`.
-#[test]
-fn what_a_worker_has_made_anew_is_not_removed() {
+/// A worker has died while it made `a`; the job that is to be done again.
+fn with_partial() -> (Stage, Arc<Job>) {
     let mut stage = Stage::new();
     let job = stage.job();
     let slot = stage.begin(0, &job);
@@ -184,9 +195,15 @@ fn what_a_worker_has_made_anew_is_not_removed() {
     slot.begin_entry(b"a");
     slot.making(Making::Entry);
     stage.dies(0, &job);
-
     let job = stage.job();
     assert_eq!(cleared(&job), [name("a")]);
+    (stage, job)
+}
+
+/// The next worker makes `a`, hands it on, and dies at `b`.
+#[test]
+fn what_a_worker_has_made_anew_is_not_removed() {
+    let (mut stage, job) = with_partial();
     let slot = stage.begin(1, &job);
     slot.opened();
     slot.begin_entry(b"a");
@@ -210,19 +227,60 @@ fn what_a_worker_has_made_anew_is_not_removed() {
     assert_eq!(skipped(&job), [name("a")].into());
 }
 
+/// The same, where `a` is a small file that is nobody else's.
 #[test]
-fn what_was_not_removed_yet_is_removed_by_the_next_worker() {
-    let mut stage = Stage::new();
-    let job = stage.job();
-    let slot = stage.begin(0, &job);
+fn a_small_file_that_a_worker_has_made_anew_is_not_removed() {
+    let (mut stage, job) = with_partial();
+    let slot = stage.begin(1, &job);
     slot.opened();
     slot.begin_entry(b"a");
-    slot.making(Making::Entry);
-    stage.dies(0, &job);
-    let job = stage.job();
+    slot.end_entry(Ending::Copied);
+    slot.begin_entry(b"b");
+    stage.dies(1, &job);
+    assert!(cleared(&stage.job()).is_empty());
+}
+
+/// The worker had ended its deal and not yet told all of it.
+#[test]
+fn what_is_told_to_be_with_others_is_not_removed() {
+    let (mut stage, job) = with_partial();
+    let slot = stage.begin(1, &job);
+    stage.tell(News {
+        job: job.id,
+        links: vec![hard_link("a")],
+        ..News::default()
+    });
+    slot.idle();
+    stage.dies(1, &job);
+    let link = stage.job();
+    stage.ends(&link);
+    assert!(cleared(&stage.job()).is_empty());
+}
+
+#[test]
+fn what_was_not_removed_yet_is_removed_by_the_next_worker() {
+    let (mut stage, job) = with_partial();
     stage.begin(1, &job);
     stage.dies(1, &job);
     assert_eq!(cleared(&stage.job()), [name("a")]);
+}
+
+/// Of three workers that die while they list, the last two get equally far.
+#[test]
+fn a_folder_is_given_up_where_two_workers_get_no_further() {
+    let mut stage = Stage::new();
+    for (worker, done, given_up) in [(0, 10, 0), (1, 20, 0), (2, 20, 1)] {
+        let job = stage.job();
+        let slot = stage.begin(worker, &job);
+        slot.opened();
+        for _ in 0..done {
+            slot.end_entry(Ending::Copied);
+        }
+        slot.begin_folder();
+        stage.dies(worker, &job);
+        assert_eq!(stage.run.tally.failed, given_up);
+    }
+    assert!(stage.run.tree.is_empty());
 }
 
 #[test]
@@ -320,7 +378,18 @@ fn what_a_dead_worker_left_is_removed_by_a_run_that_stops() {
 }
 
 #[test]
-fn what_could_not_be_dealt_is_not_lost() {
+fn what_could_not_be_dealt_is_dealt_later() {
+    let mut stage = Stage::new();
+    let job = stage.job();
+    // A worker could be started after all.
+    stage.busy.set(1);
+    let event = Event::NoWorkers { jobs: vec![job.id] };
+    stage.run.handle(Some(event));
+    assert_eq!(stage.job().task, job.task);
+}
+
+#[test]
+fn a_run_without_workers_ends() {
     let mut stage = Stage::new();
     let job = stage.job();
     let event = Event::NoWorkers { jobs: vec![job.id] };
