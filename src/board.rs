@@ -11,8 +11,12 @@ use rustix::process::Pid;
 use crate::names::Name;
 use crate::sys;
 
-/// Words for an entry's name: NAME_MAX is 255 bytes.
-const NAME_WORDS: usize = 32;
+/// Words for an entry's name: at most 255 bytes on file systems of Linux, and 255 UTF-16 units on
+/// NTFS, exFAT and shares, which are up to 765 bytes.
+const NAME_WORDS: usize = 3 * 32;
+
+/// Files that are copied in pieces at one time.
+const LARGE_AT_ONCE: u64 = 16;
 
 /// Set in the word of a slot that says what the worker is at: the parent has taken back what was
 /// dealt to it, up to the job that `taken` says.
@@ -24,12 +28,13 @@ const TAKEN: u64 = 1 << 63;
 pub struct Common {
     stop: AtomicU64,
     wanted: AtomicU64,
+    large: AtomicU64,
 }
 
-/// What one worker tells the parent. Slots are 512 bytes apart, so that two workers never write
-/// to the same cache line.
+/// What one worker tells the parent. Slots are 1 KiB apart, so that two workers never write to
+/// the same cache line.
 #[derive(Default)]
-#[repr(C, align(512))]
+#[repr(C, align(1024))]
 pub struct Slot {
     pid: AtomicU64,
     job: AtomicU64,
@@ -46,7 +51,7 @@ pub struct Slot {
     bytes: AtomicU64,
     making: AtomicU64,
     name_length: AtomicU64,
-    name: [AtomicU64; NAME_WORDS],
+    name: [[AtomicU64; 32]; NAME_WORDS / 32],
 }
 
 /// Under which name a worker is writing an entry at this moment.
@@ -166,7 +171,7 @@ impl Slot {
     /// The worker turns to an entry of its job.
     pub fn begin_entry(&self, name: &[u8]) {
         self.name_length.store(0, Relaxed);
-        for (word, bytes) in self.name.iter().zip(name.chunks(8)) {
+        for (word, bytes) in self.name.as_flattened().iter().zip(name.chunks(8)) {
             let mut whole = [0; 8];
             whole[..bytes.len()].copy_from_slice(bytes);
             word.store(u64::from_ne_bytes(whole), Relaxed);
@@ -259,6 +264,7 @@ impl Slot {
         let length = self.name_length.load(Acquire).min(8 * NAME_WORDS as u64) as usize;
         let mut name: Vec<u8> = self
             .name
+            .as_flattened()
             .iter()
             .take(length.div_ceil(8))
             .flat_map(|word| word.load(Relaxed).to_ne_bytes())
@@ -296,6 +302,19 @@ impl Board {
     /// One worker's slot.
     pub fn slot(&self, worker: usize) -> &'static Slot {
         &self.slots[worker]
+    }
+
+    /// A file is to be copied in pieces. False where there are enough of them.
+    pub fn begin_large(&self) -> bool {
+        let more = |files| (files < LARGE_AT_ONCE).then_some(files + 1);
+        let large = &self.common.large;
+        large.fetch_update(AcqRel, Acquire, more).is_ok()
+    }
+
+    /// A file that was copied in pieces is complete, or given up.
+    pub fn end_large(&self) {
+        let less = |files: u64| files.checked_sub(1);
+        let _ = self.common.large.fetch_update(AcqRel, Acquire, less);
     }
 
     /// How many workers there is room for.

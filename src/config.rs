@@ -49,6 +49,8 @@ pub struct Config {
     pub umask: u32,
     /// The effective user is root.
     pub is_root: bool,
+    /// The effective group.
+    pub group: u32,
     /// A number for this run's temporary names.
     pub run: u64,
 }
@@ -138,6 +140,10 @@ impl Config {
                 None => bail!("nothing to copy; usage: pcopy SRC... DST"),
             },
         };
+        let (Destination::Folder(to) | Destination::Path(to)) = &destination;
+        if to.as_os_str().is_empty() {
+            bail!("the destination is an empty name");
+        }
         if cli.stall_timeout.is_some() && cli.mode == Mode::Thread {
             bail!("--stall-timeout needs --mode process: a thread cannot be ended alone");
         }
@@ -165,6 +171,7 @@ impl Config {
             stall_timeout: cli.stall_timeout.map(Duration::from_secs),
             umask: rustix::process::umask(FileMode::empty()).bits(),
             is_root: rustix::process::geteuid().is_root(),
+            group: rustix::process::getegid().as_raw(),
             run: now.map_or(0, |now| now.as_nanos() as u64) ^ u64::from(std::process::id()) << 48,
         })
     }

@@ -130,6 +130,8 @@ pub struct Large {
     pub name: Name,
     /// The name under which it is being written; its own one where nothing stood there.
     pub written_as: Name,
+    /// The file at the destination.
+    pub prepared: Inode,
     /// What the source file was when it was opened.
     pub stamp: Stamp,
 }
@@ -465,6 +467,8 @@ pub enum Reason {
     FileInTheWay,
     /// The destination has a link where a folder is needed.
     LinkInTheWay,
+    /// Somebody else has put something else where this run was making the entry.
+    Replaced,
     /// The source folder is the destination itself.
     IsDestination,
     /// The destination folder is the source, or lies in it.
@@ -502,6 +506,7 @@ impl fmt::Display for Reason {
         match *self {
             Self::System(number) => f.write_str(&error_text(number)),
             Self::Changed => f.write_str("it changed while it was being read, twice; run again"),
+            Self::Replaced => f.write_str("somebody else has put something else there; run again"),
             Self::FolderInTheWay => f.write_str("a folder of that name is in the way"),
             Self::FileInTheWay => f.write_str("a file of that name is in the way"),
             Self::LinkInTheWay => {

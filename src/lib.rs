@@ -38,7 +38,7 @@ use engine::threads::Threads;
 use roots::Roots;
 use signals::Signals;
 
-/// Workers that can be replaced in a run. Each costs 512 bytes of address space until it lives.
+/// Workers that can be replaced in a run. Each costs 1 KiB of address space until it lives.
 const REPLACEMENTS: usize = 4096;
 
 /// Copies what the configuration says and gives the exit status ([`tally`]).

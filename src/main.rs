@@ -1,5 +1,6 @@
 //! pcopy: parse, run, exit.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -11,7 +12,8 @@ fn main() -> ExitCode {
     let status = Config::new(Cli::parse())
         .and_then(pcopy::run)
         .unwrap_or_else(|error| {
-            eprintln!("pcopy: {error:#}");
+            // Where stderr is closed or full there is nobody to tell; the exit status tells.
+            let _ = writeln!(std::io::stderr(), "pcopy: {error:#}");
             NOT_STARTED
         });
     // Not by returning: a thread that is stuck in a call must not hold the exit up.

@@ -76,7 +76,7 @@ impl Progress {
         self.drawn = now;
         let text = describe(counts, counted, now - self.start);
         let Some(bar) = &self.bar else {
-            eprintln!("pcopy: {text}");
+            self.error(&text);
             return;
         };
         if counted {

@@ -95,7 +95,7 @@ impl Roots {
             })
             .collect();
         for plan in &plans {
-            refuse_nesting(&mounts, &sources, &plan.folder).with_context(|| {
+            refuse_nesting(&mounts, &sources, &plan.folder, config).with_context(|| {
                 format!(
                     "cannot copy {} to {}",
                     show_path(&plan.source_path),
@@ -193,6 +193,14 @@ impl Roots {
         }
     }
 
+    /// True when a name in a source folder was given on the command line.
+    pub fn is_single(&self, name: &[u8]) -> bool {
+        let singles = self.list.iter().filter_map(|root| root.single.as_ref());
+        singles
+            .into_iter()
+            .any(|single| single.from.to_bytes() == name)
+    }
+
     /// True when a source folder is one of the destinations: what is in it was put there by this
     /// run.
     pub fn is_destination(&self, folder: Inode) -> bool {
@@ -269,9 +277,11 @@ fn plan_one(
     if is_folder {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let source = fs::open(path, flags, Mode::empty()).map_err(system);
+        let source = source.with_context(cannot)?;
         return Ok(Plan {
-            source: Arc::new(source.with_context(cannot)?),
-            stat,
+            // Opening it may have mounted something, which stat(2) does not.
+            stat: fs::fstat(&source).map_err(system).with_context(cannot)?,
+            source: Arc::new(source),
             source_path: path.to_owned(),
             folder: match destination {
                 Destination::Path(path) => path.clone(),
@@ -303,6 +313,11 @@ fn plan_one(
             // A link named on the command line is followed, so the file it leads to is replaced.
             let target = match target.canonicalize() {
                 Ok(real) => real,
+                Err(_) if is_link(target) => bail!(
+                    "{} is a link that leads to no file; remove it first, if a file is to take \
+                     its place",
+                    show_path(target)
+                ),
                 Err(_) => target.clone(),
             };
             refuse_special(&target, &stat).with_context(cannot)?;
@@ -403,7 +418,12 @@ fn sync_folder(path: &Path) -> rustix::io::Result<()> {
 /// Refuses a destination that is a source folder or lies in one. Judged by device and inode of
 /// the destination and of every folder above it, and where mounts alias each other by the place
 /// in the file system, so that no other name of a folder gets past.
-fn refuse_nesting(mounts: &Mounts, sources: &[SourceFolder], destination: &Path) -> Result<()> {
+fn refuse_nesting(
+    mounts: &Mounts,
+    sources: &[SourceFolder],
+    destination: &Path,
+    config: &Config,
+) -> Result<()> {
     if sources.is_empty() {
         return Ok(());
     }
@@ -414,6 +434,13 @@ fn refuse_nesting(mounts: &Mounts, sources: &[SourceFolder], destination: &Path)
         match fs::open(&existing, flags, Mode::empty()) {
             Ok(folder) => break folder,
             Err(Errno::NOENT) if fs::lstat(&existing).is_err() => {
+                if existing.ends_with("..") {
+                    // Where it leads is not known until what is missing is made.
+                    bail!(
+                        "{}: leads through a folder that does not exist",
+                        show_path(destination)
+                    );
+                }
                 let above = parent_of(&existing);
                 if above == existing {
                     bail!(
@@ -449,6 +476,11 @@ fn refuse_nesting(mounts: &Mounts, sources: &[SourceFolder], destination: &Path)
         }
     }
     let mut inode = Inode::of(&fs::fstat(&folder).map_err(system)?);
+    let device = inode.dev;
+    if config.one_file_system && sources.iter().all(|source| source.inode.dev != device) {
+        // It lies on a file system that is left out.
+        return Ok(());
+    }
     loop {
         if sources.iter().any(|source| source.inode == inode) {
             return Err(same(is_itself));

@@ -1,11 +1,23 @@
-//! SIGINT and SIGTERM: the first one stops the run cleanly, the second one ends it at once.
+//! SIGINT, SIGTERM and SIGHUP: the first one stops the run cleanly, the second one ends it at
+//! once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
+
+/// Signals that stop a run.
+pub const STOP_SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+
+/// The signals that are ignored, a bit for each (proc_pid_status(5)).
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .unwrap_or(0)
+}
 
 /// Which signal has come.
 pub struct Signals {
@@ -20,7 +32,12 @@ impl Signals {
     pub fn take_over() -> Result<Self> {
         let caught = Arc::new(AtomicUsize::new(0));
         let again = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
+        let ignored = ignored();
+        for signal in STOP_SIGNALS {
+            if ignored & 1 << (signal - 1) != 0 {
+                // By nohup, or a shell that has started this in the background.
+                continue;
+            }
             let take = || -> std::io::Result<()> {
                 // In this order: the shutdown looks at what an earlier signal has set.
                 flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&again))?;
@@ -33,6 +50,8 @@ impl Signals {
         // A file that is larger than `ulimit -f` allows fails alone (EFBIG) and does not end
         // the program.
         flag::register(SIGXFSZ, Arc::default()).context("cannot handle signals")?;
+        // Ignored, nobody could tell how a worker has ended (waitpid(2)).
+        flag::register(SIGCHLD, Arc::default()).context("cannot handle signals")?;
         Ok(Self { caught })
     }
 

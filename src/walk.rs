@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use walkdir::WalkDir;
@@ -54,6 +54,16 @@ impl Listing {
                 self.name.push(0);
                 let name = CStr::from_bytes_with_nul(&self.name).ok()?;
                 Some((Kind::of_listed(entry.file_type()), name))
+            }
+            // One entry that cannot be looked at, where the listing does not tell kinds: it shows
+            // when it is opened, and the others are listed.
+            Some(Err(error)) if error.depth() == 1 && error.path().is_some() => {
+                self.name.clear();
+                let name = error.path().and_then(Path::file_name)?;
+                self.name.extend_from_slice(name.as_bytes());
+                self.name.push(0);
+                let name = CStr::from_bytes_with_nul(&self.name).ok()?;
+                Some((Kind::File, name))
             }
             Some(Err(error)) => {
                 let number = error.io_error().and_then(std::io::Error::raw_os_error);

@@ -74,6 +74,9 @@ impl Watch {
         if now - self.looked < PERIOD {
             return Vec::new();
         }
+        // Stopped, or waiting for whoever reads its output, the parent has not looked; that time
+        // says nothing about the workers, which may have waited for the parent.
+        let not_looked = (now - self.looked).saturating_sub(4 * PERIOD);
         self.looked = now;
         let timeout = self.timeout;
         self.know(workers, now);
@@ -83,6 +86,8 @@ impl Watch {
             if watched.gone {
                 continue;
             }
+            watched.since = (watched.since + not_looked).min(now);
+            watched.killed = watched.killed.map(|killed| (killed + not_looked).min(now));
             if let Some(killed) = watched.killed {
                 if now - killed > DYING {
                     alarms.push(Alarm::Unkillable { worker });
@@ -144,7 +149,16 @@ mod tests {
         board.slot(0).begin_job(1);
         let mut watch = Watch::new(Some(Duration::from_secs(40)));
         let start = Instant::now() + Duration::from_secs(1);
-        let mut at = |seconds| watch.look(start + Duration::from_secs(seconds), board, 1);
+        let mut last = 0;
+        let mut at = |seconds| {
+            // Not one of these looks gives another alarm.
+            for half in 2 * last + 1..2 * seconds {
+                let now = start + Duration::from_millis(500 * half);
+                assert_eq!(watch.look(now, board, 1), []);
+            }
+            last = seconds;
+            watch.look(start + Duration::from_secs(seconds), board, 1)
+        };
         assert_eq!(at(0), []);
         assert_eq!(at(1), [Alarm::Quiet { worker: 0 }]);
         assert_eq!(at(29), []);
@@ -152,9 +166,21 @@ mod tests {
         assert_eq!(at(30), [Alarm::Stalled { worker: 0, after }]);
         assert_eq!(at(39), []);
         assert_eq!(at(40), [Alarm::TimedOut { worker: 0 }]);
-        assert_eq!(at(41), []);
-        assert_eq!(at(43), [Alarm::Unkillable { worker: 0 }]);
+        assert_eq!(at(42), []);
+        let end = start + Duration::from_millis(42_500);
+        assert_eq!(watch.look(end, board, 1), [Alarm::Unkillable { worker: 0 }]);
         assert_eq!(watch.forget(0), Some(Duration::from_secs(40)));
+    }
+
+    #[test]
+    fn time_in_which_nobody_looked_does_not_count() {
+        let board = Board::new(1).unwrap();
+        board.slot(0).begin_job(1);
+        let mut watch = Watch::new(Some(Duration::from_secs(5)));
+        let start = Instant::now() + Duration::from_secs(1);
+        assert_eq!(watch.look(start, board, 1), []);
+        let later = start + Duration::from_secs(600);
+        assert_eq!(watch.look(later, board, 1), [Alarm::Quiet { worker: 0 }]);
     }
 
     #[test]

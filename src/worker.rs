@@ -159,8 +159,12 @@ impl Worker {
     ) -> Result<(), Trouble> {
         let root = &self.context.roots.list[job.root as usize];
         let mut folder = self.open(job, fresh, again)?;
+        folder.make_writable(self.context);
         let stamp = folder.stamp;
-        if self.context.roots.is_destination(stamp.inode) {
+        // Other file systems are left out, but the folder that one is mounted on is there.
+        let config = &self.context.config;
+        let elsewhere = config.one_file_system && stamp.inode.dev != root.device;
+        if self.context.roots.is_destination(stamp.inode) && !elsewhere {
             return Err(Trouble::new(Step::OpenFolder, Reason::IsDestination));
         }
         if above.contains(&stamp.inode) {
@@ -182,8 +186,6 @@ impl Worker {
             // Before its subfolders are told: they are compared with it to notice loops.
             self.news.unfinished = Some(Box::new(stamp));
         }
-        // Other file systems are left out, but the folder that one is mounted on is there.
-        let elsewhere = self.context.config.one_file_system && stamp.inode.dev != root.device;
         if !elsewhere {
             if !folder.is_empty() {
                 self.remove_left_overs(&folder);
@@ -334,6 +336,10 @@ impl Worker {
                 self.copier.entry(folder, kind, name, to, first_link)
             }));
             self.conclude(kind, name, outcome.unwrap_or_else(|_| bug()));
+            if !self.news.large.is_empty() {
+                // At once: should this worker die, nobody else would know what it has prepared.
+                self.send_news(port);
+            }
             self.tick(port);
         }
     }
@@ -412,8 +418,11 @@ impl Worker {
         self.slot.begin_entry(large.name.as_bytes());
         let from = large.name.to_c_string();
         let written_as = large.written_as.to_c_string();
-        let part = (&large.stamp, offset, length);
-        if let Err(trouble) = self.copier.piece(&mut folder, &from, &written_as, part) {
+        let part = (offset, length);
+        let copied = self
+            .copier
+            .piece(&mut folder, &from, &written_as, large, part);
+        if let Err(trouble) = copied {
             self.fail(Some(&from), trouble);
         }
         Ok(())
@@ -451,15 +460,21 @@ impl Worker {
         let Ok(destination) = folder.destination() else {
             return;
         };
+        if self.context.config.dry_run {
+            return;
+        }
         let mut left_overs = Vec::new();
         // What cannot be listed shows when it is worked on.
         let mut listing = Listing::of(walk::path_to(destination, self.own_current_folder));
         while let Some((_, name)) = listing.read() {
-            if self.context.is_left_over(name.to_bytes()) {
+            self.slot.beat();
+            // One that is named is what somebody wants to rescue.
+            let is_named = || self.context.roots.is_single(name.to_bytes());
+            if self.context.is_left_over(name.to_bytes()) && !is_named() {
                 left_overs.push(name.to_owned());
             }
         }
-        if left_overs.is_empty() || self.context.config.dry_run {
+        if left_overs.is_empty() {
             return;
         }
         let lock = fs::flock(destination, FlockOperation::NonBlockingLockExclusive);

@@ -80,7 +80,7 @@ pub(super) fn reserve(file: &OwnedFd, stamp: &Stamp) -> Result<bool, Trouble> {
 /// file system does not do that, which ftruncate(2) leaves to it: some of FAT and of object
 /// stores through FUSE.
 fn lengthen(file: &OwnedFd, size: u64) -> rustix::io::Result<bool> {
-    let lengthened = match fs::ftruncate(file, size + UNFINISHED) {
+    let lengthened = match fs::ftruncate(file, (size + UNFINISHED).min(i64::MAX as u64)) {
         // The longest file that there can be: on FAT many a film is.
         Err(Errno::FBIG) => fs::ftruncate(file, size),
         result => result,
@@ -242,8 +242,11 @@ impl Copier {
                     self.slot.bytes(count as u64);
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM)
-                    if copied == 0 =>
+                Err(
+                    Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM
+                    // A swap file in use.
+                    | Errno::TXTBSY,
+                ) if copied == 0 =>
                 {
                     self.no_copy_range.push(devices);
                     return self.read_write(source, file, offset, length, false);

@@ -92,8 +92,11 @@ impl Folder {
         let stat = fs::fstat(destination).at(Step::OpenDestinationFolder)?;
         self.device = stat.st_dev;
         if self.fresh {
-            // This folder was just made here, so files will be given the same owner.
-            self.given = Some((stat.st_uid, stat.st_gid));
+            // This folder was just made here, so files will be given the same owner; but where
+            // its group is not the process's, it may have it from a set-group-id folder above,
+            // and not hand it on.
+            let given = (stat.st_uid, stat.st_gid);
+            self.given = Some(given).filter(|&(_, group)| group == context.config.group);
             return Ok(());
         }
         if context
@@ -103,14 +106,21 @@ impl Folder {
             let reason = Reason::LandsOnSource;
             return Err(Trouble::new(Step::OpenDestinationFolder, reason));
         }
+        Ok(())
+    }
+
+    /// Lets the owner write to a folder from an earlier run that does not allow it: its mode is
+    /// set again when it is finished. Where the folder is somebody else's, what is tried in it
+    /// fails and says so.
+    pub fn make_writable(&self, context: &Context) {
         let config = &context.config;
-        if !config.is_root && !config.dry_run && stat.st_mode & 0o300 != 0o300 {
-            // A folder that its owner may not write to, from an earlier run: its mode is set
-            // again when the folder is finished. Where it is somebody else's, what is tried in
-            // it fails and says so.
+        if let Some(destination) = &self.destination
+            && !(config.is_root || config.dry_run || self.fresh)
+            && let Ok(stat) = fs::fstat(destination)
+            && stat.st_mode & 0o300 != 0o300
+        {
             let _ = fs::fchmod(destination, Mode::from_raw_mode(stat.st_mode | 0o700));
         }
-        Ok(())
     }
 
     /// The source side.
@@ -281,9 +291,18 @@ fn in_the_way(root: BorrowedFd<'_>, path: &RelPath) -> Reason {
 /// Opens a folder's entry for writing that this run has prepared.
 pub(super) fn open_prepared(
     folder: &Folder,
-    name: &CStr,
+    (name, prepared): (&CStr, Inode),
     flags: OFlags,
 ) -> Result<OwnedFd, Trouble> {
-    let flags = flags | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    fs::openat(folder.destination()?, name, flags, Mode::empty()).at(Step::Write)
+    let needed = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = fs::openat(folder.destination()?, name, needed, Mode::empty()).at(Step::Write)?;
+    // Who may write to the folder can give the name to another file, and would have that written.
+    let there = Inode::of(&fs::fstat(&file).at(Step::LookAtDestination)?);
+    if there != prepared {
+        return Err(Trouble::new(Step::Write, Reason::Replaced));
+    }
+    if flags.contains(OFlags::TRUNC) {
+        fs::ftruncate(&file, 0).at(Step::Write)?;
+    }
+    Ok(file)
 }

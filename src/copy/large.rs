@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::fs::{self, AtFlags, OFlags};
@@ -11,9 +11,9 @@ use rustix::io::Errno;
 
 use super::data::Means;
 use super::folder::{Folder, open_prepared};
-use super::{At, Copier, Outcome, Partial, Trouble, metadata};
+use super::{At, Copier, Outcome, Partial, Trouble, data, metadata};
 use crate::board::Ending;
-use crate::job::{Action, Large, Reason, Stamp, Step};
+use crate::job::{Action, Inode, Large, Reason, Stamp, Step};
 
 /// Data in one piece: enough that dealing it costs nothing, little enough that all workers end
 /// at about the same time.
@@ -45,8 +45,10 @@ impl Copier {
         folder: &mut Folder,
         from: &CStr,
         written_as: &CStr,
-        (stamp, offset, length): (&Stamp, u64, u64),
+        large: &Large,
+        (offset, length): (u64, u64),
     ) -> Result<(), Trouble> {
+        let stamp = &large.stamp;
         let source = self.open_source(folder, from).at(Step::Open)?;
         if Stamp::of(&fs::fstat(&source).at(Step::Look)?).inode != stamp.inode {
             return Err(Trouble::new(Step::Read, Reason::Changed));
@@ -55,13 +57,34 @@ impl Copier {
             // Or another run would take it for a left-over.
             folder.lock_for_temporaries();
         }
-        let file = open_prepared(folder, written_as, OFlags::empty())?;
+        let file = open_prepared(folder, (written_as, large.prepared), OFlags::empty())?;
         let range = (offset, length, Means::for_pieces(&file));
         let copied = self.copy_range(&source, &file, stamp, range, folder)?;
         if copied < length {
             return Err(Trouble::new(Step::Read, Reason::Changed));
         }
         crate::sys::close(file).at(Step::Close)
+    }
+
+    /// Prepares a file to be copied in pieces, and says which one it is. None where it is to be
+    /// copied in one go: the file system lets files grow only by being written, or enough others
+    /// are being copied in pieces. All that are prepared have their space, and are to be removed
+    /// by a run that stops.
+    ///
+    /// # Errors
+    /// What ftruncate(2), fallocate(2) and fstat(2) say.
+    pub(super) fn prepare(&self, file: &OwnedFd, stamp: &Stamp) -> Result<Option<Inode>, Trouble> {
+        if !self.context.board.begin_large() {
+            return Ok(None);
+        }
+        let prepared = data::reserve(file, stamp).and_then(|reserved| {
+            let stat = fs::fstat(file).at(Step::LookAtDestination)?;
+            Ok(reserved.then(|| Inode::of(&stat)))
+        });
+        if !matches!(prepared, Ok(Some(_))) {
+            self.context.board.end_large();
+        }
+        prepared
     }
 
     /// Completes a file whose pieces are all there.
@@ -87,7 +110,8 @@ impl Copier {
         } else {
             stamp = large.stamp;
         }
-        let file = match open_prepared(folder, &partial.name, flags) {
+        let prepared = (&*partial.name, large.prepared);
+        let file = match open_prepared(folder, prepared, flags) {
             // A worker before this one died between the last step and its report.
             Err(trouble) if trouble.reason == Errno::NOENT.into() => {
                 let there = folder.existing(to).at(Step::LookAtDestination)?;
@@ -98,7 +122,14 @@ impl Copier {
                 partial.keep();
                 return Ok(Outcome::Done(Ending::Copied, Action::Copy));
             }
-            file => file?,
+            Err(trouble) => {
+                if trouble.reason == Reason::Replaced {
+                    // Not ours to remove.
+                    partial.keep();
+                }
+                return Err(trouble);
+            }
+            Ok(file) => file,
         };
         if again {
             self.copy_whole(&source, &file, &stamp, folder)?;
@@ -129,9 +160,18 @@ impl Copier {
     /// Removes what there is of a large file.
     ///
     /// # Errors
-    /// What unlinkat(2) says.
+    /// In a dry run, where there is none.
     pub fn abandon(&mut self, folder: &mut Folder, large: &Large) -> Result<(), Trouble> {
-        drop(self.adopt(folder, large)?);
+        let partial = self.adopt(folder, large)?;
+        let there = fs::statat(
+            &partial.directory,
+            &*partial.name,
+            AtFlags::SYMLINK_NOFOLLOW,
+        );
+        if there.is_ok_and(|stat| Inode::of(&stat) != large.prepared) {
+            // Somebody else's by now.
+            partial.keep();
+        }
         Ok(())
     }
 
@@ -174,7 +214,6 @@ impl Copier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Inode;
     use crate::names::Name;
     use proptest::prelude::*;
 
@@ -183,6 +222,7 @@ mod tests {
         Large {
             name: Name::new(b"n"),
             written_as: Name::new(b"n"),
+            prepared: Inode { dev: 0, ino: 1 },
             stamp: Stamp {
                 inode: Inode { dev: 0, ino: 0 },
                 mode: 0,

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::folder::Folder;
 use super::{At, Copier, Trouble};
 use crate::config::{Config, Keep};
-use crate::job::{NotKept, Stamp, Step};
+use crate::job::{NotKept, Reason, Stamp, Step};
 
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
@@ -213,6 +213,11 @@ impl Copier {
         let here = fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())
             .at(Step::Create)?;
         let now = Stamp::of(&fs::fstat(&here).at(Step::LookAtDestination)?);
+        // Who may write to the folder can give the name to something else.
+        let kind = |stamp: &Stamp| (fs::FileType::from_raw_mode(stamp.mode), stamp.rdev);
+        if kind(&now) != kind(stamp) {
+            return Err(Trouble::new(Step::LookAtDestination, Reason::Replaced));
+        }
         let has = Some((now.uid, now.gid));
         let owner = self.set_owner(has, stamp, |uid, gid| {
             fs::chownat(&here, c"", uid, gid, AtFlags::EMPTY_PATH)

@@ -164,16 +164,25 @@ impl Copier {
 
         let attributes = metadata::list_attributes(source.as_fd(), &self.context.config)
             .at(Step::ReadAttributes)?;
-        let mode = self.creation_mode(folder, &stamp, attributes.is_empty());
+        let is_large = self.is_large(&stamp);
+        let mode = if is_large {
+            // Opened again for each piece, and perhaps with other contents in the end.
+            0o600
+        } else {
+            self.creation_mode(folder, &stamp, attributes.is_empty())
+        };
         let (file, partial) = self.create(folder, to, action, mode)?;
         folder.learn(file.as_fd()).at(Step::LookAtDestination)?;
 
-        let is_large = self.is_large(&stamp);
         let cloned = is_large && self.clone_whole(&source, &file)?;
-        if is_large && !cloned && data::reserve(&file, &stamp)? {
+        if is_large
+            && !cloned
+            && let Some(prepared) = self.prepare(&file, &stamp)?
+        {
             let large = Large {
                 name: Name::new(from.to_bytes()),
                 written_as: Name::new(partial.name.to_bytes()),
+                prepared,
                 stamp,
             };
             partial.keep();
@@ -350,7 +359,9 @@ impl Copier {
         }
         let owner_given = !config.preserve.ownership.wanted()
             || folder.given() == Some(metadata::attainable_owner(config, folder.given(), stamp));
-        if plain && owner_given && stamp.mode & 0o7000 == 0 && folder.given().is_some() {
+        // An inherited ACL gives to others what the group's bits allow.
+        let is_final = plain && owner_given && stamp.mode & 0o7000 == 0 && !folder.inherits();
+        if is_final && folder.given().is_some() {
             stamp.mode & 0o777
         } else {
             0o600

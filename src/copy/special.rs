@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::folder::Folder;
 use super::{At, Copier, Outcome, Plan, Trouble};
-use crate::board::{Ending, Making};
+use crate::board::Ending;
 use crate::config::{Keep, Overwrite};
 use crate::job::{Action, Inode, Reason, Stamp, Step};
 use crate::names::Kind;
@@ -91,6 +91,11 @@ impl Copier {
         let config = &self.context.config;
         let target = to_folder.existing(to_name).at(Step::Link)?;
         let old = folder.existing(name).at(Step::LookAtDestination)?;
+        if let Some(old) = &old
+            && self.look(folder, from)?.inode == Inode::of(old)
+        {
+            return Ok(Outcome::Done(Ending::Unchanged, Action::LeaveSame));
+        }
         if let (Some(old), Some(target)) = (&old, &target)
             && Inode::of(old) == Inode::of(target)
         {
@@ -137,7 +142,6 @@ impl Copier {
             // Another file system below the destination, one without hard links, or too many of
             // them: a copy of its own keeps the contents at least.
             Err(trouble) if config.preserve.links != Keep::Must && cannot_link(trouble.reason) => {
-                self.slot.making(Making::Nothing);
                 return self.entry(folder, kind, from, name, true);
             }
             Err(trouble) => return Err(trouble),
@@ -163,12 +167,19 @@ impl Copier {
         let file_type = |stamp: &Stamp| FileType::from_raw_mode(stamp.mode);
         file_type(old) == file_type(new)
             && (old.size, old.rdev) == (new.size, new.rdev)
-            && self.same_time(folder, old, new)
+            && (!self.context.config.preserve.timestamps.wanted()
+                || self.same_time(folder, old, new))
     }
 }
 
 fn cannot_link(reason: Reason) -> bool {
-    [Errno::XDEV, Errno::MLINK, Errno::PERM, Errno::OPNOTSUPP]
-        .iter()
-        .any(|&errno| reason == errno.into())
+    [
+        Errno::XDEV,
+        Errno::MLINK,
+        Errno::PERM,
+        Errno::OPNOTSUPP,
+        Errno::NOSYS,
+    ]
+    .iter()
+    .any(|&errno| reason == errno.into())
 }

@@ -18,11 +18,12 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
-use signal_hook::consts::{SIGCONT, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGCONT, SIGXFSZ};
 
 use super::wire::Wire;
 use crate::context::Context;
 use crate::job::{Job, Report};
+use crate::signals::STOP_SIGNALS;
 use crate::sys::{self, Fork};
 use crate::worker::{Port, Worker};
 
@@ -140,7 +141,7 @@ fn become_child(name: &str, title: &str, parent: Pid) {
     // Ctrl-C reaches the whole group: what is to be stopped and tidied up is the parent's
     // decision. A handler instead of ignoring, so that nothing is inherited by accident.
     // SIGXFSZ: a file that is larger than `ulimit -f` allows is an error, not the end.
-    for signal in [SIGINT, SIGTERM, SIGXFSZ] {
+    for signal in STOP_SIGNALS.into_iter().chain([SIGXFSZ]) {
         let _ = signal_hook::flag::register(signal, Arc::default());
     }
     // One that cannot be ended must not hold the reader of a pipe up.

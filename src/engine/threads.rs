@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::{Engine, Event};
@@ -18,6 +18,9 @@ use crate::worker::{Port, Worker};
 /// holds nobody up; with two, threads waited 3 % of the time for the parent to be scheduled, with
 /// six 0.3 % (kernel tree, 2 cores).
 const AHEAD: usize = 6;
+
+/// Reports that wait for the parent.
+const REPORTS: usize = 256;
 
 thread_local! {
     /// This thread's worker, once it has had a job.
@@ -53,8 +56,9 @@ impl Threads {
     pub fn new(context: &'static Context, most: usize, limit: usize) -> Result<Self> {
         let (pool, mut waiting) = make_pool(limit, 0).context("cannot make a thread pool")?;
         start_one(&mut waiting).context("cannot start a thread")?;
+        // A reader of the output who takes his time holds the workers up, not all of their lines.
+        let (sender, reports) = bounded(REPORTS);
         // Bounded by the deals that are out, which are bounded by the number of workers.
-        let (sender, reports) = unbounded();
         let (queue, queued) = unbounded();
         Ok(Self {
             context,

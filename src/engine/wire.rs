@@ -129,7 +129,9 @@ impl Wire {
             match recv(&self.socket, spare_capacity(&mut self.buffer), flags) {
                 Ok((_, 0)) => return Err(WireError::Closed),
                 Ok(_) => {}
-                Err(Errno::INTR) => continue,
+                // The other side has closed with something unread. That is said first, and once;
+                // what it has sent can still be read.
+                Err(Errno::INTR | Errno::CONNRESET) => continue,
                 Err(Errno::AGAIN) => return Err(WireError::Nothing),
                 Err(_) => return Err(WireError::Closed),
             }

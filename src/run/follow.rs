@@ -30,7 +30,11 @@ impl Run {
                 let key = (dealt.folder, large.name.clone());
                 let sealed = matches!(dealt.job.task, Task::Seal { .. });
                 let copied = sealed && dealt.failed.is_empty() && !dealt.folder_failed;
-                match self.large.remove(&key).and_then(|file| file.first) {
+                let file = self.large.remove(&key);
+                if file.is_some() {
+                    self.context.board.end_large();
+                }
+                match file.and_then(|file| file.first) {
                     Some(inode) if copied => {
                         self.first_copied(dealt.folder, &large.name, inode);
                     }

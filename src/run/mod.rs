@@ -195,7 +195,7 @@ impl Run {
             self.handle(event);
             self.look_around();
             if let Some(since) = self.stopped {
-                let patience = if self.tally.full {
+                let patience = if self.tally.full && self.tally.signal.is_none() {
                     STOPPING * 100
                 } else {
                     STOPPING
@@ -262,7 +262,7 @@ impl Run {
     }
 
     fn look_around(&mut self) {
-        if self.stopped.is_none()
+        if self.tally.signal.is_none()
             && let Some(signal) = self.signals.caught()
         {
             self.tally.signal = Some(signal);

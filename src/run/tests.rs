@@ -162,6 +162,7 @@ fn large(of: &str, size: u64) -> Large {
     Large {
         name: name(of),
         written_as: name(of),
+        prepared: Inode { dev: 1, ino: 3 },
         stamp: Stamp {
             inode: Inode { dev: 1, ino: 2 },
             mode: 0,
