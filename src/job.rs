@@ -32,6 +32,15 @@ impl Inode {
     }
 }
 
+/// A folder at both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pair {
+    /// The source.
+    pub source: Inode,
+    /// The destination; none in a dry run, where it does not exist.
+    pub destination: Option<Inode>,
+}
+
 /// Some work in one folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
@@ -54,9 +63,8 @@ pub enum Task {
     Folder {
         /// The destination folder was made by this run, so nothing is in it.
         fresh: bool,
-        /// The source folders above this one; only where links to folders are followed, to
-        /// notice loops.
-        above: Vec<Inode>,
+        /// The folders above this one, to notice loops.
+        above: Vec<Pair>,
         /// Entries to leave out, where a worker died at it: given up, failed or handed on to
         /// others.
         skip: HashSet<Name>,
@@ -215,6 +223,8 @@ pub struct News {
     pub job: JobId,
     /// It has ended.
     pub ended: bool,
+    /// The folder, told with the first of its subfolders.
+    pub pair: Option<Pair>,
     /// Subfolders that the destination has now, made by this run.
     pub made: Names,
     /// Subfolders that the destination had already.
@@ -469,7 +479,7 @@ pub enum Reason {
     LinkInTheWay,
     /// Somebody else has put something else where this run was making the entry.
     Replaced,
-    /// The source folder is the destination itself.
+    /// The source folder is the destination itself, or one that this one is being copied to.
     IsDestination,
     /// The destination folder is the source, or lies in it.
     LandsOnSource,

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use crate::job::{Inode, Stamp};
+use crate::job::{Pair, Stamp};
 use crate::names::{Name, RelPath};
 
 /// A folder's number.
@@ -21,8 +21,8 @@ pub struct OpenFolder {
     pub path: RelPath,
     /// This run has made it at the destination.
     pub fresh: bool,
-    /// The source folders above, and this one; only where links are followed.
-    pub above: Vec<Inode>,
+    /// The folders above, and this one once it has told of subfolders.
+    pub above: Vec<Pair>,
     /// Set when it is to be finished once all parts are back.
     pub unfinished: Option<Box<Stamp>>,
     /// Entries to leave out, should it be listed again: they failed, or others have them.

@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::copy::folder::Folder;
 use crate::copy::{At, Copier, Outcome, Trouble};
 use crate::job::{
-    Action, Again, Failure, HardLink, Inode, Job, Large, Line, News, Reason, Report, Step, Task,
+    Action, Again, Failure, HardLink, Job, Large, Line, News, Pair, Reason, Report, Step, Task,
 };
 use crate::names::{Kind, Name, Names};
 use crate::walk::{self, Listing};
@@ -50,6 +50,8 @@ pub struct Worker {
     counted: u64,
     /// What was told of this job so far names work for others.
     told_of_children: bool,
+    /// The folder of this job, until that is told.
+    pair: Option<Pair>,
     gone: bool,
 }
 
@@ -68,6 +70,7 @@ impl Worker {
             ticks: 0,
             counted: 0,
             told_of_children: false,
+            pair: None,
             gone: false,
         }
     }
@@ -103,6 +106,7 @@ impl Worker {
         let again = job.again.clone().unwrap_or_default();
         self.counted = again.counted;
         self.told_of_children = false;
+        self.pair = None;
         let result = match &job.task {
             Task::Folder { fresh, above, .. } => self.folder(job, *fresh, above, &again, port),
             Task::Entries {
@@ -153,7 +157,7 @@ impl Worker {
         &mut self,
         job: &Job,
         fresh: bool,
-        above: &[Inode],
+        above: &[Pair],
         again: &Again,
         port: &mut dyn Port,
     ) -> Result<(), Trouble> {
@@ -164,10 +168,14 @@ impl Worker {
         // Other file systems are left out, but the folder that one is mounted on is there.
         let config = &self.context.config;
         let elsewhere = config.one_file_system && stamp.inode.dev != root.device;
-        if self.context.roots.is_destination(stamp.inode) && !elsewhere {
+        let here = Some(stamp.inode);
+        let is_above = above.iter().any(|above| above.destination == here);
+        if !elsewhere && (is_above || self.context.roots.is_destination(stamp.inode)) {
             return Err(Trouble::new(Step::OpenFolder, Reason::IsDestination));
         }
-        if above.contains(&stamp.inode) {
+        // Without links a folder can be met below itself only where it is mounted there, and
+        // what is mounted there a second time is not.
+        if config.dereference && above.iter().any(|above| Some(above.source) == here) {
             return Err(Trouble::new(Step::OpenFolder, Reason::Loop));
         }
         if self.context.config.verbose && fresh || self.context.config.dry_run {
@@ -181,19 +189,12 @@ impl Worker {
                 },
             });
         }
-        let dereference = self.context.config.dereference;
-        if dereference {
-            // Before its subfolders are told: they are compared with it to notice loops.
-            self.news.unfinished = Some(Box::new(stamp));
-        }
+        self.pair = Some(folder.pair());
         if !elsewhere {
             if !folder.is_empty() {
                 self.remove_left_overs(&folder);
             }
             self.list(job, &mut folder, port)?;
-        }
-        if dereference {
-            return Ok(());
         }
         if self.has_children() || self.context.board.is_stopping() {
             self.news.unfinished = Some(Box::new(stamp));
@@ -296,6 +297,9 @@ impl Worker {
             Err(trouble) => self.fail(Some(name), trouble),
         }
         self.size += name.count_bytes();
+        if let Some(pair) = self.pair.take() {
+            self.news.pair = Some(pair);
+        }
         self.slot.begin_folder();
     }
 

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::{At, Trouble};
 use crate::beneath;
 use crate::context::Context;
-use crate::job::{Inode, Reason, Stamp, Step};
+use crate::job::{Inode, Pair, Reason, Stamp, Step};
 use crate::names::RelPath;
 
 /// The attribute that makes new entries inherit an ACL (acl(5)).
@@ -23,8 +23,8 @@ pub struct Folder {
     destination: Option<Rc<OwnedFd>>,
     /// What the source folder was when it was opened.
     pub stamp: Stamp,
-    /// The destination's device.
-    device: u64,
+    /// Which folder the destination is.
+    there: Option<Inode>,
     fresh: bool,
     /// The owner that the kernel gives to what is made here; learned, since a set-group-id
     /// folder, a mount option or a server may decide it.
@@ -75,7 +75,7 @@ impl Folder {
             source,
             destination,
             stamp,
-            device: 0,
+            there: None,
             fresh,
             given: None,
             inherits: fresh.then_some(false),
@@ -90,7 +90,7 @@ impl Folder {
             return Ok(());
         };
         let stat = fs::fstat(destination).at(Step::OpenDestinationFolder)?;
-        self.device = stat.st_dev;
+        self.there = Some(Inode::of(&stat));
         if self.fresh {
             // This folder was just made here, so files will be given the same owner; but where
             // its group is not the process's, it may have it from a set-group-id folder above,
@@ -177,7 +177,18 @@ impl Folder {
 
     /// The devices of both sides.
     pub fn devices(&self) -> (u64, u64) {
-        (self.stamp.inode.dev, self.device)
+        (
+            self.stamp.inode.dev,
+            self.there.map_or(0, |there| there.dev),
+        )
+    }
+
+    /// Which folder it is at both sides.
+    pub fn pair(&self) -> Pair {
+        Pair {
+            source: self.stamp.inode,
+            destination: self.there,
+        }
     }
 
     /// The owner and group that the kernel gives to new entries here, once that is known.

@@ -40,10 +40,14 @@ impl Run {
         self.lines(worker, news.job, &news.lines);
         if let Some(stamp) = news.unfinished {
             let open = self.tree.get_mut(folder);
-            if self.context.config.dereference {
-                open.above.push(stamp.inode);
-            }
             open.unfinished = Some(stamp);
+        }
+        if let Some(pair) = news.pair {
+            let above = &mut self.tree.get_mut(folder).above;
+            // A worker before this one may have told it.
+            if above.last() != Some(&pair) {
+                above.push(pair);
+            }
         }
         for (names, fresh) in [(news.made, true), (news.merged, false)] {
             if !names.is_empty() {
