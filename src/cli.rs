@@ -21,7 +21,7 @@ Exit status:
   0    everything is at DST
   1    finished, but some entries failed (each is named on stderr), or DST was full
   2    wrong usage, or nothing could be started
-  130  stopped by SIGINT (Ctrl-C); 143: by SIGTERM. A second run continues.";
+  130  stopped by SIGINT (Ctrl-C); 143: by SIGTERM; 129: by SIGHUP. A second run continues.";
 
 /// Copy folders in parallel: faithful, safe and fast by default.
 #[derive(Debug, Parser)]

@@ -140,10 +140,6 @@ impl Config {
                 None => bail!("nothing to copy; usage: pcopy SRC... DST"),
             },
         };
-        let (Destination::Folder(to) | Destination::Path(to)) = &destination;
-        if to.as_os_str().is_empty() {
-            bail!("the destination is an empty name");
-        }
         if cli.stall_timeout.is_some() && cli.mode == Mode::Thread {
             bail!("--stall-timeout needs --mode process: a thread cannot be ended alone");
         }

@@ -2,11 +2,13 @@
 //! once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
+
+use crate::sys;
 
 /// Signals that stop a run.
 pub const STOP_SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
@@ -31,21 +33,14 @@ impl Signals {
     /// Where the system does not allow it.
     pub fn take_over() -> Result<Self> {
         let caught = Arc::new(AtomicUsize::new(0));
-        let again = Arc::new(AtomicBool::new(false));
         let ignored = ignored();
         for signal in STOP_SIGNALS {
-            if ignored & 1 << (signal - 1) != 0 {
-                // By nohup, or a shell that has started this in the background.
-                continue;
+            // By nohup, or a shell that has started this in the background.
+            let is_ignored = ignored & 1 << (signal - 1) != 0;
+            if !is_ignored {
+                let taken = sys::stop_on(signal, Arc::clone(&caught));
+                taken.context("cannot handle signals")?;
             }
-            let take = || -> std::io::Result<()> {
-                // In this order: the shutdown looks at what an earlier signal has set.
-                flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&again))?;
-                flag::register(signal, Arc::clone(&again))?;
-                flag::register_usize(signal, Arc::clone(&caught), signal as usize)?;
-                Ok(())
-            };
-            take().context("cannot handle signals")?;
         }
         // A file that is larger than `ulimit -f` allows fails alone (EFBIG) and does not end
         // the program.

@@ -6,9 +6,13 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use rustix::process::Pid;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Types for which memory full of zero bytes, shared between processes, is a valid value.
 ///
@@ -143,6 +147,30 @@ pub(crate) fn close(fd: OwnedFd) -> rustix::io::Result<()> {
         Err(rustix::io::Errno::INTR) => Ok(()),
         result => result,
     }
+}
+
+/// A signal within so many milliseconds of the first one is the same: timeout(1) sends it to the
+/// process and to its group.
+const SAME_SIGNAL: u64 = 100;
+
+/// Has a signal noted in `caught` the first time, and end the process at once the next time.
+///
+/// # Errors
+/// What sigaction(2) says.
+pub(crate) fn stop_on(signal: i32, caught: Arc<AtomicUsize>) -> io::Result<()> {
+    static FIRST: AtomicU64 = AtomicU64::new(0);
+    let action = move || {
+        let time = clock_gettime(ClockId::Monotonic);
+        let now = time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000;
+        match FIRST.compare_exchange(0, now, Relaxed, Relaxed) {
+            Ok(_) => caught.store(signal as usize, Relaxed),
+            Err(first) if now - first > SAME_SIGNAL => exit_now(128 + signal),
+            Err(_) => {}
+        }
+    };
+    // SAFETY: the action does nothing but what signal-safety(7) allows: atomic memory,
+    // clock_gettime(2), _exit(2).
+    unsafe { signal_hook::low_level::register(signal, action) }.map(drop)
 }
 
 /// Shows `title` as this process's command line in ps(1), as far as the room of the original

@@ -449,6 +449,40 @@ both_modes!(
     }
 );
 
+both_modes!(
+    a_hangup_stops_it_within_a_second_without_a_partial_file,
+    |env| {
+        // As when the terminal is closed.
+        in_the_middle(env, |running| {
+            ends_soon(running, |running| running.signal_group(Signal::HUP), 129)
+        });
+    }
+);
+
+both_modes!(a_signal_that_comes_twice_at_once_is_one, |env| {
+    // As from timeout(1): to pcopy, and to its group.
+    let twice = |running: &Running| {
+        running.signal(Signal::TERM);
+        std::thread::sleep(Duration::from_millis(5));
+        running.signal_group(Signal::TERM);
+    };
+    in_the_middle(env, |running| ends_soon(running, twice, 143));
+});
+
+both_modes!(an_ignored_signal_stops_nothing, |env| {
+    env.file("real/slow", pattern(1024 * 1024, 1));
+    let faults = ["--fault", "slow-read:slow:300"];
+    let Some(_faulty) = FaultFs::mount(env, "real", "src", &faults) else {
+        return;
+    };
+    // As nohup(1) does it.
+    let running = env.command(["src", "dst"]).after("trap '' HUP").start();
+    eventually("it has begun", || env.exists("dst/slow"));
+    running.signal_group(Signal::HUP);
+    running.wait().ok();
+    env.assert_same("src", "dst");
+});
+
 both_modes!(the_second_signal_ends_it_at_once, |env| {
     env.file("real/stuck", pattern(1024 * 1024, 1));
     let Some(_faulty) = FaultFs::mount(env, "real", "src", &["--fault", "hang-read:stuck"]) else {

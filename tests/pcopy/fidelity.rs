@@ -388,6 +388,74 @@ both_modes!(a_setgid_folder_at_the_destination_does_not_leak, |env| {
     env.assert_same("src", "parent/dst");
 });
 
+both_modes!(
+    files_in_a_new_folder_below_a_setgid_one_get_their_group,
+    |env| {
+        if skipped_without_root() {
+            return;
+        }
+        env.folder("parent").owner(0, 1234).mode(0o2775);
+        env.file("src/file", "x").owner(0, 1234).mode(0o640);
+        env.file("src/folder/file", "x").owner(0, 1234).mode(0o640);
+        env.pcopy(["src", "parent/dst"]).ok();
+        env.assert_same("src", "parent/dst");
+    }
+);
+
+both_modes!(folders_that_users_may_not_write_to_stay_so, |env| {
+    env.file("src/a/first", "x");
+    env.hard_link("src/b/second", "src/a/first");
+    env.file("file", "x");
+    for folder in ["src/a", "src/b", "closed"] {
+        env.folder(folder).mode(0o555);
+    }
+    env.sh("chmod 777 .");
+    let by_user = |args: &[&str]| env.command(args).by_user().run();
+    by_user(&["-j1", "src", "dst"]).ok();
+    for folder in ["dst/a", "dst/b"] {
+        assert_eq!(env.stat(folder).mode() & 0o7777, 0o555, "{folder}");
+    }
+    by_user(&["file", "closed/"]).exits(1);
+    assert_eq!(env.stat("closed").mode() & 0o7777, 0o555);
+});
+
+both_modes!(
+    a_large_file_that_may_only_be_read_is_copied_by_a_user,
+    |env| {
+        env.file("src/large", pattern(40 * MIB as usize, 1))
+            .mode(0o444);
+        env.sh("chmod 777 .");
+        env.command(["--reflink=never", "src", "dst"])
+            .by_user()
+            .run()
+            .ok();
+        assert_eq!(env.read("src/large"), env.read("dst/large"));
+        assert_eq!(env.stat("dst/large").mode() & 0o7777, 0o444);
+    }
+);
+
+both_modes!(the_longest_file_that_can_be_is_copied, |env| {
+    let Some(env) = env.mounted("mkdir mnt; mount -t tmpfs -o size=8m tmpfs mnt; mkdir mnt/src")
+    else {
+        return;
+    };
+    env.sh("truncate -s 9223372036854775807 mnt/src/file; echo x > mnt/src/other");
+    env.pcopy(["mnt/src", "mnt/dst"]).ok();
+    assert_eq!(env.stat("mnt/dst/file").size(), i64::MAX as u64);
+});
+
+both_modes!(links_are_kept_where_what_is_there_is_left, |env| {
+    env.file("src/a", "x");
+    env.hard_link("src/b", "src/a");
+    for overwrite in ["never", "older"] {
+        let option = format!("--overwrite={overwrite}");
+        env.pcopy([&option, "--no-preserve=timestamps", "src", overwrite])
+            .ok();
+        let of = |name| env.stat(format!("{overwrite}/{name}")).ino();
+        assert_eq!(of("a"), of("b"), "{overwrite}");
+    }
+});
+
 both_modes!(access_times_of_files_are_kept, |env| {
     env.file("src/file", "content")
         .atime(1_000_000_000, 987_654_321);

@@ -288,6 +288,20 @@ both_modes!(a_reader_of_stdout_that_goes_away_is_survived, |env| {
     }
 });
 
+both_modes!(
+    messages_that_cannot_be_written_change_no_exit_status,
+    |env| {
+        env.file("src/file", "x");
+        let program = env.program(false);
+        let (program, mode) = (program.display(), env.mode().name());
+        env.sh(&format!(
+            "{program} --mode {mode} --progress=always src dst 2>/dev/full
+         {program} --mode {mode} missing dst 2>/dev/full || test $? = 2"
+        ));
+        env.assert_same("src", "dst");
+    }
+);
+
 both_modes!(closed_standard_streams_do_not_end_up_in_the_copy, |env| {
     // A file opened as descriptor 1 or 2 would get the messages.
     env.file("src/a/file", "x");

@@ -35,6 +35,83 @@ fn refused(env: &Env, args: &[&str]) {
     assert_eq!(run.failures().len(), 1, "one line that says why:\n{run}");
 }
 
+// ---- what is written to is read too -------------------------------------------------------------
+
+both_modes!(a_link_to_what_is_being_made_is_no_way_round, |env| {
+    env.file("src/a/file", "x");
+    env.symlink("src/a/link", env.inner_path("dst/a"));
+    let run = env
+        .command(["-L", "src", "dst"])
+        .within(Duration::from_secs(30));
+    let reason = "this folder is the destination itself";
+    run.run().exits(1).fails_only(&[("src/a/link", reason)]);
+    env.assert_same("src/a/file", "dst/a/file");
+});
+
+both_modes!(
+    what_is_being_made_mounted_in_the_source_is_no_way_round,
+    |env| {
+        let Some(env) = env
+            .mounted("mkdir -p src/a/mnt dst/a; echo x > src/a/file; mount --bind dst/a src/a/mnt")
+        else {
+            return;
+        };
+        let run = env.command(["src", "dst"]).within(Duration::from_secs(30));
+        let reason = "this folder is the destination itself";
+        run.run().exits(1).fails_only(&[("src/a/mnt", reason)]);
+        env.assert_same("src/a/file", "dst/a/file");
+    }
+);
+
+both_modes!(a_file_system_may_be_copied_to_a_disk_mounted_in_it, |env| {
+    let Some(env) =
+        env.mounted("mkdir -p src/disk; echo x > src/file; mount -t tmpfs tmpfs src/disk")
+    else {
+        return;
+    };
+    env.pcopy(["src", "src/disk"]).exits(2);
+    env.pcopy(["-x", "src", "src/disk"]).ok();
+    env.assert_same("src/file", "src/disk/file");
+    assert!(!env.exists("src/disk/disk/file"));
+});
+
+both_modes!(a_named_source_is_never_a_left_over, |env| {
+    let name = "dst/.pcopy.0123456789abcdef.7.12.tmp";
+    env.file(name, "to be rescued");
+    env.pcopy([name, "dst/rescued"]).ok();
+    assert_eq!(env.read("dst/rescued"), b"to be rescued");
+    assert!(env.exists(name));
+});
+
+both_modes!(
+    a_source_that_is_at_the_destination_stays_what_it_is,
+    |env| {
+        env.file("x/a", "hi");
+        env.hard_link("dir/b", "x/a");
+        env.pcopy(["x/a", "dir/b", "dir"]).ok();
+        assert_eq!(env.stat("x/a").ino(), env.stat("dir/b").ino());
+        assert_eq!(env.read("dir/a"), b"hi");
+    }
+);
+
+// ---- destinations that are not what they seem ---------------------------------------------------
+
+both_modes!(a_destination_through_what_is_missing_is_refused, |env| {
+    precious(env);
+    refused(env, &["src", "missing/../src/new"]);
+    assert!(!env.exists("missing"));
+});
+
+both_modes!(a_link_to_nowhere_is_not_replaced, |env| {
+    precious(env);
+    env.symlink("link", "nowhere");
+    refused(env, &["src/file", "link"]);
+    assert_eq!(
+        fs::read_link(env.path("link")).unwrap(),
+        PathBuf::from("nowhere")
+    );
+});
+
 // ---- the same folder, and a folder into itself ------------------------------------------------
 
 both_modes!(a_folder_onto_itself_is_refused_under_every_name, |env| {
