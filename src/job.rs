@@ -481,6 +481,8 @@ pub enum Reason {
     Replaced,
     /// The source folder is the destination itself, or one that this one is being copied to.
     IsDestination,
+    /// What is there is one of the sources.
+    IsSource,
     /// The destination folder is the source, or lies in it.
     LandsOnSource,
     /// Following links, a folder was met below itself.
@@ -523,6 +525,7 @@ impl fmt::Display for Reason {
                 f.write_str("a symbolic link is in the way; pcopy does not follow it")
             }
             Self::IsDestination => f.write_str("this folder is the destination itself"),
+            Self::IsSource => f.write_str("it would replace another source of this run"),
             Self::LandsOnSource => f.write_str("this folder belongs to the source"),
             Self::Loop => f.write_str("symbolic links lead back to a folder above"),
             Self::WorkersDied(signal) if signal > 0 => {

@@ -1,8 +1,8 @@
 //! The sources and destinations of a run: what the command line's paths lead to, what is refused
 //! before anything is written, and what would land on a source.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::Read;
@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use crate::beneath;
 use crate::config::{Config, Destination};
-use crate::copy::folder::strip_acls;
+use crate::copy::folder::{folder_mode, strip_acls};
 use crate::job::{Inode, Reason, error_text};
 use crate::names::{Kind, RelPath, show};
 
@@ -66,6 +66,8 @@ pub struct Roots {
     pub list: Vec<Root>,
     /// The source folders.
     sources: Vec<SourceFolder>,
+    /// The sources that are no folders, where there are others beside.
+    singles: HashSet<Inode>,
     /// The destination folders.
     destinations: Vec<Inode>,
     /// The mounts that the destinations are on.
@@ -74,7 +76,32 @@ pub struct Roots {
 
 struct SourceFolder {
     inode: Inode,
+    folder: Arc<OwnedFd>,
     place: Option<Place>,
+}
+
+impl SourceFolder {
+    /// True when the folder of this place and inode is this one or lies in it. The place alone
+    /// does not tell: every NFS mount says that it shows the root of its file system, and
+    /// something else may be mounted on the way.
+    fn holds(&self, place: &Place, inode: Inode) -> bool {
+        let Some(own) = self.place.as_ref().filter(|own| own.device == place.device) else {
+            return false;
+        };
+        let Ok(below) = place.path.strip_prefix(&own.path) else {
+            return false;
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let there = fs::openat(
+            &self.folder,
+            Path::new(".").join(below),
+            flags,
+            Mode::empty(),
+        );
+        there
+            .and_then(fs::fstat)
+            .is_ok_and(|stat| Inode::of(&stat) == inode)
+    }
 }
 
 impl Roots {
@@ -91,6 +118,7 @@ impl Roots {
             .filter(|plan| plan.name.is_none())
             .map(|plan| SourceFolder {
                 inode: Inode::of(&plan.stat),
+                folder: Arc::clone(&plan.source),
                 place: mounts.place_of(plan.source.as_fd()),
             })
             .collect();
@@ -103,9 +131,14 @@ impl Roots {
                 )
             })?;
         }
+        let singles = plans
+            .iter()
+            .filter(|plan| plan.name.is_some() && plans.len() > 1);
+        let singles = singles.map(|plan| Inode::of(&plan.stat)).collect();
         let mut roots = Self {
             list: Vec::with_capacity(plans.len()),
             sources,
+            singles,
             destinations: Vec::new(),
             destination_mounts: Vec::new(),
         };
@@ -125,7 +158,7 @@ impl Roots {
             // What becomes a copy gets its mode at the end; until then it is nobody else's. A
             // folder for files is one like any other.
             let is_copy = plan.name.is_none();
-            let mode = if is_copy { Mode::RWXU } else { usual };
+            let mode = if is_copy { folder_mode(config) } else { usual };
             fresh = make_folder(&folder, mode, usual, config).with_context(failed)? && is_copy;
         }
         // Through links: those named on the command line are followed.
@@ -154,7 +187,7 @@ impl Roots {
         };
         if let Some(destination) = &destination {
             if fresh {
-                let stripped = strip_acls(destination.as_fd()).map_err(system);
+                let stripped = strip_acls(destination.as_fd(), config).map_err(system);
                 stripped.with_context(failed)?;
             }
             let stat = fs::fstat(destination)
@@ -193,6 +226,12 @@ impl Roots {
         }
     }
 
+    /// True when an entry at the destination is itself to be copied, so that nothing may take its
+    /// place.
+    pub fn is_source(&self, there: Inode) -> bool {
+        self.singles.contains(&there)
+    }
+
     /// True when a name in a source folder was given on the command line.
     pub fn is_single(&self, name: &[u8]) -> bool {
         let singles = self.list.iter().filter_map(|root| root.single.as_ref());
@@ -221,8 +260,10 @@ impl Roots {
             return false;
         }
         let place = Mounts::read().place_of(folder);
-        self.sources.iter().any(|source| {
-            matches!((&source.place, &place), (Some(source), Some(place)) if place.is_in(source))
+        place.is_some_and(|place| {
+            self.sources
+                .iter()
+                .any(|source| source.holds(&place, inode))
         })
     }
 }
@@ -466,16 +507,14 @@ fn refuse_nesting(
             anyhow!("the destination lies inside the source")
         }
     };
+    let mut inode = Inode::of(&fs::fstat(&folder).map_err(system)?);
     // Opening it may have mounted something.
     let place = mounts.place_of(folder.as_fd());
-    if let Some(place) = place.or_else(|| Mounts::read().place_of(folder.as_fd())) {
-        for source in sources.iter().filter_map(|source| source.place.as_ref()) {
-            if place.is_in(source) {
-                return Err(same(is_itself && place == *source));
-            }
-        }
+    if let Some(place) = place.or_else(|| Mounts::read().place_of(folder.as_fd()))
+        && let Some(source) = sources.iter().find(|source| source.holds(&place, inode))
+    {
+        return Err(same(is_itself && source.inode == inode));
     }
-    let mut inode = Inode::of(&fs::fstat(&folder).map_err(system)?);
     let device = inode.dev;
     if config.one_file_system && sources.iter().all(|source| source.inode.dev != device) {
         // It lies on a file system that is left out.
@@ -497,18 +536,12 @@ fn refuse_nesting(
 
 /// Where a folder is in its file system, whatever it is mounted as: bind mounts give one folder
 /// several paths, and `..` of each leads elsewhere.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Place {
     /// Major and minor number of the file system.
     device: String,
     /// Path from the root of that file system.
     path: PathBuf,
-}
-
-impl Place {
-    fn is_in(&self, other: &Self) -> bool {
-        self.device == other.device && self.path.starts_with(&other.path)
-    }
 }
 
 /// The mounts as they are at one moment.
@@ -596,13 +629,26 @@ mod tests {
     }
 
     #[test]
-    fn a_place_holds_what_is_below_it() {
-        let place = |path: &str| Place {
-            device: "8:1".into(),
+    fn a_folder_holds_what_is_below_it_in_the_same_file_system() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        std::fs::create_dir(dir.path().join("ab")).unwrap();
+        let place = |device: &str, path: &str| Place {
+            device: device.into(),
             path: path.into(),
         };
-        assert!(place("/a/b").is_in(&place("/a")));
-        assert!(place("/a").is_in(&place("/a")));
-        assert!(!place("/ab").is_in(&place("/a")));
+        let inode = |path| Inode::of(&fs::stat(dir.path().join(path)).unwrap());
+        let folder = fs::open(dir.path().join("a"), beneath::FOLDER, Mode::empty()).unwrap();
+        let source = SourceFolder {
+            inode: inode("a"),
+            folder: Arc::new(folder),
+            place: Some(place("8:1", "/a")),
+        };
+        assert!(source.holds(&place("8:1", "/a/b"), inode("a/b")));
+        assert!(source.holds(&place("8:1", "/a"), inode("a")));
+        assert!(!source.holds(&place("8:1", "/ab"), inode("ab")));
+        assert!(!source.holds(&place("8:2", "/a/b"), inode("a/b")));
+        // As two NFS mounts look like.
+        assert!(!source.holds(&place("8:1", "/a"), inode("ab")));
     }
 }

@@ -289,7 +289,7 @@ impl Worker {
         let made = if self.context.config.dry_run {
             folder.would_make_subfolder(name)
         } else {
-            folder.make_subfolder(name)
+            folder.make_subfolder(name, &self.context.config)
         };
         match made {
             Ok(true) => self.news.made.push(Kind::Folder, name.to_bytes()),

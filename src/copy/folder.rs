@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use super::{At, Trouble};
 use crate::beneath;
+use crate::config::Config;
 use crate::context::Context;
 use crate::job::{Inode, Pair, Reason, Stamp, Step};
 use crate::names::RelPath;
@@ -239,21 +240,23 @@ impl Folder {
     ///
     /// # Errors
     /// What mkdirat(2) says, or that something else has the name.
-    pub fn make_subfolder(&mut self, name: &CStr) -> Result<bool, Trouble> {
+    pub fn make_subfolder(&mut self, name: &CStr, config: &Config) -> Result<bool, Trouble> {
         let Some(destination) = self.destination.clone() else {
             return Ok(true);
         };
-        match fs::mkdirat(&destination, name, Mode::RWXU) {
+        match fs::mkdirat(&destination, name, folder_mode(config)) {
             Ok(()) => {}
-            // Whether it is a folder shows when it is opened, without following a link.
-            Err(Errno::EXIST) => return Ok(false),
+            // Whether it is a folder shows when it is opened, without following a link. In a
+            // folder that this run has made it is what another name has become, where the file
+            // system takes two names for one.
+            Err(Errno::EXIST) if !self.fresh => return Ok(false),
             Err(errno) => return Err(Trouble::new(Step::MakeFolder, errno.into())),
         }
         self.learn_inheritance();
         if self.inherits() {
             let folder = fs::openat(&destination, name, beneath::FOLDER, Mode::empty())
                 .at(Step::MakeFolder)?;
-            strip_acls(folder.as_fd()).at(Step::SetAttributes)?;
+            strip_acls(folder.as_fd(), config).at(Step::SetAttributes)?;
         }
         Ok(true)
     }
@@ -267,19 +270,29 @@ impl Folder {
     }
 }
 
+/// What a folder is made with: nothing for others until it is finished; where modes are not kept,
+/// what it is to have.
+pub fn folder_mode(config: &Config) -> Mode {
+    if config.preserve.mode.wanted() {
+        Mode::RWXU
+    } else {
+        Mode::from_raw_mode(0o777 & !config.umask | 0o700)
+    }
+}
+
 /// Removes the ACLs that a new folder has inherited: what it shall have is set when its entries
 /// are done, and they must not inherit anything meanwhile.
 ///
 /// # Errors
 /// What fremovexattr(2) and fchmod(2) say.
-pub fn strip_acls(folder: BorrowedFd<'_>) -> rustix::io::Result<()> {
+pub fn strip_acls(folder: BorrowedFd<'_>, config: &Config) -> rustix::io::Result<()> {
     for acl in [DEFAULT_ACL, c"system.posix_acl_access"] {
         match fs::fremovexattr(folder, acl) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => {}
             Err(errno) => return Err(errno),
         }
     }
-    match fs::fchmod(folder, Mode::RWXU) {
+    match fs::fchmod(folder, folder_mode(config)) {
         // A file system without modes, which shows again, and is told, when the folder is
         // finished.
         Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),

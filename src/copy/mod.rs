@@ -281,6 +281,9 @@ impl Copier {
         if old_type == FileType::Directory {
             return Err(Trouble::new(Step::Create, Reason::FolderInTheWay));
         }
+        if self.context.roots.is_source(old.inode) {
+            return Err(Trouble::new(Step::Create, Reason::IsSource));
+        }
         let difference = if old_type != new_type {
             Some(Action::ReplaceOtherKind)
         } else if new_type == FileType::Symlink {

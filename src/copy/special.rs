@@ -124,6 +124,9 @@ impl Copier {
             Some(old) if FileType::from_raw_mode(old.st_mode) == FileType::Directory => {
                 return Err(Trouble::new(Step::Link, Reason::FolderInTheWay));
             }
+            Some(old) if self.context.roots.is_source(Inode::of(&old)) => {
+                return Err(Trouble::new(Step::Link, Reason::IsSource));
+            }
             Some(_) if config.overwrite == Overwrite::Never => {
                 return Ok(Outcome::Done(Ending::Skipped, Action::SkipExisting));
             }

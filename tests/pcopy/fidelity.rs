@@ -226,6 +226,18 @@ mkdir mnt; truncate -s 64M image; mkfs.vfat image >/dev/null
 mount -t vfat -o loop image mnt 2>/dev/null || fusefat -o rw+ image mnt >&2 2>/dev/null
 mountpoint -q mnt || { echo 'neither the kernel nor fusefat mounts FAT here' >&2; exit 1; }";
 
+both_modes!(names_that_the_destination_takes_for_one_are_told, |env| {
+    let Some(env) = env.mounted(FAT) else {
+        return;
+    };
+    for name in ["src/A/one", "src/a/two"] {
+        env.file(name, "x");
+    }
+    let run = env.pcopy(["src", "mnt/dst"]).exits(1);
+    assert_eq!(run.summary().failed, 1, "{run}");
+    assert_eq!(run.summary().copied, 1, "{run}");
+});
+
 both_modes!(fat_gets_what_it_can_hold, |env| {
     let Some(env) = env.mounted(FAT) else {
         return;

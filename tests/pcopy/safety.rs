@@ -94,6 +94,27 @@ both_modes!(
     }
 );
 
+both_modes!(a_source_is_not_replaced_by_another_one, |env| {
+    env.file("new/b/f", "other");
+    env.file("x/b/f", "mine");
+    let run = env.pcopy(["new/b", "x/b/f", "x"]).exits(1);
+    run.fails_only(&[("x/b/f", "it would replace another source of this run")]);
+    assert_eq!(env.read("x/b/f"), b"mine");
+    assert_eq!(env.read("x/f"), b"mine");
+});
+
+both_modes!(
+    what_a_mount_hides_in_the_source_may_be_the_destination,
+    |env| {
+        let script = "mkdir -p src/x other; mount --bind src/x other; mount -t tmpfs tmpfs src/x; echo x > src/x/file; echo x > src/file";
+        let Some(env) = env.mounted(script) else {
+            return;
+        };
+        env.pcopy(["src", "other"]).ok();
+        env.assert_same("src", "other");
+    }
+);
+
 // ---- destinations that are not what they seem ---------------------------------------------------
 
 both_modes!(a_destination_through_what_is_missing_is_refused, |env| {
