@@ -353,11 +353,6 @@ pub struct NotKept {
 }
 
 impl NotKept {
-    /// True when everything was kept.
-    pub fn is_empty(self) -> bool {
-        self == Self::default()
-    }
-
     /// Both together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
@@ -492,7 +487,7 @@ pub enum Reason {
     WorkersDied(i32),
     /// No progress for so many seconds, two times.
     Stalled(u64),
-    /// A panic; there is a message on stderr before.
+    /// A panic; in thread mode there is a message on stderr before.
     Bug,
     /// The run was stopped. Never shown.
     Stopped,

@@ -270,11 +270,6 @@ impl RelPath {
         &self.0
     }
 
-    /// True for the root itself.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     fn checked(bytes: Vec<u8>) -> Option<Self> {
         let good = bytes.is_empty() || bytes.split(|&b| b == b'/').all(is_name);
         good.then_some(Self(bytes))

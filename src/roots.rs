@@ -38,7 +38,7 @@ pub struct Root {
     pub device: u64,
     /// This run has made the destination folder.
     pub fresh: bool,
-    /// No source before this one has the same destination folder.
+    /// The source before this one has another destination folder.
     pub is_first: bool,
 }
 

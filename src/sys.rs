@@ -112,9 +112,9 @@ pub(crate) fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Gives the calling thread a table of descriptors and a current folder of its own. Threads that share one table
-/// take its lock at every open and close, and count references at every call; a table with one
-/// user needs neither.
+/// Gives the calling thread a table of descriptors and a current folder of its own. Threads that
+/// share one table take its lock at every open and close, and count references at every call; a
+/// table with one user needs neither.
 ///
 /// # Errors
 /// EPERM or ENOSYS where a container forbids it.
@@ -174,8 +174,7 @@ pub(crate) fn stop_on(signal: i32, caught: Arc<AtomicUsize>) -> io::Result<()> {
 }
 
 /// Shows `title` as this process's command line in ps(1), as far as the room of the original
-/// arguments and environment allows (about what the command line and the environment took).
-/// Only for forked processes, which need neither any more.
+/// arguments allows. Only for forked processes, which do not need them any more.
 pub(crate) fn set_command_line(title: &str) {
     let Some((start, room)) = arguments_area() else {
         return;
@@ -186,8 +185,8 @@ pub(crate) fn set_command_line(title: &str) {
     let bytes = title.as_bytes();
     let length = bytes.len().min(room.saturating_sub(1));
     // SAFETY: `arguments_area` is this process's own writable stack above `main`, where the
-    // kernel put the argument and environment strings; this process is single-threaded and
-    // reads neither again. `length` stays within it.
+    // kernel put the argument strings; this process is single-threaded and does not read them
+    // again. `length` stays within it.
     unsafe {
         ptr::write_bytes(start, 0, room);
         ptr::copy_nonoverlapping(bytes.as_ptr(), start, length);

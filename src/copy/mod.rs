@@ -288,7 +288,7 @@ impl Copier {
             Some(Action::ReplaceOtherKind)
         } else if new_type == FileType::Symlink {
             let there = folder.destination()?;
-            if self.link_target(folder.source(), from).at(Step::ReadLink)?
+            if fs::readlinkat(folder.source(), from, Vec::new()).at(Step::ReadLink)?
                 != fs::readlinkat(there, to, Vec::new()).at(Step::LookAtDestination)?
             {
                 Some(Action::ReplaceTarget)
@@ -339,7 +339,8 @@ impl Copier {
             flags |= OFlags::NOFOLLOW;
         }
         if self.context.config.is_root {
-            // The source's access times stay what they are. Only the owner and root may ask.
+            // The source's access times stay what they are. Owners may ask for that too, but who
+            // is none would pay with a call that fails for each file.
             match fs::openat(
                 folder.source(),
                 from,

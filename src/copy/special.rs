@@ -1,7 +1,6 @@
 //! Entries without contents: symbolic links, FIFOs, sockets, devices; and hard links.
 
-use std::ffi::{CStr, CString};
-use std::os::fd::BorrowedFd;
+use std::ffi::CStr;
 
 use rustix::fs::{self, AtFlags, FileType, Mode};
 use rustix::io::Errno;
@@ -44,7 +43,7 @@ impl Copier {
         let file_type = FileType::from_raw_mode(stamp.mode);
         let making = self.making(action);
         let ((), partial) = if file_type == FileType::Symlink {
-            let target = self.link_target(folder.source(), from).at(Step::ReadLink)?;
+            let target = fs::readlinkat(folder.source(), from, Vec::new()).at(Step::ReadLink)?;
             self.make(folder, to, making, |dir, name| {
                 fs::symlinkat(&target, dir, name).at(Step::Create)
             })?
@@ -68,14 +67,6 @@ impl Copier {
             _ if config.preserve.ownership.wanted() => 0o600 & stamp.mode,
             _ => stamp.mode & 0o777,
         }
-    }
-
-    pub(super) fn link_target(
-        &self,
-        dir: BorrowedFd<'_>,
-        name: &CStr,
-    ) -> rustix::io::Result<CString> {
-        fs::readlinkat(dir, name, Vec::new())
     }
 
     /// Makes `name` a hard link to an entry that this run has copied.
