@@ -7,6 +7,7 @@ use std::rc::Rc;
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::metadata::ACCESS_ACL;
 use super::{At, Trouble};
 use crate::beneath;
 use crate::config::Config;
@@ -286,7 +287,7 @@ pub fn folder_mode(config: &Config) -> Mode {
 /// # Errors
 /// What fremovexattr(2) and fchmod(2) say.
 pub fn strip_acls(folder: BorrowedFd<'_>, config: &Config) -> rustix::io::Result<()> {
-    for acl in [DEFAULT_ACL, c"system.posix_acl_access"] {
+    for acl in [DEFAULT_ACL, ACCESS_ACL] {
         match fs::fremovexattr(folder, acl) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => {}
             Err(errno) => return Err(errno),

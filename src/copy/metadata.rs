@@ -17,6 +17,8 @@ use crate::config::{Config, Keep};
 use crate::job::{NotKept, Reason, Stamp, Step};
 
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
+/// The attribute that an entry's own ACL is.
+pub(super) const ACCESS_ACL: &CStr = c"system.posix_acl_access";
 
 /// What a new entry has already, so that it needs not be set.
 #[derive(Clone, Copy, Debug, Default)]
@@ -137,14 +139,14 @@ impl Copier {
         if has.mode.is_none() {
             self.drop_acl(file)?;
         }
-        self.copy_attributes(
+        let denied = self.copy_attributes(
             attributes,
             |name, buffer| fs::fgetxattr(source, name, buffer),
             |name, value| fs::fsetxattr(file, name, value, XattrFlags::empty()),
         )?;
         let config = &self.context.config;
         let mode = if config.preserve.mode.wanted() {
-            permissible(stamp.mode & 0o7777, stamp, owner)
+            permissible(stamp.mode & 0o7777 & !denied, stamp, owner)
         } else {
             0o666 & !config.umask
         };
@@ -173,16 +175,14 @@ impl Copier {
         if !folder.is_fresh() {
             changed |= self.drop_attributes(target, &attributes)?;
         }
-        if !attributes.is_empty() {
-            let source = folder.source();
-            self.copy_attributes(
-                &attributes,
-                |name, buffer| fs::fgetxattr(source, name, buffer),
-                |name, value| fs::fsetxattr(target, name, value, XattrFlags::empty()),
-            )?;
-        }
+        let source = folder.source();
+        let denied = self.copy_attributes(
+            &attributes,
+            |name, buffer| fs::fgetxattr(source, name, buffer),
+            |name, value| fs::fsetxattr(target, name, value, XattrFlags::empty()),
+        )?;
         let mode = if config.preserve.mode.wanted() {
-            permissible(stamp.mode & 0o7777, stamp, owner)
+            permissible(stamp.mode & 0o7777 & !denied, stamp, owner)
         } else if folder.is_fresh() {
             0o777 & !config.umask
         } else {
@@ -222,9 +222,9 @@ impl Copier {
         let owner = self.set_owner(has, stamp, |uid, gid| {
             fs::chownat(&here, c"", uid, gid, AtFlags::EMPTY_PATH)
         })?;
-        self.copy_attributes_by_name(folder, from, &here)?;
+        let denied = self.copy_attributes_by_name(folder, from, &here)?;
         if !is_link && self.context.config.preserve.mode.wanted() {
-            let mode = permissible(stamp.mode & 0o7777, stamp, owner);
+            let mode = permissible(stamp.mode & 0o7777 & !denied, stamp, owner);
             // An ACL or the change of owner may have changed it.
             let now = fs::fstat(&here).at(Step::LookAtDestination)?.st_mode & 0o7777;
             if now != mode {
@@ -240,21 +240,21 @@ impl Copier {
         folder: &Folder,
         from: &CStr,
         here: &OwnedFd,
-    ) -> Result<(), Trouble> {
+    ) -> Result<u32, Trouble> {
         let config = &self.context.config;
         if !config.preserve.xattr.wanted() && !config.preserve.mode.wanted() {
-            return Ok(());
+            return Ok(0);
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let there =
             fs::openat(folder.source(), from, flags, Mode::empty()).at(Step::ReadAttributes)?;
         let (from, to) = (magic_link(&there), magic_link(here));
         if folder.inherits() {
-            let _ = fs::removexattr(to.as_c_str(), c"system.posix_acl_access");
+            let _ = fs::removexattr(to.as_c_str(), ACCESS_ACL);
         }
         let mut names = match all_attributes(|buffer| fs::listxattr(from.as_c_str(), buffer)) {
             // No /proc to reach it by.
-            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOENT) => return Ok(0),
             result => result.at(Step::ReadAttributes)?,
         };
         names.retain(|name| keep_of(config, name).wanted());
@@ -310,32 +310,38 @@ impl Copier {
         }
     }
 
+    /// Gives the bits that the mode must not have: where an ACL cannot be kept, its mask, which
+    /// stands in the place of the group's rights, would become these.
     fn copy_attributes(
         &mut self,
         names: &[CString],
         get: impl Fn(&CStr, &mut [u8]) -> rustix::io::Result<usize>,
         set: impl Fn(&CStr, &[u8]) -> rustix::io::Result<()>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<u32, Trouble> {
+        let mut denied = 0;
         for name in names {
+            let is_acl = name.as_c_str() == ACCESS_ACL;
             let keep = keep_of(&self.context.config, name);
             let value = match get_attribute(|buffer| get(name, buffer)) {
                 Ok(Some(value)) => value,
                 Ok(None) => continue,
                 Err(errno) => {
                     self.tolerate(keep, errno, Step::ReadAttributes, |not| not.xattr = true)?;
+                    denied |= if is_acl { 0o070 } else { 0 };
                     continue;
                 }
             };
             if let Err(errno) = set(name, &value) {
                 self.tolerate(keep, errno, Step::SetAttributes, |not| not.xattr = true)?;
+                denied |= if is_acl { denied_to_group(&value) } else { 0 };
             }
         }
-        Ok(())
+        Ok(denied)
     }
 
     /// Removes the ACL that a new file has inherited from its folder.
     fn drop_acl(&self, file: BorrowedFd<'_>) -> Result<(), Trouble> {
-        match fs::fremovexattr(file, c"system.posix_acl_access") {
+        match fs::fremovexattr(file, ACCESS_ACL) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             Err(errno) => Err(Trouble::new(Step::SetAttributes, errno.into())),
         }
@@ -387,6 +393,16 @@ impl Copier {
             _ => failure,
         }
     }
+}
+
+/// The group's mode bits that an ACL does not give to the owning group itself. It has a header of
+/// four bytes, and entries of eight: tag, rights, ID, all little-endian (linux/posix_acl_xattr.h).
+fn denied_to_group(acl: &[u8]) -> u32 {
+    const GROUP_OBJ: [u8; 2] = [4, 0];
+    let entries = acl.get(4..).unwrap_or_default().chunks_exact(8);
+    let mut of_group = entries.filter(|entry| entry[..2] == GROUP_OBJ);
+    let rights = of_group.next().map_or(0, |entry| u32::from(entry[2]) & 7);
+    0o070 & !(rights << 3)
 }
 
 /// A path that leads to exactly the open entry, be it a link or a device: some calls know no

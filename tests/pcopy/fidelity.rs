@@ -185,6 +185,45 @@ both_modes!(reflink_always_fails_where_it_cannot_be_done, |env| {
     env.assert_same("mnt/src/link", "mnt/dst/link");
 });
 
+both_modes!(
+    the_mask_of_a_lost_acl_does_not_become_the_groups_rights,
+    |env| {
+        use AclTag::{GroupObj, Mask, Other, User, UserObj};
+        let Some(env) = env.mounted("mkdir mnt; mount -t ramfs ramfs mnt") else {
+            return;
+        };
+        let of = |group| {
+            acl(&[
+                (UserObj, 7, ACL_NO_ID),
+                (User, 6, 1234),
+                (GroupObj, group, ACL_NO_ID),
+                (Mask, 6, ACL_NO_ID),
+                (Other, 0, ACL_NO_ID),
+            ])
+        };
+        let name = "system.posix_acl_access";
+        let file = env.file("src/folder/nothing", "x");
+        if !file.try_xattr(name, of(0)) {
+            skip("the temporary folder has no ACLs");
+            return;
+        }
+        env.file("src/folder/read", "x").xattr(name, of(4));
+        env.fifo("src/folder/fifo").xattr(name, of(0));
+        env.at("src/folder").xattr(name, of(0));
+        assert_eq!(env.stat("src/folder/nothing").mode() & 0o777, 0o760);
+        env.pcopy(["src", "mnt/dst"]).exits(0);
+        for (path, mode) in [
+            ("folder/nothing", 0o700),
+            ("folder/read", 0o740),
+            ("folder/fifo", 0o700),
+            ("folder", 0o700),
+        ] {
+            let there = env.stat(format!("mnt/dst/{path}")).mode() & 0o777;
+            assert_eq!(there, mode, "{path}: {there:o}");
+        }
+    }
+);
+
 both_modes!(what_a_file_system_cannot_hold_is_said_once, |env| {
     // ramfs has no extended attributes.
     let Some(env) = env.mounted("mkdir mnt; mount -t ramfs ramfs mnt") else {
