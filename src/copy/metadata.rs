@@ -407,6 +407,6 @@ fn denied_to_group(acl: &[u8]) -> u32 {
 
 /// A path that leads to exactly the open entry, be it a link or a device: some calls know no
 /// other way.
-fn magic_link(entry: &OwnedFd) -> CString {
+pub(super) fn magic_link(entry: &OwnedFd) -> CString {
     CString::new(format!("/proc/thread-self/fd/{}", entry.as_raw_fd())).unwrap_or_default()
 }

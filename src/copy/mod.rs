@@ -338,20 +338,29 @@ impl Copier {
         if !self.context.config.dereference {
             flags |= OFlags::NOFOLLOW;
         }
+        let open = |flags| fs::openat(folder.source(), from, flags, Mode::empty());
         if self.context.config.is_root {
             // The source's access times stay what they are. Owners may ask for that too, but who
             // is none would pay with a call that fails for each file.
-            match fs::openat(
-                folder.source(),
-                from,
-                flags | OFlags::NOATIME,
-                Mode::empty(),
-            ) {
-                Err(Errno::PERM) => {}
+            match open(flags | OFlags::NOATIME) {
+                Err(Errno::PERM | Errno::AGAIN) => {}
                 result => return result,
             }
         }
-        fs::openat(folder.source(), from, flags, Mode::empty())
+        match open(flags) {
+            // Somebody has a lease on it, a file server say (fcntl(2)): opening it waits until he
+            // has given it back. Where it is still a regular file it may.
+            Err(Errno::AGAIN) => {
+                let entry = open(flags | OFlags::PATH)?;
+                let stat = fs::fstat(&entry)?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    return Err(Errno::AGAIN);
+                }
+                let waiting = flags.difference(OFlags::NONBLOCK | OFlags::NOFOLLOW);
+                fs::open(metadata::magic_link(&entry), waiting, Mode::empty())
+            }
+            result => result,
+        }
     }
 
     /// The mode to create a file with: its last one where nothing needs to be done before others

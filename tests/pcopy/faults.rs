@@ -483,6 +483,38 @@ both_modes!(an_ignored_signal_stops_nothing, |env| {
     env.assert_same("src", "dst");
 });
 
+/// As a file server's client has it: whoever opens the file waits until it is given back.
+const LEASE: &str = "
+import fcntl, os, signal, sys, time
+file = os.open('src/file', os.O_RDWR)
+def give_back(*_):
+    time.sleep(0.3)
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    sys.exit()
+signal.signal(signal.SIGIO, give_back)
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+open('held', 'w').close()
+time.sleep(30)
+";
+
+both_modes!(a_file_that_somebody_has_a_lease_on_is_waited_for, |env| {
+    if env.skipped_without("python3") {
+        return;
+    }
+    env.file("src/file", "x");
+    let mut holder = std::process::Command::new("python3")
+        .args(["-c", LEASE])
+        .current_dir(env.path("."))
+        .spawn()
+        .unwrap();
+    eventually("the lease is held", || env.exists("held"));
+    let run = env.pcopy(["src", "dst"]);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    run.ok();
+    env.assert_same("src", "dst");
+});
+
 both_modes!(the_second_signal_ends_it_at_once, |env| {
     env.file("real/stuck", pattern(1024 * 1024, 1));
     let Some(_faulty) = FaultFs::mount(env, "real", "src", &["--fault", "hang-read:stuck"]) else {
