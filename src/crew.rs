@@ -6,6 +6,8 @@
 //! workers, 1.4 s with 32). So a run begins with one worker for each core, and while all of them
 //! are busy and the processors idle all the same, there may be four times as many.
 //!
+//! One that is stuck does not count: another worker takes its place.
+//!
 //! The idle time of the machine tells, not the processor time of the workers: on a machine that
 //! is busy with something else the workers get little of it too, and more of them would only
 //! take it from each other (kernel tree beside a compiler: 64 workers, 1.3 times the time).
@@ -82,6 +84,16 @@ impl Crew {
         self.limit < self.most
     }
 
+    /// One more worker in the place of one that is stuck, however busy the machine is. Gives the
+    /// new limit when it changes.
+    pub fn one_more(&mut self) -> Option<usize> {
+        if !self.can_grow() {
+            return None;
+        }
+        self.limit += 1;
+        Some(self.limit)
+    }
+
     /// Looks at the machine, if it is time to, when `busy` workers have something to do. Gives
     /// the new limit when it changes.
     pub fn look(
@@ -140,6 +152,7 @@ mod tests {
         let mut crew = Crew::new(Some(3));
         let later = crew.looked + Duration::from_secs(1);
         assert_eq!(crew.look(later, 3, Ticks::now), None);
+        assert_eq!(crew.one_more(), None);
         assert_eq!(crew.limit(), 3);
     }
 }

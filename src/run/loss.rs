@@ -232,6 +232,9 @@ impl Run {
             Alarm::Quiet { worker } => {
                 if self.stopped.is_none() {
                     self.take_back(worker);
+                    if let Some(limit) = self.crew.one_more() {
+                        self.engine.set_limit(limit);
+                    }
                 }
                 return;
             }
