@@ -201,6 +201,12 @@ impl Run {
                     STOPPING
                 };
                 if self.engine.busy() == 0 || since.elapsed() > patience {
+                    // What several workers said in one moment is told one by one.
+                    while self.engine.busy() == 0
+                        && let Some(event) = self.engine.next(Duration::ZERO)
+                    {
+                        self.handle(Some(event));
+                    }
                     self.tidy_up();
                     break;
                 }
