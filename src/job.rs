@@ -144,6 +144,32 @@ pub struct Large {
     pub stamp: Stamp,
 }
 
+#[cfg(test)]
+impl Large {
+    /// One for tests.
+    pub fn sample(name: &str, size: u64, allocated: u64) -> Self {
+        let none = (0, 0);
+        Self {
+            name: Name::new(name.as_bytes()),
+            written_as: Name::new(name.as_bytes()),
+            prepared: Inode { dev: 1, ino: 3 },
+            stamp: Stamp {
+                inode: Inode { dev: 1, ino: 2 },
+                mode: 0,
+                uid: 0,
+                gid: 0,
+                size,
+                allocated,
+                links: 1,
+                rdev: 0,
+                atime: none,
+                mtime: none,
+                ctime: none,
+            },
+        }
+    }
+}
+
 /// The part of a `stat` that a copy keeps, and that tells whether the source has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {

@@ -74,6 +74,9 @@ pub struct Roots {
     destination_mounts: Vec<u64>,
 }
 
+/// What a folder is opened with to see which one it is, and no more.
+const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
 struct SourceFolder {
     inode: Inode,
     folder: Arc<OwnedFd>,
@@ -91,13 +94,8 @@ impl SourceFolder {
         let Ok(below) = place.path.strip_prefix(&own.path) else {
             return false;
         };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let there = fs::openat(
-            &self.folder,
-            Path::new(".").join(below),
-            flags,
-            Mode::empty(),
-        );
+        let below = Path::new(".").join(below);
+        let there = fs::openat(&self.folder, below, PLACE, Mode::empty());
         there
             .and_then(fs::fstat)
             .is_ok_and(|stat| Inode::of(&stat) == inode)
@@ -234,10 +232,8 @@ impl Roots {
 
     /// True when a name in a source folder was given on the command line.
     pub fn is_single(&self, name: &[u8]) -> bool {
-        let singles = self.list.iter().filter_map(|root| root.single.as_ref());
-        singles
-            .into_iter()
-            .any(|single| single.from.to_bytes() == name)
+        let mut singles = self.list.iter().filter_map(|root| root.single.as_ref());
+        singles.any(|single| single.from.to_bytes() == name)
     }
 
     /// True when a source folder is one of the destinations: what is in it was put there by this
@@ -470,9 +466,8 @@ fn refuse_nesting(
     }
     let mut existing = destination.to_owned();
     let mut is_itself = true;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut folder = loop {
-        match fs::open(&existing, flags, Mode::empty()) {
+        match fs::open(&existing, PLACE, Mode::empty()) {
             Ok(folder) => break folder,
             Err(Errno::NOENT) if fs::lstat(&existing).is_err() => {
                 if existing.ends_with("..") {
@@ -524,7 +519,7 @@ fn refuse_nesting(
         if sources.iter().any(|source| source.inode == inode) {
             return Err(same(is_itself));
         }
-        folder = fs::openat(&folder, c"..", flags, Mode::empty()).map_err(system)?;
+        folder = fs::openat(&folder, c"..", PLACE, Mode::empty()).map_err(system)?;
         let above = Inode::of(&fs::fstat(&folder).map_err(system)?);
         if above == inode {
             return Ok(());

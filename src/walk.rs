@@ -1,6 +1,6 @@
 //! Listing a folder.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -49,21 +49,14 @@ impl Listing {
         }
         match self.entries.next() {
             Some(Ok(entry)) => {
-                self.name.clear();
-                self.name.extend_from_slice(entry.file_name().as_bytes());
-                self.name.push(0);
-                let name = CStr::from_bytes_with_nul(&self.name).ok()?;
-                Some((Kind::of_listed(entry.file_type()), name))
+                let kind = Kind::of_listed(entry.file_type());
+                Some((kind, self.hold(entry.file_name())?))
             }
             // One entry that cannot be looked at, where the listing does not tell kinds: it shows
             // when it is opened, and the others are listed.
             Some(Err(error)) if error.depth() == 1 && error.path().is_some() => {
-                self.name.clear();
                 let name = error.path().and_then(Path::file_name)?;
-                self.name.extend_from_slice(name.as_bytes());
-                self.name.push(0);
-                let name = CStr::from_bytes_with_nul(&self.name).ok()?;
-                Some((Kind::File, name))
+                Some((Kind::File, self.hold(name)?))
             }
             Some(Err(error)) => {
                 let number = error.io_error().and_then(std::io::Error::raw_os_error);
@@ -76,6 +69,14 @@ impl Listing {
                 None
             }
         }
+    }
+
+    /// A name as system calls take it, in the one buffer for all of them.
+    fn hold(&mut self, name: &OsStr) -> Option<&CStr> {
+        self.name.clear();
+        self.name.extend_from_slice(name.as_bytes());
+        self.name.push(0);
+        CStr::from_bytes_with_nul(&self.name).ok()
     }
 
     /// How it ended.

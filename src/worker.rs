@@ -421,12 +421,8 @@ impl Worker {
         let mut folder = self.open(job, false, again)?;
         self.slot.begin_entry(large.name.as_bytes());
         let from = large.name.to_c_string();
-        let written_as = large.written_as.to_c_string();
         let part = (offset, length);
-        let copied = self
-            .copier
-            .piece(&mut folder, &from, &written_as, large, part);
-        if let Err(trouble) = copied {
+        if let Err(trouble) = self.copier.piece(&mut folder, &from, large, part) {
             self.fail(Some(&from), trouble);
         }
         Ok(())

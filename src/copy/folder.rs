@@ -12,7 +12,7 @@ use super::{At, Trouble};
 use crate::beneath;
 use crate::config::Config;
 use crate::context::Context;
-use crate::job::{Inode, Pair, Reason, Stamp, Step};
+use crate::job::{Inode, Large, Pair, Reason, Stamp, Step};
 use crate::names::RelPath;
 
 /// The attribute that makes new entries inherit an ACL (acl(5)).
@@ -313,17 +313,18 @@ fn in_the_way(root: BorrowedFd<'_>, path: &RelPath) -> Reason {
     }
 }
 
-/// Opens a folder's entry for writing that this run has prepared.
+/// Opens a large file for writing that this run has prepared in a folder.
 pub(super) fn open_prepared(
     folder: &Folder,
-    (name, prepared): (&CStr, Inode),
+    large: &Large,
     flags: OFlags,
 ) -> Result<OwnedFd, Trouble> {
     let needed = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let name = large.written_as.as_bytes();
     let file = fs::openat(folder.destination()?, name, needed, Mode::empty()).at(Step::Write)?;
     // Who may write to the folder can give the name to another file, and would have that written.
     let there = Inode::of(&fs::fstat(&file).at(Step::LookAtDestination)?);
-    if there != prepared {
+    if there != large.prepared {
         return Err(Trouble::new(Step::Write, Reason::Replaced));
     }
     if flags.contains(OFlags::TRUNC) {

@@ -44,7 +44,6 @@ impl Copier {
         &mut self,
         folder: &mut Folder,
         from: &CStr,
-        written_as: &CStr,
         large: &Large,
         (offset, length): (u64, u64),
     ) -> Result<(), Trouble> {
@@ -53,11 +52,11 @@ impl Copier {
         if Stamp::of(&fs::fstat(&source).at(Step::Look)?).inode != stamp.inode {
             return Err(Trouble::new(Step::Read, Reason::Changed));
         }
-        if written_as != from {
+        if large.written_as != large.name {
             // Or another run would take it for a left-over.
             folder.lock_for_temporaries();
         }
-        let file = open_prepared(folder, (written_as, large.prepared), OFlags::empty())?;
+        let file = open_prepared(folder, large, OFlags::empty())?;
         let range = (offset, length, Means::for_pieces(&file));
         let copied = self.copy_range(&source, &file, stamp, range, folder)?;
         if copied < length {
@@ -110,8 +109,7 @@ impl Copier {
         } else {
             stamp = large.stamp;
         }
-        let prepared = (&*partial.name, large.prepared);
-        let file = match open_prepared(folder, prepared, flags) {
+        let file = match open_prepared(folder, large, flags) {
             // A worker before this one died between the last step and its report.
             Err(trouble) if trouble.reason == Errno::NOENT.into() => {
                 let there = folder.existing(to).at(Step::LookAtDestination)?;
@@ -214,35 +212,12 @@ impl Copier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::Name;
     use proptest::prelude::*;
-
-    fn large(size: u64, allocated: u64) -> Large {
-        let none = (0, 0);
-        Large {
-            name: Name::new(b"n"),
-            written_as: Name::new(b"n"),
-            prepared: Inode { dev: 0, ino: 1 },
-            stamp: Stamp {
-                inode: Inode { dev: 0, ino: 0 },
-                mode: 0,
-                uid: 0,
-                gid: 0,
-                size,
-                allocated,
-                links: 1,
-                rdev: 0,
-                atime: none,
-                mtime: none,
-                ctime: none,
-            },
-        }
-    }
 
     proptest! {
         #[test]
         fn pieces_cover_the_file_once(size in 1_u64..1 << 40, part in 1_u64..=64) {
-            let large = large(size, size / part);
+            let large = Large::sample("n", size, size / part);
             let mut at = 0;
             for (offset, length) in large.pieces() {
                 prop_assert_eq!(offset, at);

@@ -133,14 +133,6 @@ impl Processes {
         }
     }
 
-    /// Ends a worker that nothing can be sent to. It may have closed its socket; what it said
-    /// before is read first.
-    fn cut_off(&self, at: usize) {
-        if let Some(pid) = self.context.board.slot(self.workers[at].number).pid() {
-            let _ = kill_process(pid, Signal::KILL);
-        }
-    }
-
     /// A worker is no more, or about to be.
     fn bury(&mut self, at: usize) {
         let worker = self.workers.swap_remove(at);
@@ -230,7 +222,8 @@ impl Engine for Processes {
         worker.jobs.extend(jobs.iter().map(|job| job.id));
         let jobs: Vec<&Job> = jobs.iter().map(AsRef::as_ref).collect();
         if worker.wire.send(&jobs, false).is_err() {
-            self.cut_off(at);
+            // It may have closed its socket; what it said before is read first.
+            self.kill(self.workers[at].number);
         }
     }
 
@@ -245,7 +238,7 @@ impl Engine for Processes {
         }
         for at in 0..self.workers.len() {
             if self.workers[at].wire.send_rest(false).is_err() {
-                self.cut_off(at);
+                self.kill(self.workers[at].number);
             }
         }
         let mut fds: Vec<PollFd<'_>> = self

@@ -12,7 +12,7 @@ use crate::board::{Board, Ending, Making, Slot};
 use crate::cli::Cli;
 use crate::config::Config;
 use crate::engine::Death;
-use crate::job::{Failure, HardLink, News, Reason, Report, Stamp, Step};
+use crate::job::{Failure, HardLink, News, Reason, Report, Step};
 use crate::names::Kind;
 use crate::roots::Roots;
 
@@ -158,27 +158,6 @@ fn cleared(job: &Job) -> Vec<Name> {
     job.again.as_ref().unwrap().clear.clone()
 }
 
-fn large(of: &str, size: u64) -> Large {
-    Large {
-        name: name(of),
-        written_as: name(of),
-        prepared: Inode { dev: 1, ino: 3 },
-        stamp: Stamp {
-            inode: Inode { dev: 1, ino: 2 },
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            size,
-            allocated: size,
-            links: 1,
-            rdev: 0,
-            atime: (0, 0),
-            mtime: (0, 0),
-            ctime: (0, 0),
-        },
-    }
-}
-
 fn hard_link(of: &str) -> HardLink {
     HardLink {
         names: Names::one(Kind::File, of.as_bytes()),
@@ -187,14 +166,20 @@ fn hard_link(of: &str) -> HardLink {
     }
 }
 
-/// A worker has died while it made `a`; the job that is to be done again.
-fn with_partial() -> (Stage, Arc<Job>) {
+/// A worker is making `a`.
+fn making_a() -> (Stage, Arc<Job>) {
     let mut stage = Stage::new();
     let job = stage.job();
     let slot = stage.begin(0, &job);
     slot.opened();
     slot.begin_entry(b"a");
     slot.making(Making::Entry);
+    (stage, job)
+}
+
+/// A worker has died while it made `a`; the job that is to be done again.
+fn with_partial() -> (Stage, Arc<Job>) {
+    let (mut stage, job) = making_a();
     stage.dies(0, &job);
     let job = stage.job();
     assert_eq!(cleared(&job), [name("a")]);
@@ -210,7 +195,7 @@ fn what_a_worker_has_made_anew_is_not_removed() {
     slot.begin_entry(b"a");
     stage.tell(News {
         job: job.id,
-        large: vec![large("a", 1)],
+        large: vec![Large::sample("a", 1, 1)],
         ..News::default()
     });
     slot.begin_entry(b"b");
@@ -328,7 +313,7 @@ fn a_large_file_fails_once_and_its_other_pieces_are_dropped() {
     stage.tell(News {
         job: folder.id,
         ended: true,
-        large: vec![large("a", 1 << 40)],
+        large: vec![Large::sample("a", 1 << 40, 1 << 40)],
         ..News::default()
     });
     let pieces: Vec<_> = (0..3).map(|_| stage.job()).collect();
@@ -364,12 +349,7 @@ fn a_worker_that_stopped_all_need_not_live_to_tell() {
 
 #[test]
 fn what_a_dead_worker_left_is_removed_by_a_run_that_stops() {
-    let mut stage = Stage::new();
-    let job = stage.job();
-    let slot = stage.begin(0, &job);
-    slot.opened();
-    slot.begin_entry(b"a");
-    slot.making(Making::Entry);
+    let (mut stage, job) = making_a();
     let partial = stage.dir.path().join("dst/a");
     std::fs::write(&partial, "half").unwrap();
     stage.dies(0, &job);
