@@ -61,7 +61,7 @@ pub enum Destination {
     /// One source becomes this, or lands in it when the source is a file and this is a folder.
     Path(PathBuf),
     /// Each source lands in this folder under its own name.
-    Folder(PathBuf),
+    Directory(PathBuf),
 }
 
 /// How much it matters that something is kept.
@@ -70,9 +70,9 @@ pub enum Keep {
     /// It is not kept.
     No,
     /// As far as the system allows.
-    Try,
+    BestEffort,
     /// It is a failure where it cannot be kept.
-    Must,
+    Required,
 }
 
 impl Keep {
@@ -105,10 +105,10 @@ impl Preserve {
             match () {
                 // A word for one thing is stronger than `all`, and "not" than "must".
                 () if named(not) => Keep::No,
-                () if named(must) => Keep::Must,
+                () if named(must) => Keep::Required,
                 () if all(not) => Keep::No,
-                () if all(must) => Keep::Must,
-                () => Keep::Try,
+                () if all(must) => Keep::Required,
+                () => Keep::BestEffort,
             }
         };
         Self {
@@ -129,14 +129,14 @@ impl Config {
     pub fn new(cli: Cli) -> Result<Self> {
         let mut paths = cli.paths;
         let destination = match (cli.target_directory, paths.len()) {
-            (Some(folder), _) => Destination::Folder(folder),
+            (Some(folder), _) => Destination::Directory(folder),
             (None, 1) => bail!(
                 "no destination after {}; usage: pcopy SRC... DST",
-                crate::names::show(paths[0].as_os_str().as_encoded_bytes())
+                crate::fs::path::show(paths[0].as_os_str().as_encoded_bytes())
             ),
             (None, count) => match paths.pop() {
                 Some(last) if count == 2 => Destination::Path(last),
-                Some(last) => Destination::Folder(last),
+                Some(last) => Destination::Directory(last),
                 None => bail!("nothing to copy; usage: pcopy SRC... DST"),
             },
         };
@@ -187,10 +187,10 @@ mod tests {
         let one = config(&["a", "b"]).unwrap();
         assert_eq!(one.destination, Destination::Path("b".into()));
         let two = config(&["a", "b", "c"]).unwrap();
-        assert_eq!(two.destination, Destination::Folder("c".into()));
+        assert_eq!(two.destination, Destination::Directory("c".into()));
         assert_eq!(two.sources.len(), 2);
         let named = config(&["-t", "c", "a"]).unwrap();
-        assert_eq!(named.destination, Destination::Folder("c".into()));
+        assert_eq!(named.destination, Destination::Directory("c".into()));
         assert!(config(&["a"]).is_err());
     }
 
@@ -199,13 +199,13 @@ mod tests {
         let preserve = config(&["a", "b", "--preserve=xattr,mode", "--no-preserve=mode"])
             .unwrap()
             .preserve;
-        assert_eq!(preserve.xattr, Keep::Must);
+        assert_eq!(preserve.xattr, Keep::Required);
         assert_eq!(preserve.mode, Keep::No);
-        assert_eq!(preserve.links, Keep::Try);
+        assert_eq!(preserve.links, Keep::BestEffort);
         let preserve = config(&["a", "b", "--no-preserve=all", "--preserve=mode"])
             .unwrap()
             .preserve;
-        assert_eq!(preserve.mode, Keep::Must);
+        assert_eq!(preserve.mode, Keep::Required);
         assert_eq!(preserve.timestamps, Keep::No);
     }
 

@@ -2,32 +2,32 @@
 
 use std::ffi::CString;
 
-use crate::board::Board;
 use crate::config::Config;
-use crate::roots::Roots;
+use crate::scoreboard::Scoreboard;
+use crate::targets::Targets;
 
 /// One for the run. Threads share it, forked workers inherit it.
-pub struct Context {
+pub(crate) struct Context {
     /// The choices.
-    pub config: Config,
+    pub(crate) config: Config,
     /// Sources and destinations, open.
-    pub roots: Roots,
+    pub(crate) roots: Targets,
     /// The shared memory.
-    pub board: Board,
+    pub(crate) board: Scoreboard,
 }
 
 impl Context {
     /// The name under which a worker of this run writes the entry of this number that replaces
     /// an existing one. Each entry has a name of its own: that of a large file is in use until
     /// all its pieces are there, while the worker is at other entries.
-    pub fn temporary_name(&self, worker: usize, number: u32) -> CString {
+    pub(crate) fn temporary_name(&self, worker: usize, number: u32) -> CString {
         let name = format!(".pcopy.{:016x}.{worker}.{number}.tmp", self.config.run);
         CString::new(name).unwrap_or_default()
     }
 
     /// True for a temporary name of another run. Those of this run are in use, or soon removed by
     /// who made them.
-    pub fn is_left_over(&self, name: &[u8]) -> bool {
+    pub(crate) fn is_left_over(&self, name: &[u8]) -> bool {
         let own = format!(".pcopy.{:016x}.", self.config.run);
         is_temporary(name) && !name.starts_with(own.as_bytes())
     }

@@ -3,40 +3,33 @@
 //! This is the program as a library, so that its parts can be tested and documented; [`run`] is
 //! the story of a run. `CONTRIBUTING.md` says where a change goes.
 
-pub mod beneath;
-pub mod board;
 pub mod cli;
 pub mod config;
-pub mod context;
-pub mod copy;
-pub mod crew;
-pub mod engine;
-pub mod job;
-pub mod links;
-pub mod names;
-pub mod paths;
-pub mod progress;
-pub mod roots;
-mod run;
-pub mod signals;
-mod sys;
-pub mod tally;
-pub mod tree;
-pub mod walk;
-pub mod watch;
-pub mod worker;
+mod context;
+mod copy;
+mod engine;
+mod fs;
+mod protocol;
+mod scheduler;
+mod scoreboard;
+mod signals;
+mod targets;
+mod ui;
+mod worker;
+
+pub use ui::summary::NOT_STARTED;
 
 use anyhow::{Context as _, Result};
 
-use board::Board;
 use config::{Config, Mode};
 use context::Context;
-use crew::Crew;
 use engine::Engine;
 use engine::processes::Processes;
 use engine::threads::Threads;
-use roots::Roots;
+use scheduler::autoscale::WorkerLimit;
+use scoreboard::Scoreboard;
 use signals::Signals;
+use targets::Targets;
 
 /// Workers that can be replaced in a run. Each costs 1 KiB of address space until it lives.
 const REPLACEMENTS: usize = 4096;
@@ -47,10 +40,10 @@ const REPLACEMENTS: usize = 4096;
 /// When nothing could be started. What goes wrong later is told on stderr, entry by entry, and
 /// in the exit status.
 pub fn run(config: Config) -> Result<i32> {
-    let crew = Crew::new(config.jobs);
-    let roots = Roots::open(&config)?;
-    let board =
-        Board::new(crew.limit() + crew.most() + REPLACEMENTS).context("cannot share memory")?;
+    let crew = WorkerLimit::new(config.jobs);
+    let roots = Targets::open(&config)?;
+    let board = Scoreboard::new(crew.limit() + crew.most() + REPLACEMENTS)
+        .context("cannot share memory")?;
     let context: &'static Context = Box::leak(Box::new(Context {
         config,
         roots,
@@ -58,9 +51,9 @@ pub fn run(config: Config) -> Result<i32> {
     }));
     let engine: Box<dyn Engine> = match context.config.mode {
         Mode::Thread => Box::new(Threads::new(context, crew.most(), crew.limit())?),
-        // Before any thread exists: the spawner is forked here.
+        // Before any thread exists: the fork_server is forked here.
         Mode::Process => Box::new(Processes::new(context, crew.limit())?),
     };
     let signals = Signals::take_over()?;
-    Ok(run::Run::new(context, engine, crew, signals).run())
+    Ok(scheduler::Scheduler::new(context, engine, crew, signals).run())
 }

@@ -4,9 +4,9 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
+use pcopy::NOT_STARTED;
 use pcopy::cli::Cli;
 use pcopy::config::Config;
-use pcopy::tally::NOT_STARTED;
 
 fn main() -> ExitCode {
     let status = Config::new(Cli::parse())

@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
-use crate::sys;
+use crate::fs::sys;
 
 /// Signals that stop a run.
-pub const STOP_SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+pub(crate) const STOP_SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 
 /// The signals that are ignored, a bit for each (proc_pid_status(5)).
 fn ignored() -> u64 {
@@ -22,7 +22,7 @@ fn ignored() -> u64 {
 }
 
 /// Which signal has come.
-pub struct Signals {
+pub(crate) struct Signals {
     caught: Arc<AtomicUsize>,
 }
 
@@ -31,7 +31,7 @@ impl Signals {
     ///
     /// # Errors
     /// Where the system does not allow it.
-    pub fn take_over() -> Result<Self> {
+    pub(crate) fn take_over() -> Result<Self> {
         let caught = Arc::new(AtomicUsize::new(0));
         let ignored = ignored();
         for signal in STOP_SIGNALS {
@@ -51,7 +51,7 @@ impl Signals {
     }
 
     /// The signal that has come, if any.
-    pub fn caught(&self) -> Option<i32> {
+    pub(crate) fn caught(&self) -> Option<i32> {
         match self.caught.load(Ordering::Relaxed) {
             0 => None,
             signal => Some(signal as i32),

@@ -11,10 +11,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::folder::Folder;
-use super::{At, Copier, Trouble};
+use super::dir::DirPair;
+use super::{At, Copier, CopyError};
 use crate::config::{Config, Keep};
-use crate::job::{NotKept, Reason, Stamp, Step};
+use crate::fs::stat::FileStat;
+use crate::protocol::{NotKept, Reason, Step};
 
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 /// The attribute that an entry's own ACL is.
@@ -22,7 +23,7 @@ pub(super) const ACCESS_ACL: &CStr = c"system.posix_acl_access";
 
 /// What a new entry has already, so that it needs not be set.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Has {
+pub(super) struct InitialMeta {
     /// Owner and group, where known.
     pub(super) owner: Option<(u32, u32)>,
     /// Permission bits, where known.
@@ -34,7 +35,7 @@ pub(super) struct Has {
 pub(super) fn attainable_owner(
     config: &Config,
     given: Option<(u32, u32)>,
-    stamp: &Stamp,
+    stamp: &FileStat,
 ) -> (u32, u32) {
     match given {
         Some((uid, _)) if !config.is_root => (uid, stamp.gid),
@@ -109,7 +110,7 @@ fn get_attribute(
 
 /// Bits that a copy may have whose owner or group could not be kept: a program that would run as
 /// somebody else than at the source must not.
-fn permissible(mode: u32, stamp: &Stamp, owner: Option<(u32, u32)>) -> u32 {
+fn permissible(mode: u32, stamp: &FileStat, owner: Option<(u32, u32)>) -> u32 {
     match owner {
         Some((uid, _)) if uid != stamp.uid => mode & !0o6000,
         Some((_, gid)) if gid != stamp.gid => mode & !0o2000,
@@ -117,7 +118,7 @@ fn permissible(mode: u32, stamp: &Stamp, owner: Option<(u32, u32)>) -> u32 {
     }
 }
 
-fn times(stamp: &Stamp) -> Timestamps {
+fn times(stamp: &FileStat) -> Timestamps {
     let time = |(tv_sec, tv_nsec)| Timespec { tv_sec, tv_nsec };
     Timestamps {
         last_access: time(stamp.atime),
@@ -131,10 +132,10 @@ impl Copier {
         &mut self,
         file: BorrowedFd<'_>,
         source: BorrowedFd<'_>,
-        stamp: &Stamp,
-        has: Has,
+        stamp: &FileStat,
+        has: InitialMeta,
         attributes: &[CString],
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), CopyError> {
         let owner = self.set_owner(has.owner, stamp, |uid, gid| fs::fchown(file, uid, gid))?;
         if has.mode.is_none() {
             self.drop_acl(file)?;
@@ -161,14 +162,18 @@ impl Copier {
     ///
     /// # Errors
     /// What could not be set.
-    pub fn finish_folder(&mut self, folder: &Folder, stamp: &Stamp) -> Result<(), Trouble> {
+    pub(crate) fn finish_folder(
+        &mut self,
+        folder: &DirPair,
+        stamp: &FileStat,
+    ) -> Result<(), CopyError> {
         let config = &self.context.config;
         if config.dry_run {
             return Ok(());
         }
         let target = folder.destination()?;
         let attributes = list_attributes(folder.source(), config).at(Step::ReadAttributes)?;
-        let now = Stamp::of(&fs::fstat(target).at(Step::LookAtDestination)?);
+        let now = FileStat::of(&fs::fstat(target).at(Step::LookAtDestination)?);
         let has = Some((now.uid, now.gid));
         let owner = self.set_owner(has, stamp, |uid, gid| fs::fchown(target, uid, gid))?;
         let mut changed = owner != has;
@@ -203,20 +208,20 @@ impl Copier {
     /// Sets everything on an entry that cannot be opened: a link, a FIFO, a socket, a device.
     pub(super) fn dress_by_name(
         &mut self,
-        folder: &Folder,
+        folder: &DirPair,
         from: &CStr,
         name: &CStr,
-        stamp: &Stamp,
-    ) -> Result<(), Trouble> {
+        stamp: &FileStat,
+    ) -> Result<(), CopyError> {
         let dir = folder.destination()?;
         let is_link = fs::FileType::from_raw_mode(stamp.mode) == fs::FileType::Symlink;
         let here = fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())
             .at(Step::Create)?;
-        let now = Stamp::of(&fs::fstat(&here).at(Step::LookAtDestination)?);
+        let now = FileStat::of(&fs::fstat(&here).at(Step::LookAtDestination)?);
         // Who may write to the folder can give the name to something else.
-        let kind = |stamp: &Stamp| (fs::FileType::from_raw_mode(stamp.mode), stamp.rdev);
+        let kind = |stamp: &FileStat| (fs::FileType::from_raw_mode(stamp.mode), stamp.rdev);
         if kind(&now) != kind(stamp) {
-            return Err(Trouble::new(Step::LookAtDestination, Reason::Replaced));
+            return Err(CopyError::new(Step::LookAtDestination, Reason::Replaced));
         }
         let has = Some((now.uid, now.gid));
         let owner = self.set_owner(has, stamp, |uid, gid| {
@@ -237,10 +242,10 @@ impl Copier {
 
     fn copy_attributes_by_name(
         &mut self,
-        folder: &Folder,
+        folder: &DirPair,
         from: &CStr,
         here: &OwnedFd,
-    ) -> Result<u32, Trouble> {
+    ) -> Result<u32, CopyError> {
         let config = &self.context.config;
         if !config.preserve.xattr.wanted() && !config.preserve.mode.wanted() {
             return Ok(0);
@@ -269,17 +274,19 @@ impl Copier {
     fn set_owner(
         &mut self,
         has: Option<(u32, u32)>,
-        stamp: &Stamp,
+        stamp: &FileStat,
         chown: impl Fn(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>,
-    ) -> Result<Option<(u32, u32)>, Trouble> {
+    ) -> Result<Option<(u32, u32)>, CopyError> {
         let config = &self.context.config;
         let keep = config.preserve.ownership;
         let wanted = attainable_owner(config, has, stamp);
-        if !keep.wanted() || has == Some(wanted) && (keep == Keep::Try || wanted.0 == stamp.uid) {
+        if !keep.wanted()
+            || has == Some(wanted) && (keep == Keep::BestEffort || wanted.0 == stamp.uid)
+        {
             return Ok(has);
         }
         let uid = Some(wanted.0).filter(|&uid| has.is_none_or(|has| has.0 != uid));
-        let uid = uid.or((keep == Keep::Must).then_some(stamp.uid));
+        let uid = uid.or((keep == Keep::Required).then_some(stamp.uid));
         match chown(uid.map(Uid::from_raw), Some(Gid::from_raw(wanted.1))) {
             Ok(()) => Ok(Some((uid.unwrap_or(wanted.0), wanted.1))),
             Err(errno) => {
@@ -289,7 +296,7 @@ impl Copier {
         }
     }
 
-    fn set_mode(&mut self, chmod: impl Fn() -> rustix::io::Result<()>) -> Result<(), Trouble> {
+    fn set_mode(&mut self, chmod: impl Fn() -> rustix::io::Result<()>) -> Result<(), CopyError> {
         match chmod() {
             Ok(()) => Ok(()),
             Err(errno) => {
@@ -299,7 +306,7 @@ impl Copier {
         }
     }
 
-    fn set_times(&mut self, utimens: impl Fn() -> rustix::io::Result<()>) -> Result<(), Trouble> {
+    fn set_times(&mut self, utimens: impl Fn() -> rustix::io::Result<()>) -> Result<(), CopyError> {
         let keep = self.context.config.preserve.timestamps;
         if !keep.wanted() {
             return Ok(());
@@ -317,7 +324,7 @@ impl Copier {
         names: &[CString],
         get: impl Fn(&CStr, &mut [u8]) -> rustix::io::Result<usize>,
         set: impl Fn(&CStr, &[u8]) -> rustix::io::Result<()>,
-    ) -> Result<u32, Trouble> {
+    ) -> Result<u32, CopyError> {
         let mut denied = 0;
         for name in names {
             let is_acl = name.as_c_str() == ACCESS_ACL;
@@ -340,10 +347,10 @@ impl Copier {
     }
 
     /// Removes the ACL that a new file has inherited from its folder.
-    fn drop_acl(&self, file: BorrowedFd<'_>) -> Result<(), Trouble> {
+    fn drop_acl(&self, file: BorrowedFd<'_>) -> Result<(), CopyError> {
         match fs::fremovexattr(file, ACCESS_ACL) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-            Err(errno) => Err(Trouble::new(Step::SetAttributes, errno.into())),
+            Err(errno) => Err(CopyError::new(Step::SetAttributes, errno.into())),
         }
     }
 
@@ -353,7 +360,7 @@ impl Copier {
         &mut self,
         target: BorrowedFd<'_>,
         keep: &[CString],
-    ) -> Result<bool, Trouble> {
+    ) -> Result<bool, CopyError> {
         let there = list_attributes(target, &self.context.config).at(Step::SetAttributes)?;
         let mut dropped = false;
         for name in there.iter().filter(|name| !keep.contains(name)) {
@@ -381,10 +388,10 @@ impl Copier {
         errno: Errno,
         step: Step,
         note: impl Fn(&mut NotKept),
-    ) -> Result<(), Trouble> {
-        let failure = Err(Trouble::new(step, errno.into()));
+    ) -> Result<(), CopyError> {
+        let failure = Err(CopyError::new(step, errno.into()));
         match errno {
-            _ if keep == Keep::Must => failure,
+            _ if keep == Keep::Required => failure,
             Errno::PERM | Errno::ACCESS if !self.context.config.is_root => Ok(()),
             Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL => {
                 note(&mut self.not_kept);

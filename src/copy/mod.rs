@@ -1,11 +1,11 @@
 //! One entry: compare it with what the destination has, copy it, set its metadata, put it in
 //! place. The one routine that the workers of both modes call.
 
-pub mod data;
-pub mod folder;
-mod grain;
-mod large;
-pub mod metadata;
+mod chunked;
+mod content;
+pub(crate) mod dir;
+mod granularity;
+pub(crate) mod metadata;
 mod special;
 
 use std::borrow::Cow;
@@ -16,55 +16,56 @@ use std::rc::Rc;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::board::{Ending, Making, Slot};
 use crate::config::{Overwrite, Reflink, Sparse};
 use crate::context::Context;
-use crate::job::{Action, Large, NotKept, Reason, Stamp, Step};
-use crate::names::{Kind, Name};
-use crate::sys;
-use folder::Folder;
-use grain::Grain;
+use crate::fs::path::{Kind, Name};
+use crate::fs::stat::FileStat;
+use crate::fs::sys;
+use crate::protocol::{Action, ChunkedFile, NotKept, Reason, Step};
+use crate::scoreboard::{Ending, WorkerSlot, WriteTarget};
+use dir::DirPair;
+use granularity::Granularity;
 
 /// From this size a file is copied in pieces by several workers. Below it, one worker is done
 /// before the pieces are dealt (`benches/README.md`).
-pub const LARGE: u64 = 32 << 20;
+pub(crate) const CHUNKED_FROM: u64 = 32 << 20;
 
 /// Why an entry failed, and at what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub(crate) struct CopyError {
     /// What was tried.
-    pub step: Step,
+    pub(crate) step: Step,
     /// Why it did not work.
-    pub reason: Reason,
+    pub(crate) reason: Reason,
 }
 
-impl Trouble {
-    /// Trouble for a reason of pcopy's own.
-    pub fn new(step: Step, reason: Reason) -> Self {
+impl CopyError {
+    /// CopyError for a reason of pcopy's own.
+    pub(crate) fn new(step: Step, reason: Reason) -> Self {
         Self { step, reason }
     }
 }
 
 /// Names the step at which the system said no.
 pub(crate) trait At<T> {
-    fn at(self, step: Step) -> Result<T, Trouble>;
+    fn at(self, step: Step) -> Result<T, CopyError>;
 }
 
 impl<T> At<T> for rustix::io::Result<T> {
-    fn at(self, step: Step) -> Result<T, Trouble> {
-        self.map_err(|errno| Trouble::new(step, errno.into()))
+    fn at(self, step: Step) -> Result<T, CopyError> {
+        self.map_err(|errno| CopyError::new(step, errno.into()))
     }
 }
 
 /// What became of an entry.
 #[derive(Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It is done.
     Done(Ending, Action),
     /// It has several hard links, so the parent decides whether it is copied or linked.
-    HardLink(Stamp),
+    HardLink(FileStat),
     /// It is prepared at the destination, to be copied in pieces.
-    Large(Large),
+    ChunkedFile(ChunkedFile),
 }
 
 /// What to do about an entry, seen from what the destination has.
@@ -76,13 +77,13 @@ enum Plan {
     /// What is there stays.
     Leave(Ending, Action),
     /// Ask the parent.
-    HardLink(Stamp),
+    HardLink(FileStat),
 }
 
 /// Copies entries; belongs to one worker.
-pub struct Copier {
+pub(crate) struct Copier {
     pub(crate) context: &'static Context,
-    pub(crate) slot: &'static Slot,
+    pub(crate) slot: &'static WorkerSlot,
     worker: usize,
     /// How many temporary names this worker has used.
     temporaries: u32,
@@ -90,14 +91,14 @@ pub struct Copier {
     /// Pairs of devices between which copy_file_range(2) does not work.
     no_copy_range: Vec<(u64, u64)>,
     /// How exactly the destination's file systems keep times, by their devices.
-    grains: Vec<(u64, Grain)>,
+    grains: Vec<(u64, Granularity)>,
     /// What could not be kept, since it was last asked.
-    pub not_kept: NotKept,
+    pub(crate) not_kept: NotKept,
 }
 
 impl Copier {
     /// A copier for the worker of this number.
-    pub fn new(context: &'static Context, worker: usize) -> Self {
+    pub(crate) fn new(context: &'static Context, worker: usize) -> Self {
         Self {
             context,
             slot: context.board.slot(worker),
@@ -115,17 +116,19 @@ impl Copier {
     ///
     /// # Errors
     /// What was tried and why it did not work. Nothing incomplete is left then.
-    pub fn entry(
+    pub(crate) fn entry(
         &mut self,
-        folder: &mut Folder,
+        folder: &mut DirPair,
         kind: Kind,
         from: &CStr,
         to: &CStr,
         first_link: bool,
-    ) -> Result<Outcome, Trouble> {
+    ) -> Result<Outcome, CopyError> {
         let mut attempt = || match kind {
             Kind::File => self.file(folder, from, to, first_link),
-            Kind::Folder | Kind::Link | Kind::Special => self.other(folder, from, to, first_link),
+            Kind::Directory | Kind::Symlink | Kind::Special => {
+                self.other(folder, from, to, first_link)
+            }
         };
         match attempt() {
             // A source that changed while it was read is tried once more.
@@ -136,11 +139,11 @@ impl Copier {
 
     fn file(
         &mut self,
-        folder: &mut Folder,
+        folder: &mut DirPair,
         from: &CStr,
         to: &CStr,
         first_link: bool,
-    ) -> Result<Outcome, Trouble> {
+    ) -> Result<Outcome, CopyError> {
         let action = match self.plan(folder, from, to, first_link)? {
             Plan::Create => Action::Copy,
             Plan::Replace(action) => action,
@@ -152,7 +155,7 @@ impl Copier {
             return Ok(Outcome::Done(Ending::Copied, action));
         }
         let source = self.open_source(folder, from).at(Step::Open)?;
-        let stamp = Stamp::of(&fs::fstat(&source).at(Step::Look)?);
+        let stamp = FileStat::of(&fs::fstat(&source).at(Step::Look)?);
         if FileType::from_raw_mode(stamp.mode) != FileType::RegularFile {
             drop(source);
             return self.other(folder, from, to, first_link);
@@ -179,19 +182,19 @@ impl Copier {
             && !cloned
             && let Some(prepared) = self.prepare(&file, &stamp)?
         {
-            let large = Large {
+            let large = ChunkedFile {
                 name: Name::new(from.to_bytes()),
                 written_as: Name::new(partial.name.to_bytes()),
                 prepared,
                 stamp,
             };
             partial.keep();
-            return Ok(Outcome::Large(large));
+            return Ok(Outcome::ChunkedFile(large));
         }
         if !cloned {
             self.copy_whole(&source, &file, &stamp, folder)?;
         }
-        let has = metadata::Has {
+        let has = metadata::InitialMeta {
             owner: folder.given(),
             mode: Some(mode).filter(|_| !folder.inherits()),
         };
@@ -211,17 +214,17 @@ impl Copier {
     #[allow(clippy::too_many_arguments)] // what one file is made of
     fn complete(
         &mut self,
-        folder: &Folder,
+        folder: &DirPair,
         source: &OwnedFd,
         (file, partial): (OwnedFd, Partial<'_>),
-        stamp: &Stamp,
-        has: metadata::Has,
+        stamp: &FileStat,
+        has: metadata::InitialMeta,
         attributes: &[CString],
         to: &CStr,
-    ) -> Result<(), Trouble> {
-        let now = Stamp::of(&fs::fstat(source).at(Step::Look)?);
+    ) -> Result<(), CopyError> {
+        let now = FileStat::of(&fs::fstat(source).at(Step::Look)?);
         if !stamp.same_contents(&now) {
-            return Err(Trouble::new(Step::Read, Reason::Changed));
+            return Err(CopyError::new(Step::Read, Reason::Changed));
         }
         self.dress_file(file.as_fd(), source.as_fd(), stamp, has, attributes)?;
         if self.context.config.fsync {
@@ -234,10 +237,10 @@ impl Copier {
     /// Gives something complete its name.
     fn put_in_place(
         &self,
-        folder: &Folder,
+        folder: &DirPair,
         partial: Partial<'_>,
         to: &CStr,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), CopyError> {
         if *partial.name != *to {
             let dir = folder.destination()?;
             fs::renameat(dir, &*partial.name, dir, to).at(Step::Rename)?;
@@ -249,14 +252,14 @@ impl Copier {
     /// What the destination has under the name, and so what to do.
     fn plan(
         &mut self,
-        folder: &mut Folder,
+        folder: &mut DirPair,
         from: &CStr,
         to: &CStr,
         first_link: bool,
-    ) -> Result<Plan, Trouble> {
+    ) -> Result<Plan, CopyError> {
         let config = &self.context.config;
         let old = match folder.existing(to).at(Step::LookAtDestination)? {
-            Some(old) => Stamp::of(&old),
+            Some(old) => FileStat::of(&old),
             None if config.dry_run => {
                 let new = self.look(folder, from)?;
                 return Ok(if self.is_for_parent(&new, first_link) {
@@ -279,10 +282,10 @@ impl Copier {
             FileType::from_raw_mode(new.mode),
         );
         if old_type == FileType::Directory {
-            return Err(Trouble::new(Step::Create, Reason::FolderInTheWay));
+            return Err(CopyError::new(Step::Create, Reason::DirectoryInTheWay));
         }
         if self.context.roots.is_source(old.inode) {
-            return Err(Trouble::new(Step::Create, Reason::IsSource));
+            return Err(CopyError::new(Step::Create, Reason::IsSource));
         }
         let difference = if old_type != new_type {
             Some(Action::ReplaceOtherKind)
@@ -304,7 +307,7 @@ impl Copier {
     }
 
     /// What `--overwrite` says of an entry that is there and differs, or does not.
-    fn verdict(&self, difference: Option<Action>, old: &Stamp, new: &Stamp) -> Plan {
+    fn verdict(&self, difference: Option<Action>, old: &FileStat, new: &FileStat) -> Plan {
         let unchanged = Plan::Leave(Ending::Unchanged, Action::LeaveUnchanged);
         match self.context.config.overwrite {
             Overwrite::Changed => difference.map_or(unchanged, Plan::Replace),
@@ -317,22 +320,22 @@ impl Copier {
         }
     }
 
-    fn look(&self, folder: &Folder, from: &CStr) -> Result<Stamp, Trouble> {
+    fn look(&self, folder: &DirPair, from: &CStr) -> Result<FileStat, CopyError> {
         let flags = if self.context.config.dereference {
             AtFlags::empty()
         } else {
             AtFlags::SYMLINK_NOFOLLOW
         };
         let stat = fs::statat(folder.source(), from, flags).at(Step::Look)?;
-        Ok(Stamp::of(&stat))
+        Ok(FileStat::of(&stat))
     }
 
     /// True for one of several hard links, unless it is to be copied all the same.
-    fn is_for_parent(&self, stamp: &Stamp, first_link: bool) -> bool {
+    fn is_for_parent(&self, stamp: &FileStat, first_link: bool) -> bool {
         !first_link && stamp.links > 1 && self.context.config.preserve.links.wanted()
     }
 
-    fn open_source(&self, folder: &Folder, from: &CStr) -> rustix::io::Result<OwnedFd> {
+    fn open_source(&self, folder: &DirPair, from: &CStr) -> rustix::io::Result<OwnedFd> {
         // NONBLOCK: should a FIFO have taken the file's place meanwhile, opening it must not wait.
         let mut flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         if !self.context.config.dereference {
@@ -365,7 +368,7 @@ impl Copier {
 
     /// The mode to create a file with: its last one where nothing needs to be done before others
     /// may see it, which saves a chmod(2); otherwise nothing for anybody else.
-    fn creation_mode(&self, folder: &Folder, stamp: &Stamp, plain: bool) -> u32 {
+    fn creation_mode(&self, folder: &DirPair, stamp: &FileStat, plain: bool) -> u32 {
         let config = &self.context.config;
         if !config.preserve.mode.wanted() {
             return 0o666 & !config.umask;
@@ -384,11 +387,11 @@ impl Copier {
     /// Creates the file that will become `to`.
     fn create<'a>(
         &mut self,
-        folder: &mut Folder,
+        folder: &mut DirPair,
         to: &'a CStr,
         action: Action,
         mode: u32,
-    ) -> Result<(OwnedFd, Partial<'a>), Trouble> {
+    ) -> Result<(OwnedFd, Partial<'a>), CopyError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let making = self.making(action);
         self.make(folder, to, making, |dir, name| {
@@ -405,22 +408,22 @@ impl Copier {
     /// Makes what will become `to`, under that name or the temporary one.
     fn make<'a, T>(
         &self,
-        folder: &mut Folder,
+        folder: &mut DirPair,
         to: &'a CStr,
-        making: Making,
-        make: impl Fn(BorrowedFd<'_>, &CStr) -> Result<T, Trouble>,
-    ) -> Result<(T, Partial<'a>), Trouble> {
+        making: WriteTarget,
+        make: impl Fn(BorrowedFd<'_>, &CStr) -> Result<T, CopyError>,
+    ) -> Result<(T, Partial<'a>), CopyError> {
         let name = match making {
-            Making::Temporary(number) => {
+            WriteTarget::Temporary(number) => {
                 folder.lock_for_temporaries();
                 Cow::Owned(self.context.temporary_name(self.worker, number))
             }
-            Making::Entry | Making::Nothing => Cow::Borrowed(to),
+            WriteTarget::Entry | WriteTarget::Nothing => Cow::Borrowed(to),
         };
         let directory = folder.share_destination()?;
         self.slot.making(making);
-        let made =
-            make(directory.as_fd(), &name).inspect_err(|_| self.slot.making(Making::Nothing))?;
+        let made = make(directory.as_fd(), &name)
+            .inspect_err(|_| self.slot.making(WriteTarget::Nothing))?;
         let partial = Partial {
             directory,
             name,
@@ -431,28 +434,28 @@ impl Copier {
     }
 
     /// Under which name to make something, before it is complete.
-    fn making(&mut self, action: Action) -> Making {
+    fn making(&mut self, action: Action) -> WriteTarget {
         // `older` and `never` trust whatever has the name, so nothing incomplete may have it
         // even for a moment: a kill would leave it there for good.
         let overwrite = self.context.config.overwrite;
         let trusting = matches!(overwrite, Overwrite::Older | Overwrite::Never);
         if action == Action::Copy && !trusting {
-            Making::Entry
+            WriteTarget::Entry
         } else {
             self.temporary()
         }
     }
 
     /// A temporary name that this worker has not used yet.
-    fn temporary(&mut self) -> Making {
+    fn temporary(&mut self) -> WriteTarget {
         self.temporaries += 1;
-        Making::Temporary(self.temporaries)
+        WriteTarget::Temporary(self.temporaries)
     }
 
-    fn is_large(&self, stamp: &Stamp) -> bool {
+    fn is_large(&self, stamp: &FileStat) -> bool {
         let config = &self.context.config;
-        stamp.size >= LARGE
-            && stamp.allocated >= LARGE
+        stamp.size >= CHUNKED_FROM
+            && stamp.allocated >= CHUNKED_FROM
             && config.jobs != Some(1)
             && config.sparse == Sparse::Auto
             && config.reflink != Reflink::Always
@@ -463,7 +466,7 @@ impl Copier {
 struct Partial<'a> {
     directory: Rc<OwnedFd>,
     name: Cow<'a, CStr>,
-    slot: &'static Slot,
+    slot: &'static WorkerSlot,
     armed: bool,
 }
 
@@ -481,6 +484,6 @@ impl Drop for Partial<'_> {
             // reported, and the next run sees that the file is incomplete.
             let _ = fs::unlinkat(&self.directory, &*self.name, AtFlags::empty());
         }
-        self.slot.making(Making::Nothing);
+        self.slot.making(WriteTarget::Nothing);
     }
 }

@@ -5,27 +5,28 @@ use std::ffi::CStr;
 use rustix::fs::{self, AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
-use super::folder::Folder;
-use super::{At, Copier, Outcome, Plan, Trouble};
-use crate::board::Ending;
+use super::dir::DirPair;
+use super::{At, Copier, CopyError, Outcome, Plan};
 use crate::config::{Keep, Overwrite};
-use crate::job::{Action, Inode, Reason, Stamp, Step};
-use crate::names::Kind;
+use crate::fs::path::Kind;
+use crate::fs::stat::{FileId, FileStat};
+use crate::protocol::{Action, Reason, Step};
+use crate::scoreboard::Ending;
 
 impl Copier {
     /// Copies whatever is not a regular file or a folder.
     pub(super) fn other(
         &mut self,
-        folder: &mut Folder,
+        folder: &mut DirPair,
         from: &CStr,
         to: &CStr,
         first_link: bool,
-    ) -> Result<Outcome, Trouble> {
+    ) -> Result<Outcome, CopyError> {
         let stamp = self.look(folder, from)?;
         match FileType::from_raw_mode(stamp.mode) {
             FileType::RegularFile => return self.file(folder, from, to, first_link),
             // It was something else when the folder was listed.
-            FileType::Directory => return Err(Trouble::new(Step::Look, Reason::Changed)),
+            FileType::Directory => return Err(CopyError::new(Step::Look, Reason::Changed)),
             _ => {}
         }
         if self.is_for_parent(&stamp, first_link) {
@@ -60,7 +61,7 @@ impl Copier {
     }
 
     /// Nobody else may use a FIFO or a device before its owner is right.
-    fn special_mode(&self, stamp: &Stamp) -> u32 {
+    fn special_mode(&self, stamp: &FileStat) -> u32 {
         let config = &self.context.config;
         match config.preserve.mode {
             Keep::No => 0o666 & !config.umask,
@@ -73,26 +74,26 @@ impl Copier {
     ///
     /// # Errors
     /// What was tried and why it did not work.
-    pub fn hard_link(
+    pub(crate) fn hard_link(
         &mut self,
-        folder: &mut Folder,
-        (to_folder, to_name): (&Folder, &CStr),
+        folder: &mut DirPair,
+        (to_folder, to_name): (&DirPair, &CStr),
         (kind, from, name): (Kind, &CStr, &CStr),
-    ) -> Result<Outcome, Trouble> {
+    ) -> Result<Outcome, CopyError> {
         let config = &self.context.config;
         let target = to_folder.existing(to_name).at(Step::Link)?;
         let old = folder.existing(name).at(Step::LookAtDestination)?;
         if let Some(old) = &old
-            && self.look(folder, from)?.inode == Inode::of(old)
+            && self.look(folder, from)?.inode == FileId::of(old)
         {
             return Ok(Outcome::Done(Ending::Unchanged, Action::LeaveSame));
         }
         if let (Some(old), Some(target)) = (&old, &target)
-            && Inode::of(old) == Inode::of(target)
+            && FileId::of(old) == FileId::of(target)
         {
             // In a dry run they are the same still where the first one is to be replaced.
             let replaced =
-                config.dry_run && self.would_be_replaced(folder, from, &Stamp::of(target))?;
+                config.dry_run && self.would_be_replaced(folder, from, &FileStat::of(target))?;
             return Ok(if replaced {
                 Outcome::Done(Ending::Copied, Action::Link)
             } else {
@@ -104,7 +105,7 @@ impl Copier {
         if matches!(config.overwrite, Overwrite::Older | Overwrite::Never) {
             let new = self.look(folder, from)?;
             let mut is_copy = |stat: &Option<fs::Stat>| {
-                stat.is_none_or(|stat| self.is_copy(folder, &Stamp::of(&stat), &new))
+                stat.is_none_or(|stat| self.is_copy(folder, &FileStat::of(&stat), &new))
             };
             if !is_copy(&target) || !is_copy(&old) {
                 return self.entry(folder, kind, from, name, true);
@@ -113,10 +114,10 @@ impl Copier {
         let action = match old {
             None => Action::Copy,
             Some(old) if FileType::from_raw_mode(old.st_mode) == FileType::Directory => {
-                return Err(Trouble::new(Step::Link, Reason::FolderInTheWay));
+                return Err(CopyError::new(Step::Link, Reason::DirectoryInTheWay));
             }
-            Some(old) if self.context.roots.is_source(Inode::of(&old)) => {
-                return Err(Trouble::new(Step::Link, Reason::IsSource));
+            Some(old) if self.context.roots.is_source(FileId::of(&old)) => {
+                return Err(CopyError::new(Step::Link, Reason::IsSource));
             }
             Some(_) if config.overwrite == Overwrite::Never => {
                 return Ok(Outcome::Done(Ending::Skipped, Action::SkipExisting));
@@ -135,7 +136,9 @@ impl Copier {
             Ok(((), partial)) => self.put_in_place(folder, partial, name)?,
             // Another file system below the destination, one without hard links, or too many of
             // them: a copy of its own keeps the contents at least.
-            Err(trouble) if config.preserve.links != Keep::Must && cannot_link(trouble.reason) => {
+            Err(trouble)
+                if config.preserve.links != Keep::Required && cannot_link(trouble.reason) =>
+            {
                 return self.entry(folder, kind, from, name, true);
             }
             Err(trouble) => return Err(trouble),
@@ -146,10 +149,10 @@ impl Copier {
     /// True when the destination's entry makes way for the source's.
     fn would_be_replaced(
         &mut self,
-        folder: &mut Folder,
+        folder: &mut DirPair,
         from: &CStr,
-        old: &Stamp,
-    ) -> Result<bool, Trouble> {
+        old: &FileStat,
+    ) -> Result<bool, CopyError> {
         let new = self.look(folder, from)?;
         let difference = (!self.is_copy(folder, old, &new)).then_some(Action::ReplaceOtherKind);
         let verdict = self.verdict(difference, old, &new);
@@ -157,8 +160,8 @@ impl Copier {
     }
 
     /// True when the destination's entry looks like a copy of the source's.
-    pub(super) fn is_copy(&mut self, folder: &mut Folder, old: &Stamp, new: &Stamp) -> bool {
-        let file_type = |stamp: &Stamp| FileType::from_raw_mode(stamp.mode);
+    pub(super) fn is_copy(&mut self, folder: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
+        let file_type = |stamp: &FileStat| FileType::from_raw_mode(stamp.mode);
         file_type(old) == file_type(new)
             && (old.size, old.rdev) == (new.size, new.rdev)
             && (!self.context.config.preserve.timestamps.wanted()

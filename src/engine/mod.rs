@@ -2,18 +2,17 @@
 //! [`processes`] on forked processes. Whatever carries jobs elsewhere one day, over a network
 //! say, is another one.
 
-pub mod processes;
-mod spawner;
-pub mod threads;
-pub mod wire;
+pub(crate) mod fork_server;
+pub(crate) mod processes;
+pub(crate) mod threads;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::job::{Job, JobId, Report};
+use crate::protocol::{Job, JobId, Report};
 
 /// Runs jobs.
-pub trait Engine {
+pub(crate) trait Engine {
     /// How many deals can be taken now: one for each idle worker, the ones not started yet
     /// included, and some more for each, so that nobody waits for the parent.
     fn room(&self) -> usize;
@@ -53,7 +52,7 @@ pub trait Engine {
 }
 
 /// What an engine tells.
-pub enum Event {
+pub(crate) enum Event {
     /// A worker reports.
     Report {
         /// Its number.
@@ -79,7 +78,7 @@ pub enum Event {
 
 /// What ended a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Death {
+pub(crate) enum Death {
     /// This signal, or an exit with this status (negative).
     Signal(i32),
     /// It could not be ended and was left behind.

@@ -10,11 +10,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
-use super::spawner::Spawner;
-use super::wire::{LONGEST_REPORT, Wire, WireError};
+use super::fork_server::ForkServer;
 use super::{Death, Engine, Event};
 use crate::context::Context;
-use crate::job::{Job, JobId, Report};
+use crate::protocol::wire::{LONGEST_REPORT, Wire, WireError};
+use crate::protocol::{Job, JobId, Report};
 
 /// How long a worker that closed its socket is given until it is ended by force.
 const ENDING: Duration = Duration::from_millis(100);
@@ -24,9 +24,9 @@ const ENDING: Duration = Duration::from_millis(100);
 const REAP_EVERY: u32 = 64;
 
 /// The processes.
-pub struct Processes {
+pub(crate) struct Processes {
     context: &'static Context,
-    spawner: Option<Spawner>,
+    fork_server: Option<ForkServer>,
     workers: Vec<Process>,
     limit: usize,
     slots: usize,
@@ -46,14 +46,14 @@ struct Process {
 }
 
 impl Processes {
-    /// Forks the spawner. No thread must exist yet. Workers are forked when there is work.
+    /// Forks the fork_server. No thread must exist yet. Workers are forked when there is work.
     ///
     /// # Errors
-    /// Where the spawner cannot be had.
-    pub fn new(context: &'static Context, limit: usize) -> Result<Self> {
+    /// Where the fork_server cannot be had.
+    pub(crate) fn new(context: &'static Context, limit: usize) -> Result<Self> {
         Ok(Self {
             context,
-            spawner: Some(Spawner::start(context)?),
+            fork_server: Some(ForkServer::start(context)?),
             workers: Vec::new(),
             limit,
             slots: 0,
@@ -69,12 +69,12 @@ impl Processes {
         if self.slots == self.context.board.room() || self.stillborn > 2 {
             return None;
         }
-        let spawner = self.spawner.as_ref()?;
+        let fork_server = self.fork_server.as_ref()?;
         let (here, there) = Wire::pair().ok()?;
-        if spawner.ask(self.slots, &there).is_err() {
+        if fork_server.ask(self.slots, &there).is_err() {
             // It is dead: no more replacements. The workers that live go on.
-            let _ = waitpid(Some(spawner.pid), WaitOptions::NOHANG);
-            self.spawner = None;
+            let _ = waitpid(Some(fork_server.pid), WaitOptions::NOHANG);
+            self.fork_server = None;
             return None;
         }
         self.workers.push(Process {
@@ -173,16 +173,16 @@ impl Processes {
         }
     }
 
-    /// No zombie stays for long: neither a worker that took its time to end nor the spawner.
+    /// No zombie stays for long: neither a worker that took its time to end nor the fork_server.
     fn reap_late(&mut self) {
         let gone = |pid: Pid| !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None));
         self.stuck.retain(|&pid| !gone(pid));
         if self
-            .spawner
+            .fork_server
             .as_ref()
-            .is_some_and(|spawner| gone(spawner.pid))
+            .is_some_and(|fork_server| gone(fork_server.pid))
         {
-            self.spawner = None;
+            self.fork_server = None;
         }
     }
 }
@@ -310,11 +310,11 @@ impl Engine for Processes {
 
     fn shut_down(&mut self, patience: Duration) -> bool {
         let board = self.context.board;
-        let spawner = self.spawner.take();
+        let fork_server = self.fork_server.take();
         let mut left = std::mem::take(&mut self.stuck);
-        left.extend(spawner.as_ref().map(|spawner| spawner.pid));
-        // Closed sockets tell the spawner and the workers to end.
-        drop(spawner);
+        left.extend(fork_server.as_ref().map(|fork_server| fork_server.pid));
+        // Closed sockets tell the fork_server and the workers to end.
+        drop(fork_server);
         for worker in self.workers.drain(..) {
             left.extend(board.slot(worker.number).pid());
         }

@@ -10,8 +10,8 @@ use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::{Engine, Event};
 use crate::context::Context;
-use crate::job::{Job, JobId, Report};
-use crate::sys;
+use crate::fs::sys;
+use crate::protocol::{Job, JobId, Report};
 use crate::worker::{Port, Worker};
 
 /// Deals that are out for each thread. They wait in one queue for whoever is free, so a long one
@@ -28,7 +28,7 @@ thread_local! {
 }
 
 /// A rayon pool whose threads are started when there is work for them.
-pub struct Threads {
+pub(crate) struct Threads {
     context: &'static Context,
     pool: ThreadPool,
     /// Threads of the pool that have not been started.
@@ -53,7 +53,7 @@ impl Threads {
     ///
     /// # Errors
     /// Where rayon cannot make a pool, or the system allows no thread.
-    pub fn new(context: &'static Context, most: usize, limit: usize) -> Result<Self> {
+    pub(crate) fn new(context: &'static Context, most: usize, limit: usize) -> Result<Self> {
         let (pool, mut waiting) = make_pool(limit, 0).context("cannot make a thread pool")?;
         start_one(&mut waiting).context("cannot start a thread")?;
         // A reader of the output who takes his time holds the workers up, not all of their lines.
@@ -76,7 +76,7 @@ impl Threads {
         })
     }
 
-    /// Has a larger pool take over, for a pool cannot grow. The threads that there are end when
+    /// InitialMeta a larger pool take over, for a pool cannot grow. The threads that there are end when
     /// nothing is queued. (All that there may ever be would cost 2.5 µs each at the start, too
     /// much for ten small files.)
     fn grow(&mut self) {
@@ -97,7 +97,7 @@ impl Threads {
         }
     }
 
-    /// Has one more thread, or one of those that are free, run the next deal.
+    /// InitialMeta one more thread, or one of those that are free, run the next deal.
     fn have_one_run(&mut self) {
         let (context, taken, sender) = (self.context, self.taken, self.sender.clone());
         let queued = self.queued.clone();

@@ -34,10 +34,10 @@ impl FaultFs {
             .parent()
             .and_then(Path::parent)
             .unwrap()
-            .join("examples/faultfs");
+            .join("faultfs");
         if !program.exists() {
             skip(format_args!(
-                "{} is not there: cargo build --example faultfs",
+                "{} is not there: cargo build -p faultfs",
                 program.display()
             ));
             return None;

@@ -1,0 +1,7 @@
+//! What Linux offers for files and directories; knows nothing of pcopy.
+
+pub(crate) mod list;
+pub(crate) mod open;
+pub(crate) mod path;
+pub(crate) mod stat;
+pub(crate) mod sys;

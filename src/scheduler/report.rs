@@ -1,0 +1,181 @@
+//! Reports of workers: what they found, and what is to be told of it.
+
+use std::sync::Arc;
+
+use super::{Scheduler, Todo};
+use crate::fs::path::Name;
+use crate::protocol::{Failure, Job, JobId, JobKind, JobUpdate, Line, NotKept, Reason, Report};
+use crate::ui::paths::Side;
+
+impl Scheduler {
+    pub(super) fn report(&mut self, worker: usize, report: Report) {
+        self.tell_not_kept(report.not_kept);
+        for id in report.returned {
+            self.give_back(id);
+        }
+        for news in report.news {
+            self.news(worker, news);
+        }
+    }
+
+    fn news(&mut self, worker: usize, news: JobUpdate) {
+        let Some(dealt) = self.dealt.get_mut(&news.job) else {
+            return;
+        };
+        let folder = dealt.folder;
+        let of_links = news.links.iter().map(|link| &link.names);
+        let lists = [&news.made, &news.merged].into_iter().chain(of_links);
+        let names = lists.flat_map(|names| names.iter().map(|(_, name)| name.to_bytes()));
+        let large = news.large.iter().map(|large| large.name.as_bytes());
+        let told: Vec<Name> = names.chain(large).map(Name::new).collect();
+        if !matches!(dealt.job.task, JobKind::Directory { .. }) {
+            self.tree.leave_out(folder, told.iter().cloned());
+        }
+        dealt.told.extend(told);
+        dealt.shared += news.shared.len();
+
+        for failure in news.failures {
+            self.failure(news.job, failure);
+        }
+        self.lines(worker, news.job, &news.lines);
+        if let Some(stamp) = news.unfinished {
+            let open = self.tree.get_mut(folder);
+            open.unfinished = Some(stamp);
+        }
+        if let Some(pair) = news.pair {
+            let above = &mut self.tree.get_mut(folder).above;
+            // A worker before this one may have told it.
+            if above.last() != Some(&pair) {
+                above.push(pair);
+            }
+        }
+        for (names, fresh) in [(news.made, true), (news.merged, false)] {
+            if !names.is_empty() {
+                self.tree.add_parts(folder, names.len());
+                self.todo_size += names.len();
+                self.todo.push(Todo::Folders {
+                    parent: folder,
+                    names,
+                    fresh,
+                });
+            }
+        }
+        if !news.shared.is_empty() {
+            self.tree.add_parts(folder, 1);
+            let task = JobKind::Entries {
+                names: news.shared,
+                fresh: self.tree.get(folder).fresh,
+                first_link: false,
+            };
+            self.push(folder, task, 1);
+        }
+        self.hard_links(folder, news.links);
+        for large in news.large {
+            self.begin_large(folder, news.job, large);
+        }
+        if news.ended
+            && let Some(dealt) = self.dealt.remove(&news.job)
+        {
+            self.job_ended(dealt);
+        }
+        if self.stopped.is_some() {
+            self.drop_todo();
+        }
+    }
+
+    fn failure(&mut self, job: JobId, failure: Failure) {
+        if failure.reason == Reason::Stopped {
+            return;
+        }
+        let Some(dealt) = self.dealt.get_mut(&job) else {
+            return;
+        };
+        let (folder, job) = (dealt.folder, Arc::clone(&dealt.job));
+        match &failure.name {
+            Some(name) => dealt.failed.push(name.clone()),
+            None => dealt.folder_failed = true,
+        }
+        self.tree.leave_out(folder, failure.name.clone());
+        if let JobKind::Chunk { large, .. } = &job.task
+            && let Some(file) = self.large.get_mut(&(folder, large.name.clone()))
+        {
+            // Sealing looks at the source once more.
+            if failure.reason == Reason::Changed {
+                file.changed = true;
+                return;
+            }
+            if !self.large_failed(folder, large) {
+                return;
+            }
+        }
+        self.tell_failure(&job, &failure);
+    }
+
+    pub(super) fn tell_failure(&mut self, job: &Job, failure: &Failure) {
+        let side = if failure.step.at_destination() {
+            Side::Destination
+        } else {
+            Side::Source
+        };
+        let path = self
+            .paths
+            .show(side, job.root, &job.path, failure.name.as_ref());
+        self.tally.failed += 1;
+        self.progress.error(&format!(
+            "{path}: {}: {}",
+            failure.step.text(),
+            failure.reason
+        ));
+        if failure.is_full_destination() {
+            self.tally.full = true;
+            self.stop();
+        }
+    }
+
+    fn lines(&mut self, worker: usize, job: JobId, lines: &[Line]) {
+        let Some(job) = self.dealt.get(&job).map(|dealt| Arc::clone(&dealt.job)) else {
+            return;
+        };
+        if lines.is_empty() {
+            return;
+        }
+        let label = self.engine.label(worker);
+        let mut text = String::new();
+        for line in lines {
+            let name = line.name.as_ref();
+            let path = self.paths.show(Side::Source, job.root, &job.path, name);
+            let slash = if name.is_none() { "/" } else { "" };
+            let slash = if path.ends_with('/') { "" } else { slash };
+            if self.context.config.dry_run {
+                let (verb, reason) = line.action.plan();
+                text.push_str(&format!("{verb} {path}{slash} ({reason})\n"));
+            } else {
+                text.push_str(&format!("{label} {path}{slash}\n"));
+            }
+        }
+        if let Err(error) = self.progress.print(&text) {
+            self.tally.failed += 1;
+            let reason = error.raw_os_error().map_or(Reason::Bug, Reason::System);
+            self.progress.error(&format!(
+                "standard output: write: {reason}; going on without"
+            ));
+        }
+    }
+
+    fn tell_not_kept(&mut self, not_kept: NotKept) {
+        let before = self.tally.not_kept;
+        self.tally.not_kept = before.and(not_kept);
+        for (is, was, what) in [
+            (not_kept.ownership, before.ownership, "owners"),
+            (not_kept.mode, before.mode, "modes"),
+            (not_kept.xattr, before.xattr, "some extended attributes"),
+            (not_kept.timestamps, before.timestamps, "times"),
+        ] {
+            if is && !was && self.context.config.summary {
+                self.progress.error(&format!(
+                    "{what} cannot be kept on the destination's file system; the rest is copied"
+                ));
+            }
+        }
+    }
+}
