@@ -11,9 +11,10 @@ use rustix::io::Errno;
 
 use super::content::CopyMethod;
 use super::dir::{DirPair, open_prepared};
-use super::{At, Copier, CopyError, Outcome, Partial, content, metadata};
+use super::{Copier, Outcome, Partial, content, metadata};
 use crate::fs::stat::{FileId, FileStat};
-use crate::protocol::{Action, ChunkedFile, Reason, Step};
+use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::{Action, ChunkedFile};
 use crate::scoreboard::Ending;
 
 /// Data in one piece: enough that dealing it costs nothing, little enough that all workers end
@@ -219,7 +220,7 @@ impl Copier {
         for name in names {
             match fs::unlinkat(&dir, name.as_bytes(), AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
-                Err(errno) => return Err(CopyError::new(Step::Remove, errno.into())),
+                Err(errno) => return Err(CopyError::new(Step::Remove, errno)),
             }
         }
         Ok(())

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::{self, FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::Copier;
 use super::dir::DirPair;
-use super::{At, Copier, CopyError};
 use crate::config::{Reflink, Sparse};
 use crate::fs::stat::FileStat;
-use crate::protocol::{Reason, Step};
+use crate::protocol::error::{At, CopyError, Reason, Step};
 
 /// Bytes that one system call copies at first. Between two calls a worker looks whether it is
 /// to stop and shows its progress, so a call must not take long on a slow disk.
@@ -69,9 +69,7 @@ pub(super) fn reserve(file: &OwnedFd, stamp: &FileStat) -> Result<bool, CopyErro
         return Ok(true);
     }
     match fs::fallocate(file, FallocateFlags::empty(), 0, stamp.size) {
-        Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => {
-            Err(CopyError::new(Step::Reserve, errno.into()))
-        }
+        Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => Err(CopyError::new(Step::Reserve, errno)),
         // It is a help, not a need.
         _ => Ok(true),
     }
@@ -189,7 +187,7 @@ impl Copier {
                 Err(Errno::NXIO) => break,
                 // A file system that knows no holes.
                 Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
-                Err(errno) => return Err(CopyError::new(Step::Read, errno.into())),
+                Err(errno) => return Err(CopyError::new(Step::Read, errno)),
             };
             if data >= end {
                 break;
@@ -289,7 +287,7 @@ impl Copier {
                 Ok(0) => break Ok(copied),
                 Ok(count) => count,
                 Err(Errno::INTR) => continue,
-                Err(errno) => break Err(CopyError::new(Step::Read, errno.into())),
+                Err(errno) => break Err(CopyError::new(Step::Read, errno)),
             };
             let written = if make_holes {
                 write_without_zeros(file, &buffer[..count], at)
@@ -297,7 +295,7 @@ impl Copier {
                 write_all(file, &buffer[..count], at)
             };
             if let Err(errno) = written {
-                break Err(CopyError::new(Step::Write, errno.into()));
+                break Err(CopyError::new(Step::Write, errno));
             }
             copied += count as u64;
             self.slot.bytes(count as u64);

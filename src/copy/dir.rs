@@ -8,12 +8,13 @@ use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::metadata::ACCESS_ACL;
-use super::{At, CopyError};
+
 use crate::config::Config;
 use crate::context::Context;
 use crate::fs::path::RelPath;
 use crate::fs::stat::{DirIds, FileId, FileStat};
-use crate::protocol::{ChunkedFile, Reason, Step};
+use crate::protocol::ChunkedFile;
+use crate::protocol::error::{At, CopyError, Reason, Step};
 
 /// The attribute that makes new entries inherit an ACL (acl(5)).
 const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
@@ -137,10 +138,7 @@ impl DirPair {
     pub(crate) fn destination(&self) -> Result<BorrowedFd<'_>, CopyError> {
         match &self.destination {
             Some(destination) => Ok(destination.as_fd()),
-            None => Err(CopyError::new(
-                Step::OpenDestinationDirectory,
-                Errno::NOENT.into(),
-            )),
+            None => Err(CopyError::new(Step::OpenDestinationDirectory, Errno::NOENT)),
         }
     }
 
@@ -149,7 +147,7 @@ impl DirPair {
         self.destination()?;
         self.destination
             .clone()
-            .ok_or(CopyError::new(Step::Create, Errno::NOENT.into()))
+            .ok_or(CopyError::new(Step::Create, Errno::NOENT))
     }
 
     /// True when this run has made the destination folder.
@@ -255,7 +253,7 @@ impl DirPair {
             // folder that this run has made it is what another name has become, where the file
             // system takes two names for one.
             Err(Errno::EXIST) if !self.fresh => return Ok(false),
-            Err(errno) => return Err(CopyError::new(Step::MakeDirectory, errno.into())),
+            Err(errno) => return Err(CopyError::new(Step::MakeDirectory, errno)),
         }
         self.learn_inheritance();
         if self.inherits() {

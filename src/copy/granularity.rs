@@ -3,10 +3,10 @@
 
 use rustix::fs::{self, Mode, OFlags, Timespec, Timestamps};
 
+use super::Copier;
 use super::dir::DirPair;
-use super::{At, Copier, CopyError};
 use crate::fs::stat::FileStat;
-use crate::protocol::Step;
+use crate::protocol::error::{At, CopyError, Step};
 
 /// Seconds and nanoseconds.
 type Time = (i64, i64);

@@ -11,11 +11,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use super::Copier;
 use super::dir::DirPair;
-use super::{At, Copier, CopyError};
 use crate::config::{Config, Keep};
 use crate::fs::stat::FileStat;
-use crate::protocol::{NotKept, Reason, Step};
+use crate::protocol::NotKept;
+use crate::protocol::error::{At, CopyError, Reason, Step};
 
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 /// The attribute that an entry's own ACL is.
@@ -350,7 +351,7 @@ impl Copier {
     fn drop_acl(&self, file: BorrowedFd<'_>) -> Result<(), CopyError> {
         match fs::fremovexattr(file, ACCESS_ACL) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-            Err(errno) => Err(CopyError::new(Step::SetAttributes, errno.into())),
+            Err(errno) => Err(CopyError::new(Step::SetAttributes, errno)),
         }
     }
 
@@ -389,7 +390,7 @@ impl Copier {
         step: Step,
         note: impl Fn(&mut NotKept),
     ) -> Result<(), CopyError> {
-        let failure = Err(CopyError::new(step, errno.into()));
+        let failure = Err(CopyError::new(step, errno));
         match errno {
             _ if keep == Keep::Required => failure,
             Errno::PERM | Errno::ACCESS if !self.context.config.is_root => Ok(()),

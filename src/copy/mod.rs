@@ -21,7 +21,8 @@ use crate::context::Context;
 use crate::fs::path::{Kind, Name};
 use crate::fs::stat::FileStat;
 use crate::fs::sys;
-use crate::protocol::{Action, ChunkedFile, NotKept, Reason, Step};
+use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::{Action, ChunkedFile, NotKept};
 use crate::scoreboard::{Ending, WorkerSlot, WriteTarget};
 use dir::DirPair;
 use granularity::Granularity;
@@ -29,33 +30,6 @@ use granularity::Granularity;
 /// From this size a file is copied in pieces by several workers. Below it, one worker is done
 /// before the pieces are dealt (`benches/README.md`).
 pub(crate) const CHUNKED_FROM: u64 = 32 << 20;
-
-/// Why an entry failed, and at what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CopyError {
-    /// What was tried.
-    pub(crate) step: Step,
-    /// Why it did not work.
-    pub(crate) reason: Reason,
-}
-
-impl CopyError {
-    /// CopyError for a reason of pcopy's own.
-    pub(crate) fn new(step: Step, reason: Reason) -> Self {
-        Self { step, reason }
-    }
-}
-
-/// Names the step at which the system said no.
-pub(crate) trait At<T> {
-    fn at(self, step: Step) -> Result<T, CopyError>;
-}
-
-impl<T> At<T> for rustix::io::Result<T> {
-    fn at(self, step: Step) -> Result<T, CopyError> {
-        self.map_err(|errno| CopyError::new(step, errno.into()))
-    }
-}
 
 /// What became of an entry.
 #[derive(Debug)]

@@ -6,11 +6,12 @@ use rustix::fs::{self, AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
 use super::dir::DirPair;
-use super::{At, Copier, CopyError, Outcome, Plan};
+use super::{Copier, Outcome, Plan};
 use crate::config::{Keep, Overwrite};
 use crate::fs::path::Kind;
 use crate::fs::stat::{FileId, FileStat};
-use crate::protocol::{Action, Reason, Step};
+use crate::protocol::Action;
+use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::scoreboard::Ending;
 
 impl Copier {

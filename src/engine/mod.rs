@@ -9,6 +9,7 @@ pub(crate) mod threads;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::protocol::error::Death;
 use crate::protocol::{Job, JobId, Report};
 
 /// Runs jobs.
@@ -74,13 +75,4 @@ pub(crate) enum Event {
         /// The jobs that were to be dealt.
         jobs: Vec<JobId>,
     },
-}
-
-/// What ended a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Death {
-    /// This signal, or an exit with this status (negative).
-    Signal(i32),
-    /// It could not be ended and was left behind.
-    LeftBehind,
 }

@@ -11,8 +11,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
 use super::fork_server::ForkServer;
-use super::{Death, Engine, Event};
+use super::{Engine, Event};
 use crate::context::Context;
+use crate::protocol::error::Death;
 use crate::protocol::wire::{LONGEST_REPORT, Wire, WireError};
 use crate::protocol::{Job, JobId, Report};
 
@@ -141,7 +142,7 @@ impl Processes {
             Some(pid) => self.reap(pid),
             None => {
                 self.stillborn += 1;
-                Death::Signal(0)
+                Death::Unknown
             }
         };
         self.events.push_back(Event::Lost {
@@ -165,10 +166,10 @@ impl Processes {
                 }
                 Ok(None) => {
                     self.stuck.push(pid);
-                    return Death::LeftBehind;
+                    return Death::Unknown;
                 }
                 Err(Errno::INTR) => {}
-                Err(_) => return Death::Signal(0),
+                Err(_) => return Death::Unknown,
             }
         }
     }
@@ -188,9 +189,9 @@ impl Processes {
 }
 
 fn death_of(status: WaitStatus) -> Death {
-    let signal = status.terminating_signal();
-    let exit = status.exit_status().map(|status| -status);
-    Death::Signal(signal.or(exit).unwrap_or(0))
+    let signal = status.terminating_signal().map(Death::Signal);
+    let exit = status.exit_status().map(Death::Exit);
+    signal.or(exit).unwrap_or(Death::Unknown)
 }
 
 impl Engine for Processes {
@@ -304,7 +305,7 @@ impl Engine for Processes {
         self.events.push_back(Event::Lost {
             worker: worker.number,
             jobs: worker.jobs,
-            death: Death::LeftBehind,
+            death: Death::Unknown,
         });
     }
 

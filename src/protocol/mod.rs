@@ -1,13 +1,14 @@
 //! What the parent and the workers say to each other: jobs one way, reports the other. The same
 //! types in both modes; in process mode they cross a socket (`engine::wire`).
 
+pub(crate) mod error;
 pub(crate) mod wire;
 
 use std::collections::HashSet;
-use std::fmt;
 
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+
+use error::CopyError;
 
 use crate::fs::path::{Name, Names, RelPath};
 use crate::fs::stat::{DirIds, FileId, FileStat};
@@ -185,7 +186,7 @@ pub(crate) struct JobUpdate {
     /// Files that are ready to be copied in pieces.
     pub(crate) large: Vec<ChunkedFile>,
     /// What went wrong.
-    pub(crate) failures: Vec<Failure>,
+    pub(crate) failures: Vec<EntryError>,
     /// What `-v` or `--dry-run` prints.
     pub(crate) lines: Vec<Line>,
     /// The folder's stamp, where its subfolders or other jobs still have to end before it can be
@@ -315,212 +316,8 @@ impl NotKept {
 
 /// An entry that was not copied, or not faithfully.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Failure {
-    /// The entry; none stands for the job's folder.
+pub(crate) struct EntryError {
+    /// The entry; none stands for the job's directory.
     pub(crate) name: Option<Name>,
-    /// What was tried.
-    pub(crate) step: Step,
-    /// Why it did not work.
-    pub(crate) reason: Reason,
-}
-
-impl Failure {
-    /// True when the destination has no room, so that everything after it would fail too. An
-    /// attribute that is too large for its file system is told by the same number.
-    pub(crate) fn is_full_destination(&self) -> bool {
-        self.step.at_destination() && self.step != Step::SetAttributes && self.reason.is_full()
-    }
-}
-
-/// What was tried when an entry failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the texts below say it
-pub(crate) enum Step {
-    OpenDirectory,
-    ListDirectory,
-    Look,
-    Open,
-    Read,
-    ReadLink,
-    ReadAttributes,
-    Copy,
-    OpenDestinationDirectory,
-    MakeDirectory,
-    LookAtDestination,
-    Create,
-    Write,
-    Reserve,
-    Clone,
-    SetOwner,
-    SetMode,
-    SetTimes,
-    SetAttributes,
-    Close,
-    Sync,
-    Rename,
-    Link,
-    Remove,
-}
-
-impl Step {
-    /// True for what is done at the destination; the failure is shown with that path.
-    pub(crate) const fn at_destination(self) -> bool {
-        !matches!(
-            self,
-            Self::OpenDirectory
-                | Self::ListDirectory
-                | Self::Look
-                | Self::Open
-                | Self::Read
-                | Self::ReadLink
-                | Self::ReadAttributes
-                | Self::Copy
-        )
-    }
-
-    /// For people.
-    pub(crate) const fn text(self) -> &'static str {
-        match self {
-            Self::OpenDirectory | Self::OpenDestinationDirectory => "open folder",
-            Self::ListDirectory => "list folder",
-            Self::Look | Self::LookAtDestination => "stat",
-            Self::Open => "open",
-            Self::Read => "read",
-            Self::ReadLink => "read link",
-            Self::ReadAttributes => "read attributes",
-            Self::Copy => "copy",
-            Self::MakeDirectory => "make folder",
-            Self::Create => "create",
-            Self::Write => "write",
-            Self::Reserve => "reserve space",
-            Self::Clone => "clone (--reflink=always)",
-            Self::SetOwner => "set owner",
-            Self::SetMode => "set mode",
-            Self::SetTimes => "set times",
-            Self::SetAttributes => "set attributes",
-            Self::Close => "close",
-            Self::Sync => "sync to disk",
-            Self::Rename => "rename into place",
-            Self::Link => "make hard link",
-            Self::Remove => "remove incomplete file",
-        }
-    }
-}
-
-/// Why an entry failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Reason {
-    /// The system's error number.
-    System(i32),
-    /// The source was not the same at the end of reading, two times.
-    Changed,
-    /// The destination has a folder of that name, and the source something else.
-    DirectoryInTheWay,
-    /// The destination has something else of that name, and the source a folder.
-    FileInTheWay,
-    /// The destination has a link where a folder is needed.
-    LinkInTheWay,
-    /// Somebody else has put something else where this run was making the entry.
-    Replaced,
-    /// The source folder is the destination itself, or one that this one is being copied to.
-    IsDestination,
-    /// What is there is one of the sources.
-    IsSource,
-    /// The destination folder is the source, or lies in it.
-    LandsOnSource,
-    /// Following links, a folder was met below itself.
-    Loop,
-    /// Two workers died while they were at it; the last one by this signal, or with this exit
-    /// status where it is negative.
-    WorkersDied(i32),
-    /// No progress for so many seconds, two times.
-    Stalled(u64),
-    /// A panic; in thread mode there is a message on stderr before.
-    Bug,
-    /// The run was stopped. Never shown.
-    Stopped,
-}
-
-impl Reason {
-    /// True for the errors of a full file system or quota.
-    pub(crate) fn is_full(self) -> bool {
-        [Errno::NOSPC, Errno::DQUOT]
-            .iter()
-            .any(|full| self == Self::System(full.raw_os_error()))
-    }
-}
-
-impl From<Errno> for Reason {
-    fn from(errno: Errno) -> Self {
-        Self::System(errno.raw_os_error())
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::System(number) => f.write_str(&error_text(number)),
-            Self::Changed => f.write_str("it changed while it was being read, twice; run again"),
-            Self::Replaced => f.write_str("somebody else has put something else there; run again"),
-            Self::DirectoryInTheWay => f.write_str("a folder of that name is in the way"),
-            Self::FileInTheWay => f.write_str("a file of that name is in the way"),
-            Self::LinkInTheWay => {
-                f.write_str("a symbolic link is in the way; pcopy does not follow it")
-            }
-            Self::IsDestination => f.write_str("this folder is the destination itself"),
-            Self::IsSource => f.write_str("it would replace another source of this run"),
-            Self::LandsOnSource => f.write_str("this folder belongs to the source"),
-            Self::Loop => f.write_str("symbolic links lead back to a folder above"),
-            Self::WorkersDied(signal) if signal > 0 => {
-                write!(f, "two workers died at it ({})", signal_text(signal))
-            }
-            Self::WorkersDied(status) => {
-                write!(f, "two workers died at it (exit status {})", -status)
-            }
-            Self::Stalled(seconds) => write!(f, "no progress for {seconds} s, twice"),
-            Self::Bug => f.write_str("internal error, please report it"),
-            Self::Stopped => f.write_str("stopped"),
-        }
-    }
-}
-
-/// The system's text for an error number, without the number.
-pub(crate) fn error_text(number: i32) -> String {
-    let text = std::io::Error::from_raw_os_error(number).to_string();
-    match text.find(" (os error") {
-        Some(end) => text[..end].to_owned(),
-        None => text,
-    }
-}
-
-/// A signal's name.
-pub(crate) fn signal_text(signal: i32) -> String {
-    signal_hook::low_level::signal_name(signal)
-        .map_or_else(|| format!("signal {signal}"), str::to_owned)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reasons_read_well() {
-        let text = |reason: Reason| reason.to_string();
-        assert_eq!(text(Errno::ACCESS.into()), "Permission denied");
-        assert_eq!(
-            text(Reason::WorkersDied(9)),
-            "two workers died at it (SIGKILL)"
-        );
-        assert_eq!(
-            text(Reason::WorkersDied(-3)),
-            "two workers died at it (exit status 3)"
-        );
-    }
-
-    #[test]
-    fn only_a_full_destination_is_full() {
-        assert!(Reason::from(Errno::NOSPC).is_full());
-        assert!(Reason::from(Errno::DQUOT).is_full());
-        assert!(!Reason::from(Errno::IO).is_full());
-    }
+    pub(crate) error: CopyError,
 }

@@ -173,7 +173,8 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> 
 mod tests {
     use super::*;
     use crate::fs::path::{Kind, Name, Names, RelPath};
-    use crate::protocol::{Again, Failure, Job, JobKind, JobUpdate, Reason, Report, Step};
+    use crate::protocol::error::{CopyError, Reason, Step};
+    use crate::protocol::{Again, EntryError, Job, JobKind, JobUpdate, Report};
     use proptest::prelude::*;
 
     fn wire(socket: OwnedFd) -> Wire {
@@ -189,10 +190,9 @@ mod tests {
                 job: 7,
                 ended: true,
                 made,
-                failures: vec![Failure {
+                failures: vec![EntryError {
                     name: Some(Name::new(b"bad")),
-                    step: Step::Open,
-                    reason: Reason::System(13),
+                    error: CopyError::new(Step::Open, Reason::System(13)),
                 }],
                 ..JobUpdate::default()
             }],

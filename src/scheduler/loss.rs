@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Dealt, Part, Scheduler};
-use crate::engine::Death;
 use crate::fs::path::Name;
-use crate::protocol::{Failure, Job, JobId, JobKind, Reason, Step};
+use crate::protocol::error::{CopyError, Death, Reason, Step};
+use crate::protocol::{EntryError, Job, JobId, JobKind};
 use crate::scheduler::watchdog::Stall;
 use crate::scoreboard::WriteTarget;
 use crate::ui::paths::Side;
@@ -28,8 +28,8 @@ struct Left {
 impl Scheduler {
     pub(super) fn lost(&mut self, worker: usize, jobs: &[JobId], death: Death) {
         match death {
-            Death::LeftBehind => self.tally.left_behind += 1,
-            Death::Signal(_) => {}
+            Death::Unknown => self.tally.left_behind += 1,
+            Death::Signal(_) | Death::Exit(_) => {}
         }
         self.tally.replaced += 1;
         let stalled = self.watch.forget(worker);
@@ -105,18 +105,16 @@ impl Scheduler {
         if !self.deaths.insert(place) {
             let reason = match (stalled, death) {
                 (Some(after), _) => Reason::Stalled(after.as_secs()),
-                (None, Death::Signal(signal)) => Reason::WorkersDied(signal),
-                (None, Death::LeftBehind) => Reason::WorkersDied(0),
+                (None, death) => Reason::Crashed(death),
             };
             let step = match (&entry, &dealt.job.task) {
                 (None, JobKind::Directory { .. }) => Step::ListDirectory,
                 (None, _) => Step::OpenDirectory,
                 (Some(_), _) => Step::Copy,
             };
-            let failure = Failure {
+            let failure = EntryError {
                 name: entry.clone(),
-                step,
-                reason,
+                error: CopyError { step, reason },
             };
             let is_known = match &dealt.job.task {
                 JobKind::Chunk { large, .. } => !self.large_failed(dealt.folder, large),

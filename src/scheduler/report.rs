@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{Scheduler, Todo};
 use crate::fs::path::Name;
-use crate::protocol::{Failure, Job, JobId, JobKind, JobUpdate, Line, NotKept, Reason, Report};
+use crate::protocol::error::Reason;
+use crate::protocol::{EntryError, Job, JobId, JobKind, JobUpdate, Line, NotKept, Report};
 use crate::ui::paths::Side;
 
 impl Scheduler {
@@ -83,8 +84,8 @@ impl Scheduler {
         }
     }
 
-    fn failure(&mut self, job: JobId, failure: Failure) {
-        if failure.reason == Reason::Stopped {
+    fn failure(&mut self, job: JobId, failure: EntryError) {
+        if failure.error.reason == Reason::Stopped {
             return;
         }
         let Some(dealt) = self.dealt.get_mut(&job) else {
@@ -100,7 +101,7 @@ impl Scheduler {
             && let Some(file) = self.large.get_mut(&(folder, large.name.clone()))
         {
             // Sealing looks at the source once more.
-            if failure.reason == Reason::Changed {
+            if failure.error.reason == Reason::Changed {
                 file.changed = true;
                 return;
             }
@@ -111,8 +112,8 @@ impl Scheduler {
         self.tell_failure(&job, &failure);
     }
 
-    pub(super) fn tell_failure(&mut self, job: &Job, failure: &Failure) {
-        let side = if failure.step.at_destination() {
+    pub(super) fn tell_failure(&mut self, job: &Job, failure: &EntryError) {
+        let side = if failure.error.step.is_at_destination() {
             Side::Destination
         } else {
             Side::Source
@@ -123,10 +124,9 @@ impl Scheduler {
         self.tally.failed += 1;
         self.progress.error(&format!(
             "{path}: {}: {}",
-            failure.step.text(),
-            failure.reason
+            failure.error.step, failure.error.reason
         ));
-        if failure.is_full_destination() {
+        if failure.error.is_full_destination() {
             self.tally.full = true;
             self.stop();
         }

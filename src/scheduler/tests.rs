@@ -10,9 +10,9 @@ use clap::Parser;
 use super::*;
 use crate::cli::Cli;
 use crate::config::Config;
-use crate::engine::Death;
 use crate::fs::path::Kind;
-use crate::protocol::{Failure, HardLink, JobUpdate, Reason, Report, Step};
+use crate::protocol::error::{CopyError, Death, Reason, Step};
+use crate::protocol::{EntryError, HardLink, JobUpdate, Report};
 use crate::scoreboard::{Ending, Scoreboard, WorkerSlot, WriteTarget};
 use crate::targets::Targets;
 
@@ -291,10 +291,9 @@ fn nothing_that_others_have_is_listed_again() {
         job: entries.id,
         ended: true,
         links: vec![hard_link("a")],
-        failures: vec![Failure {
+        failures: vec![EntryError {
             name: Some(name("bad")),
-            step: Step::Open,
-            reason: Reason::System(13),
+            error: CopyError::new(Step::Open, Reason::System(13)),
         }],
         ..JobUpdate::default()
     });
@@ -324,10 +323,9 @@ fn a_large_file_fails_once_and_its_other_pieces_are_dropped() {
         stage.tell(JobUpdate {
             job: piece.id,
             ended: true,
-            failures: vec![Failure {
+            failures: vec![EntryError {
                 name: Some(name("a")),
-                step: Step::Read,
-                reason: Reason::System(5),
+                error: CopyError::new(Step::Read, Reason::System(5)),
             }],
             ..JobUpdate::default()
         });

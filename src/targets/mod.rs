@@ -19,7 +19,7 @@ use crate::config::{Config, Destination};
 use crate::copy::dir::{folder_mode, strip_acls};
 use crate::fs::path::{Kind, RelPath, show};
 use crate::fs::stat::FileId;
-use crate::protocol::{Reason, error_text};
+use crate::protocol::error::{Reason, error_text};
 
 /// A source and its destination.
 pub(crate) struct Target {

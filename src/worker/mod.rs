@@ -10,13 +10,13 @@ use rustix::fs::{self, AtFlags, FileType, FlockOperation};
 
 use crate::context::Context;
 use crate::copy::dir::DirPair;
-use crate::copy::{At, Copier, CopyError, Outcome};
+use crate::copy::{Copier, Outcome};
 use crate::fs::list::{self, Listing};
 use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::DirIds;
+use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::protocol::{
-    Action, Again, ChunkedFile, Failure, HardLink, Job, JobKind, JobUpdate, Line, Reason, Report,
-    Step,
+    Action, Again, ChunkedFile, EntryError, HardLink, Job, JobKind, JobUpdate, Line, Report,
 };
 use crate::scoreboard::{Ending, WorkerSlot};
 
@@ -498,13 +498,13 @@ impl Worker {
 
     fn fail(&mut self, name: Option<&CStr>, trouble: CopyError) {
         let name = name.map(|name| Name::new(name.to_bytes()));
-        self.size += size_of::<Failure>() + name.as_ref().map_or(0, |name| name.as_bytes().len());
-        let failure = Failure {
+        self.size +=
+            size_of::<EntryError>() + name.as_ref().map_or(0, |name| name.as_bytes().len());
+        let failure = EntryError {
             name,
-            step: trouble.step,
-            reason: trouble.reason,
+            error: trouble,
         };
-        if failure.is_full_destination() {
+        if failure.error.is_full_destination() {
             // At once, not when the parent has heard of it: whatever is begun now fails too.
             self.context.board.stop();
         }

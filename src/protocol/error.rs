@@ -1,0 +1,222 @@
+//! The one error type: what failed, and why. It travels from a worker to the parent, which prints it.
+
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+/// Why an entry was not copied, or not faithfully.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{step}: {reason}")]
+pub(crate) struct CopyError {
+    /// The operation that failed.
+    pub(crate) step: Step,
+    pub(crate) reason: Reason,
+}
+
+impl CopyError {
+    /// An error that pcopy itself detected, or one from the system.
+    pub(crate) fn new(step: Step, reason: impl Into<Reason>) -> Self {
+        let reason = reason.into();
+        Self { step, reason }
+    }
+
+    /// Returns true if the destination is full, so that everything after it would fail too. An
+    /// attribute that is too large for its file system fails with the same numbers and says
+    /// nothing about the rest.
+    pub(crate) fn is_full_destination(&self) -> bool {
+        self.step.is_at_destination() && self.step != Step::SetAttributes && self.reason.is_full()
+    }
+}
+
+/// Adds the operation to an error of the system.
+pub(crate) trait At<T> {
+    fn at(self, step: Step) -> Result<T, CopyError>;
+}
+
+impl<T> At<T> for rustix::io::Result<T> {
+    fn at(self, step: Step) -> Result<T, CopyError> {
+        self.map_err(|errno| CopyError::new(step, errno))
+    }
+}
+
+/// An operation on an entry. Its text is what messages call it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub(crate) enum Step {
+    #[error("open directory")]
+    OpenDirectory,
+    #[error("list directory")]
+    ListDirectory,
+    #[error("stat")]
+    Look,
+    #[error("open")]
+    Open,
+    #[error("read")]
+    Read,
+    #[error("read link")]
+    ReadLink,
+    #[error("read attributes")]
+    ReadAttributes,
+    #[error("copy")]
+    Copy,
+    #[error("open directory")]
+    OpenDestinationDirectory,
+    #[error("create directory")]
+    MakeDirectory,
+    #[error("stat")]
+    LookAtDestination,
+    #[error("create")]
+    Create,
+    #[error("write")]
+    Write,
+    #[error("reserve space")]
+    Reserve,
+    #[error("clone (--reflink=always)")]
+    Clone,
+    #[error("set owner")]
+    SetOwner,
+    #[error("set mode")]
+    SetMode,
+    #[error("set times")]
+    SetTimes,
+    #[error("set attributes")]
+    SetAttributes,
+    #[error("close")]
+    Close,
+    #[error("sync to disk")]
+    Sync,
+    #[error("rename into place")]
+    Rename,
+    #[error("create hard link")]
+    Link,
+    #[error("remove temporary file")]
+    Remove,
+}
+
+impl Step {
+    /// Returns true for an operation on the destination: its failure is shown with that path.
+    pub(crate) const fn is_at_destination(self) -> bool {
+        !matches!(
+            self,
+            Self::OpenDirectory
+                | Self::ListDirectory
+                | Self::Look
+                | Self::Open
+                | Self::Read
+                | Self::ReadLink
+                | Self::ReadAttributes
+                | Self::Copy
+        )
+    }
+}
+
+/// Why an operation failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub(crate) enum Reason {
+    /// An errno.
+    #[error("{}", error_text(*.0))]
+    System(i32),
+    #[error("file changed while being copied (2 attempts)")]
+    Changed,
+    #[error("a directory of that name is in the way")]
+    DirectoryInTheWay,
+    #[error("a file of that name is in the way")]
+    FileInTheWay,
+    #[error("a symbolic link is in the way; pcopy does not follow it")]
+    LinkInTheWay,
+    /// Another process renamed something over a file that this run was writing.
+    #[error("another process replaced it; run pcopy again")]
+    Replaced,
+    /// The source directory is the destination itself, or one that is being copied to.
+    #[error("this directory is the destination itself")]
+    IsDestination,
+    #[error("it would replace another source of this run")]
+    IsSource,
+    /// The destination directory is the source, or lies inside it.
+    #[error("this directory belongs to the source")]
+    LandsOnSource,
+    #[error("symbolic links lead back to a parent directory")]
+    Loop,
+    #[error("workers crashed on it twice ({0})")]
+    Crashed(Death),
+    /// No progress for this many seconds.
+    #[error("no progress for {0} s (2 attempts)")]
+    Stalled(u64),
+    /// A panic. Its message is on stderr in thread mode.
+    #[error("internal error, please report it")]
+    Bug,
+    /// The run was stopped. Never shown.
+    #[error("interrupted")]
+    Stopped,
+}
+
+impl Reason {
+    /// Returns true for the errors of a full file system or quota.
+    pub(crate) fn is_full(self) -> bool {
+        self == Errno::NOSPC.into() || self == Errno::DQUOT.into()
+    }
+}
+
+impl From<Errno> for Reason {
+    fn from(errno: Errno) -> Self {
+        Self::System(errno.raw_os_error())
+    }
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub(crate) enum Death {
+    #[error("{}", signal_text(*.0))]
+    Signal(i32),
+    #[error("exit status {0}")]
+    Exit(i32),
+    /// Its status was lost: another process reaped it, or it could not be killed.
+    #[error("unknown status")]
+    Unknown,
+}
+
+/// Returns the system's text for an errno, without the number.
+pub(crate) fn error_text(errno: i32) -> String {
+    let text = std::io::Error::from_raw_os_error(errno).to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+fn signal_text(signal: i32) -> String {
+    signal_hook::low_level::signal_name(signal)
+        .map_or_else(|| format!("signal {signal}"), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_read_well() {
+        let error = CopyError::new(Step::Open, Errno::ACCESS);
+        assert_eq!(error.to_string(), "open: Permission denied");
+        let crashed = |death| Reason::Crashed(death).to_string();
+        assert_eq!(
+            crashed(Death::Signal(9)),
+            "workers crashed on it twice (SIGKILL)"
+        );
+        assert_eq!(
+            crashed(Death::Exit(3)),
+            "workers crashed on it twice (exit status 3)"
+        );
+        assert_eq!(
+            crashed(Death::Unknown),
+            "workers crashed on it twice (unknown status)"
+        );
+    }
+
+    #[test]
+    fn only_a_full_destination_stops_everything() {
+        let full = |step, errno| CopyError::new(step, errno).is_full_destination();
+        assert!(full(Step::Write, Errno::NOSPC));
+        assert!(full(Step::Create, Errno::DQUOT));
+        assert!(!full(Step::Write, Errno::IO));
+        assert!(!full(Step::Read, Errno::NOSPC));
+        assert!(!full(Step::SetAttributes, Errno::NOSPC));
+    }
+}
