@@ -1,8 +1,8 @@
-"""Where the races of race.py are run: their data, file systems and mounts.
+"""The data, file systems and mounts for the races of race.py.
 
-Everything lies in one data folder. What took time to make (the kernel tree)
-stays there for the next race; what belongs to one row is under `run` in it and
-is unmounted and removed when the row ends, also when it ends by a signal.
+Everything is kept in one data directory. Sources such as the kernel tree take
+time to make and stay there for the next race. Everything else of a row is under
+`run`. It is unmounted and removed when the row ends, even by a signal.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
 class Skip(Exception):
-    """A row cannot be run on this machine; the text says why."""
+    """A row cannot run on this machine; the text says why."""
 
 
 def quiet(*argv: object) -> None:
-    """Runs a helper command; its complaint becomes the reason for skipping."""
+    """Runs a helper command. If it fails, its message becomes the reason for skipping."""
     done = subprocess.run([str(a) for a in argv], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise Skip(f"{argv[0]}: {(done.stderr or done.stdout).strip()[-200:]}")
@@ -44,52 +44,55 @@ def free_gib(data: Path) -> float:
 # --------------------------------------------------------------------- data
 
 
-def build_once(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """Fills a data folder unless an earlier run did; half-filled ones never count."""
-    if not folder.exists():
-        print(f"preparing {folder} ...", file=sys.stderr)
-        unfinished = folder.with_name(folder.name + ".unfinished")
+def build_once(directory: Path, fill: Callable[[Path], None]) -> Path:
+    """Fills a data directory unless an earlier run has filled it completely."""
+    if not directory.exists():
+        print(f"preparing {directory} ...", file=sys.stderr)
+        unfinished = directory.with_name(directory.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         fill(unfinished)
-        unfinished.rename(folder)
-    return folder
+        unfinished.rename(directory)
+    return directory
 
 
-def fill_tree(folder: Path) -> None:
-    """The kernel source where Debian's package is, else a tree of the same shape."""
+def fill_tree(directory: Path) -> None:
+    """Unpacks the kernel source of Debian's package, or generates a tree of the same shape."""
     if KERNEL.exists():
-        quiet("tar", "-xf", KERNEL, "-C", folder, "--strip-components=1")
+        quiet("tar", "-xf", KERNEL, "-C", directory, "--strip-components=1")
     else:
-        generate_tree(folder)
+        generate_tree(directory)
 
 
 def generate_tree(root: Path) -> None:
-    """80,000 files in 5,500 folders; sizes log-normal, like the kernel's (median 4 KiB, mean 15 KiB)."""
+    """Makes 80,000 files in 5,500 directories.
+
+    The sizes are log-normal, like those of the kernel: median 4 KiB, mean 15 KiB.
+    """
     rng = random.Random(61)
     text = rng.randbytes(32 * MIB)
-    folders = [root]
-    while len(folders) < 5500:
-        above = rng.choice(folders)
-        if len(above.parts) - len(root.parts) < 8:
-            folders.append(above / f"folder-{len(folders)}")
-            folders[-1].mkdir()
-    crowd = [rng.paretovariate(1.2) for _ in folders]
-    for number, home in enumerate(rng.choices(folders, crowd, k=80_000)):
+    directories = [root]
+    while len(directories) < 5500:
+        parent = rng.choice(directories)
+        if len(parent.parts) - len(root.parts) < 8:
+            directories.append(parent / f"dir-{len(directories)}")
+            directories[-1].mkdir()
+    weights = [rng.paretovariate(1.2) for _ in directories]
+    for number, parent in enumerate(rng.choices(directories, weights, k=80_000)):
         size = min(int(rng.lognormvariate(math.log(4200), 1.6)), 24 * MIB)
         start = rng.randrange(len(text) - size)
-        (home / f"file-{number}.c").write_bytes(text[start : start + size])
-    for number, home in enumerate(rng.choices(folders, k=56)):
-        (home / f"link-{number}").symlink_to("../file.c")
+        (parent / f"file-{number}.c").write_bytes(text[start : start + size])
+    for number, parent in enumerate(rng.choices(directories, k=56)):
+        (parent / f"link-{number}").symlink_to("../file.c")
 
 
-def fill_files(count: int, size: int, folders: int, root: Path) -> None:
-    """Equal files, spread over `folders` folders (0: all in the root itself)."""
+def fill_files(count: int, size: int, directories: int, root: Path) -> None:
+    """Makes equal files, spread over so many directories (0: all in the root)."""
     content = random.Random(count).randbytes(size)
     for number in range(count):
-        home = root / f"folder-{number % folders}" if folders else root
-        home.mkdir(exist_ok=True)
-        (home / f"file-{number}").write_bytes(content)
+        parent = root / f"dir-{number % directories}" if directories else root
+        parent.mkdir(exist_ok=True)
+        (parent / f"file-{number}").write_bytes(content)
 
 
 def fill_counted(root: Path) -> None:
@@ -114,20 +117,20 @@ def fill_sparse(root: Path) -> None:
         file.truncate(8 * GIB)
 
 
-def census(folder: Path) -> tuple[int, int, int]:
-    """Entries, bytes of regular files, and bytes of disk they take, below a folder."""
+def measure_tree(directory: Path) -> tuple[int, int, int]:
+    """Returns the number of entries, the bytes of regular files, and the disk space they take."""
     entries = size = disk = 0
-    waiting = [str(folder)]
-    while waiting:
-        with os.scandir(waiting.pop()) as listing:
+    pending = [str(directory)]
+    while pending:
+        with os.scandir(pending.pop()) as listing:
             for entry in listing:
                 entries += 1
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
+                    pending.append(entry.path)
                 elif entry.is_file(follow_symlinks=False):
-                    found = entry.stat(follow_symlinks=False)
-                    size += found.st_size
-                    disk += found.st_blocks * 512
+                    stat = entry.stat(follow_symlinks=False)
+                    size += stat.st_size
+                    disk += stat.st_blocks * 512
     return entries, size, disk
 
 
@@ -142,15 +145,15 @@ FILLERS: dict[str, Callable[[Path], None]] = {
 }
 
 
-# ------------------------------------------------- arenas: where a race runs
+# ------------------------------------------------------------------- arenas
 
 
 class Arena:
-    """A source, a destination, and how to make things as before the last run."""
+    """A source and a destination. clear() prepares them for the next run."""
 
     def __init__(self, base: Path, source: Path, log: Path, on_disk: bool = False) -> None:
         self.src = self.real_src = source
-        # Same last name as the source, for copiers that insist on it.
+        # The same last component as the source: cpx copies into a parent directory.
         self.dst = self.real_dst = base / "dst" / source.name
         self.log = log
         self.on_disk = on_disk
@@ -159,15 +162,15 @@ class Arena:
         subprocess.run(["rm", "-rf", self.real_dst.parent], check=True)
         self.real_dst.parent.mkdir()
         if self.on_disk:
-            # Nothing of the last run's writing and of its removal may be left
-            # for the next one to wait for.
+            # Finishes the last run's writes and their removal now, so that the next run does
+            # not wait for them.
             subprocess.run(["sync", "-f", self.real_dst.parent], check=True)
             os.statvfs(self.real_dst.parent)  # Makes XFS finish freeing its inodes.
             time.sleep(0.2)
 
 
 class FinishedArena(Arena):
-    """The copy is complete and stays so."""
+    """An arena whose copy is complete and stays there."""
 
     def clear(self) -> None:
         if not self.dst.exists():
@@ -176,7 +179,7 @@ class FinishedArena(Arena):
 
 
 class SlowArena(Arena):
-    """Source and destination behind a slow mount, mounted anew for each run."""
+    """An arena behind a slow mount, which is mounted anew for each run."""
 
     def __init__(self, backing: Path, source: Path, log: Path, mountpoint: Path, faultfs: Path) -> None:
         super().__init__(backing, source, log)
@@ -188,14 +191,14 @@ class SlowArena(Arena):
         self.close()
         super().clear()
         argv: list[str | Path] = [self.faultfs, self.backing, self.mountpoint, "--delay-ms", "0.5"]
-        # In a group of its own: Ctrl-C must end the copier first.
+        # In a process group of its own, so that Ctrl-C ends the copier first.
         self.server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
         if not self.server.stdout or self.server.stdout.readline().strip() != b"ready":
             raise Skip("the slow file system did not start")
 
     def close(self) -> None:
         if self.server:
-            self.server.communicate()  # The end of its stdin ends it.
+            self.server.communicate()  # Closes its stdin, which makes it exit.
             self.server = None
             unmount(self.mountpoint)
 
@@ -211,10 +214,10 @@ def unmount(mountpoint: Path) -> None:
 
 @contextlib.contextmanager
 def loop_device(image: Path, mountpoint: Path, kind: str) -> Iterator[None]:
-    """A file system of this kind in a file in the data folder; gone afterwards."""
+    """Makes and mounts a file system in an image file, and removes both afterwards."""
     if os.geteuid() != 0:
         raise Skip("needs root, for mounting")
-    # Nothing may be left for the kernel to initialise while a race is on.
+    # All of it is initialised now: the kernel must not do that during a race.
     options = ["-E", "lazy_itable_init=0,lazy_journal_init=0", "-F"] if kind == "ext4" else ["-f"]
     try:
         image.touch()
@@ -229,17 +232,17 @@ def loop_device(image: Path, mountpoint: Path, kind: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def arena(data: Path, source_name: str, place: str, faultfs: Path) -> Iterator[Arena]:
-    """Builds one up, with the source in it, and clears it away."""
+    """Builds an arena with its source, and removes it afterwards."""
     source = build_once(data / source_name, FILLERS[source_name])
     base, log, mountpoint = data / "run", data / "run" / "stderr", data / "run" / "mnt"
-    unmount(mountpoint)  # Left by a race that was killed.
+    unmount(mountpoint)  # A race that was killed may have left it.
     shutil.rmtree(base, ignore_errors=True)
     mountpoint.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: subprocess.run(["rm", "-rf", "--one-file-system", base], check=False))
         if place == "slow":
             if not faultfs.exists():
-                raise Skip(f"no {faultfs}: cargo build --release --example faultfs")
+                raise Skip(f"no {faultfs}: cargo build --release -p faultfs")
             backing = base / "backing"
             backing.mkdir()
             quiet("cp", "-a", source, backing)

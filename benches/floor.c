@@ -1,7 +1,6 @@
-// The least work with which a tree of plain files is copied, modes and times kept, and whatever
-// else there might be noticed: nine system calls for a small file, on as many threads as there are
-// processors. A measuring stick for race.py, not a copier: it gives up at the first error, and at
-// the first attribute.
+// Copies a tree of plain files with the least work that keeps modes and times and would notice
+// anything else: nine system calls for a small file, one thread for each processor. It is a
+// yardstick for race.py, not a copier: it exits at the first error and at the first attribute.
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <err.h>
@@ -15,28 +14,28 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-enum { MOST = 1 << 20 };
-static int from, to;        // The two roots.
-static char *folders[MOST]; // To be copied, the last one first.
-static int waiting, busy;
+enum { MAX = 1 << 20 };
+static int from, to;     // The two roots.
+static char *queue[MAX]; // Directories to copy, last in, first out.
+static int queued, busy; // How many are in the queue, how many are being copied.
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 
-static int must(int result, const char *what) {
-    if (result < 0) err(1, "%s", what);
+static int must(int result, const char *context) {
+    if (result < 0) err(1, "%s", context);
     return result;
 }
 
-static void push(char *folder) {
+static void push(char *directory) {
     pthread_mutex_lock(&lock);
-    if (waiting == MOST) errx(1, "too many folders");
-    folders[waiting++] = folder;
+    if (queued == MAX) errx(1, "too many directories");
+    queue[queued++] = directory;
     pthread_cond_signal(&changed);
     pthread_mutex_unlock(&lock);
 }
 
-static void set_times(int file, const struct stat *like) {
-    struct timespec times[2] = {like->st_atim, like->st_mtim};
+static void set_times(int file, const struct stat *source) {
+    struct timespec times[2] = {source->st_atim, source->st_mtim};
     must(futimens(file, times), "futimens");
 }
 
@@ -52,14 +51,14 @@ static void copy_file(int source, int destination, const char *name) {
     while (read < before.st_size)
         if (copy_file_range(in, &read, out, &written, before.st_size - read, 0) <= 0)
             err(1, "%s", name);
-    must(fstat(in, &after), name); // Has it changed meanwhile?
+    must(fstat(in, &after), name); // Has the source changed since?
     if (after.st_mtim.tv_nsec != before.st_mtim.tv_nsec) errx(1, "%s changed", name);
     set_times(out, &before);
     must(close(out), name);
     close(in);
 }
 
-static void copy_folder(const char *path) {
+static void copy_directory(const char *path) {
     int source = must(openat(from, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), path);
     int destination = must(openat(to, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), path);
     struct stat stat;
@@ -69,10 +68,10 @@ static void copy_folder(const char *path) {
         const char *name = entry->d_name;
         if (!strcmp(name, ".") || !strcmp(name, "..")) continue;
         if (entry->d_type == DT_DIR) {
-            char *below;
+            char *child;
             must(mkdirat(destination, name, 0700), name);
-            must(asprintf(&below, "%s/%s", path, name), name);
-            push(below);
+            must(asprintf(&child, "%s/%s", path, name), name);
+            push(child);
         } else if (entry->d_type == DT_LNK) {
             char target[4096];
             int length = must(readlinkat(source, name, target, sizeof target - 1), name);
@@ -90,16 +89,16 @@ static void copy_folder(const char *path) {
 }
 
 static void *work(void *unused) {
-    unshare(CLONE_FILES); // A table of descriptors for each thread, where that is allowed.
+    unshare(CLONE_FILES); // Gives each thread a table of descriptors of its own, if allowed.
     pthread_mutex_lock(&lock);
     for (;;) {
-        while (!waiting && busy) pthread_cond_wait(&changed, &lock);
-        if (!waiting) break;
-        char *folder = folders[--waiting];
+        while (!queued && busy) pthread_cond_wait(&changed, &lock);
+        if (!queued) break;
+        char *directory = queue[--queued];
         busy++;
         pthread_mutex_unlock(&lock);
-        copy_folder(folder);
-        free(folder);
+        copy_directory(directory);
+        free(directory);
         pthread_mutex_lock(&lock);
         busy--;
     }
@@ -108,12 +107,12 @@ static void *work(void *unused) {
     return unused;
 }
 
-int main(int count, char **words) {
-    if (count != 3) errx(2, "usage: floor SRC DST");
+int main(int argc, char **argv) {
+    if (argc != 3) errx(2, "usage: floor SRC DST");
     umask(0);
-    must(mkdir(words[2], 0700), words[2]);
-    from = must(open(words[1], O_RDONLY | O_DIRECTORY), words[1]);
-    to = must(open(words[2], O_RDONLY | O_DIRECTORY), words[2]);
+    must(mkdir(argv[2], 0700), argv[2]);
+    from = must(open(argv[1], O_RDONLY | O_DIRECTORY), argv[1]);
+    to = must(open(argv[2], O_RDONLY | O_DIRECTORY), argv[2]);
     push(strdup("."));
     cpu_set_t processors;
     must(sched_getaffinity(0, sizeof processors, &processors), "sched_getaffinity");

@@ -2,47 +2,47 @@
 """Race pcopy against other copiers, one row of work at a time.
 
     benches/race.py tree            one row
-    benches/race.py tree again      several
+    benches/race.py tree again      several rows
     benches/race.py all             every row
-    benches/race.py list            the rows and their bars
-    benches/race.py clean           remove the data folder
+    benches/race.py list            print the rows and their goals
+    benches/race.py clean           remove the data directory
 
 The rows:
 
 tree        a kernel source tree (about 80,000 files, 1.2 GiB), tmpfs to tmpfs
-tree-ext4   the same tree from and to one file system on a RAM-backed loop
-tree-xfs    device, so that shared extents are possible where the file system
-tree-btrfs  has them; needs root
+tree-ext4   the same tree, copied within one file system on a loop device in
+tree-xfs    RAM; XFS and btrfs can share extents between source and copy;
+tree-btrfs  needs root
 tree-bare, tree-ext4-bare, tree-xfs-bare, tree-btrfs-bare
-            the same, pcopy keeping as little as cpz: contents, and what the
-            umask leaves of the modes
-flat        40,000 files of 8 KiB in one folder, tmpfs
+            the same, but pcopy keeps as little as cpz does: contents, and
+            modes with the umask applied
+flat        40,000 files of 8 KiB in one directory, tmpfs
 big         one file of 2 GiB, tmpfs
 big-ext4    the same on ext4
 again       a second run over a finished copy of the tree: nothing to do
-slow        2,000 files in 100 folders, source and destination on a FUSE
-            pass-through (examples/faultfs.rs) that delays every call by
-            0.5 ms; no -j; freshly mounted for each run, so nothing is cached
-tiny        a folder of ten small files: what starting up costs
+slow        2,000 files in 100 directories; source and destination are on a
+            FUSE pass-through (tests/faultfs) that delays every call by 0.5 ms;
+            no -j; mounted anew for each run, so nothing is cached
+tiny        a directory of ten small files: the cost of starting
 sparse      a file of 8 GiB with 64 MiB of data in 64 places, tmpfs
 memory      peak private memory of a copier and all its children on the tree,
             sampled from /proc/*/smaps_rollup
-syscalls    system calls about files and messages for one small file: strace's
-            count over 2,000 files less its count over 1,000
+syscalls    system calls on files and sockets for one small file: strace's
+            count for 2,000 files minus its count for 1,000
 progress    the tree with the progress bar drawn on a terminal, and without
 
-Beside the copiers, `floor` (floor.c, built with cc where there is one) does the
-least work that keeps the times of a tree of plain files: what no copier that
-keeps everything can beat by much. It stands in no bar.
+`floor` (floor.c, built if cc is installed) runs beside the copiers. It does the
+least work that copies a tree of plain files and keeps their modes and times. No
+copier that keeps everything can be much faster. The goals do not count it.
 
-How it is measured. In each round every program runs once, and the next round
-starts with another program, so that a change in the machine's mood hits all
-alike. One round before the first is not counted; it warms the caches and
-checks that each copy has as many entries and bytes as its source. A program
-that fails, hangs, or copies too little leaves the row, with the reason shown.
-The span timed is from posix_spawn to wait4. Removing the last destination,
-`sync` (where there is a disk to sync) and mounting happen outside of it.
-Ratios are ratios of medians. pcopy runs with its default flags.
+How it is measured. In each round every program runs once, in a new random
+order, so that a change in the machine's speed affects all programs alike. The
+first round is not counted. It warms the caches and checks that each copy has as
+many entries and bytes as its source. A program that fails, hangs or copies too
+little drops out of the row, and the reason is printed. The time runs from
+posix_spawn to wait4. Removing the last destination, `sync` (if the file system
+is on a disk) and mounting are not timed. Ratios are ratios of medians. pcopy
+runs with its default options.
 """
 
 from __future__ import annotations
@@ -70,16 +70,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.dont_write_bytecode = True  # No __pycache__ in the project.
-from arena import GIB, MIB, Arena, Skip, arena, census, free_gib, unmount  # noqa: E402
+from arena import GIB, MIB, Arena, Skip, arena, free_gib, measure_tree, unmount  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parent.parent
-# No single run may take longer, in seconds.
+# The longest that a single run may take, in seconds.
 RUN_LIMIT = 600
 BARE = ["--no-preserve=all"]  # The umask applies to modes, as it does in cpz.
 
 
 class Failure(Exception):
-    """A program did not do its work; the text says why."""
+    """A program failed to copy; the text says why."""
 
 
 # ---------------------------------------------------------------- programs
@@ -87,25 +87,25 @@ class Failure(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One entrant of a race. {src}, {dst} and {parent} (of dst) are filled in."""
+    """A program in a race. command() replaces {src}, {dst} and {parent} (of dst) in argv."""
 
     name: str
     argv: list[str]
     on_terminal: bool = False
 
     def command(self, src: Path, dst: Path) -> list[str]:
-        words = {"src": src, "dst": dst, "parent": dst.parent}
-        return [word.format(**words) for word in self.argv]
+        paths = {"src": src, "dst": dst, "parent": dst.parent}
+        return [word.format(**paths) for word in self.argv]
 
     @property
     def is_pcopy(self) -> bool:
         return self.name.startswith("pcopy")
 
-    def at(self, path: Path) -> Program:
+    def with_path(self, path: Path) -> Program:
         return dataclasses.replace(self, argv=[str(path), *self.argv[1:]])
 
-    def chosen(self, only: set[str]) -> bool:
-        """Whether --only names this program, in full (`cp-a`) or by its first words (`cp`)."""
+    def is_selected(self, only: set[str]) -> bool:
+        """Whether --only names this program, in full (`cp-a`) or by how it begins (`cp`)."""
         key = re.sub("[ -]+", "-", self.name)
         return not only or any(key == word or key.startswith(word + "-") for word in only)
 
@@ -114,7 +114,7 @@ def peer(name: str, command: str = "") -> Program:
     return Program(name, (command or name + " {src} {dst}").split())
 
 
-# cpx always copies into the folder that it is given.
+# cpx always copies into its destination directory, so its destination is the parent.
 COPIERS = [
     peer("cpz"),
     peer("fcp"),
@@ -127,7 +127,7 @@ COPIERS = [
     peer("rsync -a", "rsync -a {src}/ {dst}/"),
     peer("rclone copy", "rclone copy --links {src} {dst}"),
 ]
-# Those that know how to leave a finished copy alone.
+# Programs that skip files which are already copied.
 UPDATERS = [
     peer("cp -auT"),
     peer("cpx --resume", "cpx -a --resume {src} {parent}"),
@@ -140,7 +140,7 @@ UPDATERS = [
 FLOOR = Program("floor", ["floor", "{src}", "{dst}"])
 
 
-def pcopies(flags: list[str], suffix: str = "", on_terminal: bool = False) -> list[Program]:
+def pcopy_programs(flags: list[str], suffix: str = "", on_terminal: bool = False) -> list[Program]:
     return [
         Program(f"pcopy-{mode}{suffix}", ["pcopy", f"--mode={mode}", *flags, "{src}", "{dst}"], on_terminal)
         for mode in ("thread", "process")
@@ -148,27 +148,30 @@ def pcopies(flags: list[str], suffix: str = "", on_terminal: bool = False) -> li
 
 
 def version(path: Path) -> str:
-    """The first line of a program's own account of its version."""
+    """Returns the first line that the program prints about its version."""
     flag = "version" if path.name == "rclone" else "--version"
-    found = subprocess.run([path, flag], capture_output=True, text=True, check=False)
-    line = (found.stdout + found.stderr).strip().split("\n")[0]
+    output = subprocess.run([path, flag], capture_output=True, text=True, check=False)
+    line = (output.stdout + output.stderr).strip().split("\n")[0]
     return line if path.name in line else f"{path.name} {line}"
 
 
 # ------------------------------------------------------------------ running
 
 
-def wait(pid: int, name: str, meanwhile: Callable[[int], None] | None) -> int:
-    """Waits for a child that leads its own group; kills the group if that does not go well."""
+def wait(pid: int, name: str, observe: Callable[[int], None] | None) -> int:
+    """Waits for a child that leads a process group, and kills the group on any error.
 
-    def too_long(_signal: int, _frame: object) -> None:
+    `observe` is called with the child's pid while it runs.
+    """
+
+    def time_out(_signal: int, _frame: object) -> None:
         raise Failure(f"{name}: still running after {RUN_LIMIT} s")
 
-    signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGALRM, time_out)
     signal.alarm(RUN_LIMIT)
     try:
-        if meanwhile:
-            meanwhile(pid)
+        if observe:
+            observe(pid)
         return os.waitstatus_to_exitcode(os.wait4(pid, 0)[1])
     except BaseException:
         os.killpg(pid, signal.SIGKILL)
@@ -178,8 +181,8 @@ def wait(pid: int, name: str, meanwhile: Callable[[int], None] | None) -> int:
         signal.alarm(0)
 
 
-def run(argv: list[str], stderr: Path, meanwhile: Callable[[int], None] | None = None) -> float:
-    """Runs a command with stderr going to a file or terminal; the seconds that it took."""
+def run(argv: list[str], stderr: Path, observe: Callable[[int], None] | None = None) -> float:
+    """Runs a command with its stderr in a file or on a terminal. Returns the seconds it took."""
     path = shutil.which(argv[0]) or argv[0]
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
@@ -188,17 +191,17 @@ def run(argv: list[str], stderr: Path, meanwhile: Callable[[int], None] | None =
     ]
     start = time.perf_counter()
     pid = os.posix_spawn(path, argv, os.environ, file_actions=actions, setpgroup=0)
-    code = wait(pid, argv[0], meanwhile)
+    code = wait(pid, argv[0], observe)
     seconds = time.perf_counter() - start
     if code != 0:
-        told = stderr.read_text(errors="replace").split("\n") if stderr.is_file() else []
-        raise Failure(f"exit status {code}: {' | '.join(line for line in told if line)[:200]}")
+        messages = stderr.read_text(errors="replace").split("\n") if stderr.is_file() else []
+        raise Failure(f"exit status {code}: {' | '.join(filter(None, messages))[:200]}")
     return seconds
 
 
 @contextlib.contextmanager
 def terminal() -> Iterator[Path]:
-    """A pseudo-terminal whose output is read and thrown away; yields its path."""
+    """Opens a pseudo-terminal, discards everything written to it, and yields its path."""
     ours, theirs = pty.openpty()
 
     def drain() -> None:
@@ -216,7 +219,7 @@ def terminal() -> Iterator[Path]:
         os.close(ours)
 
 
-# ----------------------------------------------------- what is measured, how
+# ---------------------------------------------------------------- measuring
 
 
 def measure_seconds(program: Program, place: Arena) -> tuple[float, str]:
@@ -227,53 +230,53 @@ def measure_seconds(program: Program, place: Arena) -> tuple[float, str]:
     return run(argv, place.log), ""
 
 
-def family(leader: int) -> Iterator[int]:
-    """A process and all its descendants."""
+def process_tree(root: int) -> Iterator[int]:
+    """Yields a process and all its descendants."""
     children = collections.defaultdict(list)
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            # The fields after the name, which may hold anything but ends with the last ")".
+            # The name may contain anything, so the fields after it begin at the last ")".
             stat = (process / "stat").read_text().rpartition(")")[2].split()
             children[int(stat[1])].append(int(process.name))
-    waiting = [leader]
-    while waiting:
-        yield (pid := waiting.pop())
-        waiting += children[pid]
+    pending = [root]
+    while pending:
+        yield (pid := pending.pop())
+        pending += children[pid]
 
 
 def private_mib(pid: int) -> float:
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
-        return 0.0  # It has ended meanwhile.
+        return 0.0  # The process has ended.
     return sum(int(kib) for kib in re.findall(r"^Private_\w+: +(\d+) kB", rollup, re.M)) / 1024
 
 
 def measure_memory(program: Program, place: Arena) -> tuple[float, str]:
-    peak, most = 0.0, 0
+    peak, max_processes = 0.0, 0
 
-    def watch(pid: int) -> None:
-        nonlocal peak, most
-        # WNOWAIT leaves the end of the process for run() to collect.
+    def sample(pid: int) -> None:
+        nonlocal peak, max_processes
+        # WNOWAIT leaves the exit status for run() to collect.
         while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            members = list(family(pid))
-            peak = max(peak, sum(map(private_mib, members)))
-            most = max(most, len(members))
+            processes = list(process_tree(pid))
+            peak = max(peak, sum(map(private_mib, processes)))
+            max_processes = max(max_processes, len(processes))
             time.sleep(0.003)
 
-    run(program.command(place.src, place.dst), place.log, watch)
-    return peak, f"{most} processes" if most > 1 else ""
+    run(program.command(place.src, place.dst), place.log, sample)
+    return peak, f"{max_processes} processes" if max_processes > 1 else ""
 
 
-def strace(program: Program, place: Arena, folder: str) -> collections.Counter[str]:
-    """System calls by name in one run, children included."""
-    counted = place.log.with_name("strace")
-    command = program.command(place.src / folder, place.dst.parent / folder)
-    # About files and messages: how often a program yields while it waits depends on the machine.
-    about = "trace=%file,%desc,%network"
-    run(["strace", "-f", "-c", "-e", about, "-o", str(counted), *command], place.log)
+def strace(program: Program, place: Arena, directory: str) -> collections.Counter[str]:
+    """Counts the system calls of one run by name, with those of its children."""
+    table = place.log.with_name("strace")
+    command = program.command(place.src / directory, place.dst.parent / directory)
+    # Only calls on files and sockets: how often a waiting program yields depends on the machine.
+    calls = "trace=%file,%desc,%network"
+    run(["strace", "-f", "-c", "-e", calls, "-o", str(table), *command], place.log)
     counts: collections.Counter[str] = collections.Counter()
-    for line in counted.read_text().splitlines():
+    for line in table.read_text().splitlines():
         words = line.split()
         if len(words) >= 5 and words[3].isdigit() and words[-1] != "total":
             counts[words[-1]] = int(words[3])
@@ -283,7 +286,7 @@ def strace(program: Program, place: Arena, folder: str) -> collections.Counter[s
 def measure_syscalls(program: Program, place: Arena) -> tuple[float, str]:
     if not shutil.which("strace"):
         raise Skip("needs strace")
-    once, twice = (strace(program, place, folder) for folder in ("1000", "2000"))
+    once, twice = (strace(program, place, directory) for directory in ("1000", "2000"))
     each = {name: (twice[name] - once[name]) / 1000 for name in twice}
     note = ", ".join(f"{name} {n:.2f}" for name, n in sorted(each.items(), key=lambda x: -x[1]) if n >= 0.02)
     return sum(each.values()), f"{once.total()} for 1,000; each: {note}"
@@ -293,11 +296,11 @@ def measure_syscalls(program: Program, place: Arena) -> tuple[float, str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bar:
-    """What a row asks of pcopy: at most `limit` times a rival's figure."""
+class Goal:
+    """A goal for pcopy in a row: at most `limit` times the figure of a rival."""
 
     limit: float
-    rival: str = ""  # A name, "best peer", "best other" (all but cpz), or "": an absolute figure.
+    rival: str = ""  # A name, "best peer", "best other" (all but cpz), or "" for an absolute limit.
     modes: tuple[str, ...] = ("pcopy-thread", "pcopy-process")
 
     def __str__(self) -> str:
@@ -308,39 +311,39 @@ class Bar:
 class Row:
     name: str
     source: str
-    bars: list[Bar]
+    goals: list[Goal]
     place: str = "tmpfs"
-    entrants: list[Program] = dataclasses.field(default_factory=lambda: pcopies([]) + COPIERS)
+    programs: list[Program] = dataclasses.field(default_factory=lambda: pcopy_programs([]) + COPIERS)
     measure: Callable[[Program, Arena], tuple[float, str]] = measure_seconds
     unit: str = "s"
-    rounds: float = 1  # Times --rounds.
-    gib: int = 4  # Memory needed.
+    rounds: float = 1  # A factor on --rounds.
+    gib: int = 4  # The memory that the row needs.
     checked: bool = True
 
 
-KEPT = [Bar(1.12, "cpz"), Bar(1.0, "best other")]
-FULL = [*pcopies([]), *COPIERS, FLOOR]
-AS_LITTLE = pcopies(BARE) + COPIERS[:2]
-BIG = [Bar(0.85, "best peer")]
+KEPT = [Goal(1.12, "cpz"), Goal(1.0, "best other")]
+FULL = [*pcopy_programs([]), *COPIERS, FLOOR]
+AS_LITTLE = pcopy_programs(BARE) + COPIERS[:2]
+BIG = [Goal(0.85, "best peer")]
 ROWS = [
-    Row("tree", "tree", [Bar(1.05, "cpz"), Bar(0.5, "cp -a"), Bar(0.5, "cpx -a")], entrants=FULL),
+    Row("tree", "tree", [Goal(1.05, "cpz"), Goal(0.5, "cp -a"), Goal(0.5, "cpx -a")], programs=FULL),
     *(Row(f"tree-{kind}", "tree", KEPT, kind, FULL, gib=9) for kind in ("ext4", "xfs", "btrfs")),
-    Row("tree-bare", "tree", [Bar(1.0, "cpz")], entrants=AS_LITTLE),
-    *(Row(f"tree-{kind}-bare", "tree", [Bar(1.0, "cpz")], kind, AS_LITTLE, gib=9) for kind in ("ext4", "xfs", "btrfs")),
-    Row("flat", "flat", [Bar(0.9, "best peer")]),
+    Row("tree-bare", "tree", [Goal(1.0, "cpz")], programs=AS_LITTLE),
+    *(Row(f"tree-{kind}-bare", "tree", [Goal(1.0, "cpz")], kind, AS_LITTLE, gib=9) for kind in ("ext4", "xfs", "btrfs")),
+    Row("flat", "flat", [Goal(0.9, "best peer")]),
     Row("big", "big", BIG, gib=5),
     Row("big-ext4", "big", BIG, "ext4", gib=11),
-    Row("again", "tree", [Bar(0.6, "cp -auT")], "finished", pcopies([]) + UPDATERS),
-    Row("slow", "small", [Bar(1.2, "rcp"), Bar(0.125, "cpz")], "slow", gib=1),
-    Row("tiny", "tiny", [Bar(1.3, "cp -a", ("pcopy-thread",)), Bar(2.5, "cp -a", ("pcopy-process",))],
+    Row("again", "tree", [Goal(0.6, "cp -auT")], "finished", pcopy_programs([]) + UPDATERS),
+    Row("slow", "small", [Goal(1.2, "rcp"), Goal(0.125, "cpz")], "slow", gib=1),
+    Row("tiny", "tiny", [Goal(1.3, "cp -a", ("pcopy-thread",)), Goal(2.5, "cp -a", ("pcopy-process",))],
         rounds=40, gib=1),
-    Row("sparse", "sparse", [Bar(1.0, "best peer")], gib=10),
-    Row("memory", "tree", [Bar(64)], measure=measure_memory, unit="MiB", rounds=0.6),
-    Row("syscalls", "counted", [Bar(9, "", ("pcopy-thread",)), Bar(10, "", ("pcopy-process",))],
+    Row("sparse", "sparse", [Goal(1.0, "best peer")], gib=10),
+    Row("memory", "tree", [Goal(64)], measure=measure_memory, unit="MiB", rounds=0.6),
+    Row("syscalls", "counted", [Goal(9, "", ("pcopy-thread",)), Goal(10, "", ("pcopy-process",))],
         measure=measure_syscalls, unit="calls", rounds=0.2, gib=1, checked=False),
     Row("progress", "tree",
-        [Bar(1.01, f"pcopy-{mode}", (f"pcopy-{mode} bar",)) for mode in ("thread", "process")],
-        entrants=pcopies(["--progress=never"], "", True) + pcopies(["--progress=always"], " bar", True), rounds=3),
+        [Goal(1.01, f"pcopy-{mode}", (f"pcopy-{mode} bar",)) for mode in ("thread", "process")],
+        programs=pcopy_programs(["--progress=never"], "", True) + pcopy_programs(["--progress=always"], " bar", True), rounds=3),
 ]  # fmt: skip
 
 
@@ -356,44 +359,44 @@ class Result:
         return {name: statistics.median(figures) for name, figures in self.figures.items()}
 
     def best(self, but: str = "") -> str:
-        """The best program that is not pcopy."""
+        """Returns the best program that is not pcopy."""
         ours = ("pcopy", FLOOR.name)
         rivals = {n: m for n, m in self.medians().items() if not n.startswith(ours) and n != but}
         return min(rivals, key=lambda name: rivals[name], default="")
 
     def verdicts(self) -> Iterator[str]:
         medians = self.medians()
-        for bar in self.row.bars:
-            rival = {"best peer": self.best(), "best other": self.best("cpz")}.get(bar.rival, bar.rival)
+        for goal in self.row.goals:
+            rival = {"best peer": self.best(), "best other": self.best("cpz")}.get(goal.rival, goal.rival)
             if rival and rival not in medians:
                 continue
-            named = f" ({rival})" if rival != bar.rival else ""
-            for mode in bar.modes:
+            name = f" ({rival})" if rival != goal.rival else ""
+            for mode in goal.modes:
                 if mode in medians:
-                    # What stands alone is a ceiling: the worst run counts.
+                    # An absolute limit must hold in every run, so the worst one counts.
                     reached = medians[mode] / medians[rival] if rival else max(self.figures[mode])
-                    verdict = "reached" if reached <= bar.limit else "MISSED"
-                    yield f"{mode}: {reached:.3g}, {bar}{named}: {verdict}"
+                    verdict = "reached" if reached <= goal.limit else "MISSED"
+                    yield f"{mode}: {reached:.3g}, {goal}{name}: {verdict}"
 
 
 def check(program: Program, place: Arena) -> str:
-    """Whether all arrived; a note where holes did not stay holes."""
-    wanted, found = census(place.real_src), census(place.real_dst)
-    if found[:2] != wanted[:2]:
-        raise Failure(f"{program.name} copied {found[0]} entries, {found[1]} bytes of {wanted[0]}, {wanted[1]}")
-    return f"takes {found[2] >> 20} MiB of disk" if found[2] > 2 * wanted[2] + MIB else ""
+    """Checks that the copy is complete. Returns a note if holes were filled."""
+    source, copy = measure_tree(place.real_src), measure_tree(place.real_dst)
+    if copy[:2] != source[:2]:
+        raise Failure(f"{program.name} copied {copy[0]} entries, {copy[1]} bytes of {source[0]}, {source[1]}")
+    return f"takes {copy[2] >> 20} MiB of disk" if copy[2] > 2 * source[2] + MIB else ""
 
 
-def race(row: Row, place: Arena, programs: list[Program], rounds: int, patience: float) -> Result:
-    """Runs the rounds; programs slower than `patience` in the warm-up have one counted round only."""
+def race(row: Row, place: Arena, programs: list[Program], rounds: int, slow_after: float) -> Result:
+    """Runs the rounds. Programs slower than `slow_after` in the warm-up have one counted round."""
     result = Result(row)
     slow: set[str] = set()
     for number in range(rounds + 1):
-        line = [p for p in programs if p.name not in result.failed and (number < 2 or p.name not in slow)]
-        # Shuffled, since what a program leaves in the memory's free lists is its successor's start;
-        # the same each time.
-        random.Random(number).shuffle(line)
-        for program in line:
+        order = [p for p in programs if p.name not in result.failed and (number < 2 or p.name not in slow)]
+        # The state in which a program leaves the kernel's free lists affects the next program, so the
+        # order is random. It is the same in every race.
+        random.Random(number).shuffle(order)
+        for program in order:
             if sys.stderr.isatty():
                 print(f"\r\033[K{row.name}: round {number} of {rounds}, {program.name}", end="", file=sys.stderr)
             place.clear()
@@ -409,7 +412,7 @@ def race(row: Row, place: Arena, programs: list[Program], rounds: int, patience:
                 result.notes[program.name] = note
             if number:
                 result.figures.setdefault(program.name, []).append(figure)
-            elif row.unit == "s" and figure > patience:
+            elif row.unit == "s" and figure > slow_after:
                 slow.add(program.name)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
@@ -445,7 +448,7 @@ def report(result: Result) -> None:
 
 
 def markdown(results: list[Result], versions: dict[str, str]) -> None:
-    """The whole race as one table, the best of each row in bold, ready to paste."""
+    """Prints the race as one table, with the best of each row in bold."""
     names = list(dict.fromkeys(name for result in results for name in result.figures))
     print(f"\n{datetime.date.today()}, {machine()}; {', '.join(versions.values())}. Medians; the best in bold.\n")
     print("| work | " + " | ".join(names) + " |")
@@ -492,22 +495,22 @@ def as_json(results: list[Result], versions: dict[str, str]) -> str:
 
 
 def run_row(row: Row, args: argparse.Namespace) -> Result:
-    entrants = [p.at(args.pcopy) if p.is_pcopy else p for p in row.entrants if p.chosen(args.only)]
-    entrants = [program for program in entrants if shutil.which(program.argv[0])]
+    programs = [p.with_path(args.pcopy) if p.is_pcopy else p for p in row.programs if p.is_selected(args.only)]
+    programs = [program for program in programs if shutil.which(program.argv[0])]
     try:
-        if not entrants:
+        if not programs:
             raise Skip("no program to run")
         if free_gib(args.data) < row.gib:
             raise Skip(f"needs {row.gib} GiB of free memory")
-        with arena(args.data, row.source, row.place, args.built / "examples" / "faultfs") as place:
-            return race(row, place, entrants, max(1, round(args.rounds * row.rounds)), args.patience)
+        with arena(args.data, row.source, row.place, args.built / "faultfs") as place:
+            return race(row, place, programs, max(1, round(args.rounds * row.rounds)), args.slow_after)
     except Skip as why:
         return Result(row, skipped=str(why))
 
 
 def build(rows: list[Row], args: argparse.Namespace) -> None:
-    """Builds pcopy and the slow file system with cargo, where they take part and are not given."""
-    if shutil.which("cc") and any(FLOOR in row.entrants and FLOOR.chosen(args.only) for row in rows):
+    """Builds the programs that the race needs, apart from a pcopy named with --pcopy."""
+    if shutil.which("cc") and any(FLOOR in row.programs and FLOOR.is_selected(args.only) for row in rows):
         source = PROJECT / "benches" / "floor.c"
         subprocess.run(["cc", "-O2", "-pthread", "-o", args.data / FLOOR.name, source], check=True)
         os.environ["PATH"] += f":{args.data}"
@@ -518,23 +521,26 @@ def build(rows: list[Row], args: argparse.Namespace) -> None:
     args.built = Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target")) / "release"
     args.pcopy = args.built / "pcopy"
     cargo = ["cargo", "build", "--release"]
-    if any(program.is_pcopy and program.chosen(args.only) for row in rows for program in row.entrants):
+    if any(program.is_pcopy and program.is_selected(args.only) for row in rows for program in row.programs):
         subprocess.run([*cargo, "--bin", "pcopy"], cwd=PROJECT, check=True)
     if any(row.place == "slow" for row in rows):
-        # Without it that one row is skipped.
-        subprocess.run([*cargo, "--example", "faultfs"], cwd=PROJECT, check=False)
+        # If this fails, only the row `slow` is skipped.
+        subprocess.run([*cargo, "-p", "faultfs"], cwd=PROJECT, check=False)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="+", metavar="ROW", help="rows of work, or: all, list, clean")
+    parser.add_argument("rows", nargs="+", metavar="ROW", help="names of rows, or: all, list, clean")
     option = parser.add_argument
-    option("--rounds", type=int, default=5, help="counted rounds; tiny has 40, progress 3 times as many [%(default)s]")
-    option("--pcopy", type=Path, help="a built pcopy, with examples/faultfs beside it [built by cargo]")
-    option("--only", default="", metavar="NAMES", help="programs to race, by comma: pcopy-thread,cpz,cp-a,rsync")
-    option("--data", type=Path, default=Path("/dev/shm/pcopy-race"), help="the data folder, in RAM [%(default)s]")
-    option("--peers", type=Path, action="append", default=[], help="a folder of copiers, searched before PATH")
-    option("--patience", type=float, default=15, help="who takes longer has one counted round [%(default)s s]")
+    option("--rounds", type=int, default=5, help="counted rounds; tiny has 40 times, progress 3 times as many [%(default)s]")
+    option("--pcopy", type=Path, metavar="FILE", help="a pcopy to race, with faultfs beside it [built with cargo]")
+    option("--only", default="", metavar="NAMES", help="race only these, as in pcopy-thread,cpz,cp-a,rsync")
+    option("--data", type=Path, metavar="DIR", default=Path("/dev/shm/pcopy-race"),
+           help="where the data is kept; should be in RAM [%(default)s]")
+    option("--peers", type=Path, metavar="DIR", action="append", default=[],
+           help="search this directory for copiers before PATH")
+    option("--slow-after", type=float, metavar="SECS", default=15,
+           help="run a program only once if it takes longer than this [%(default)s]")
     option("--json", type=Path, metavar="FILE", help="write every figure to this file")
     option("--markdown", action="store_true", help="end with a table to paste")
     args = parser.parse_args()
@@ -546,7 +552,7 @@ def arguments() -> argparse.Namespace:
 
 
 def stop(signum: int, _frame: object) -> None:
-    """Unwinds, so that all is unmounted and removed; further signals do not disturb that."""
+    """Exits through the cleanup, which unmounts and removes everything, and ignores further signals."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     raise SystemExit(128 + signum)
@@ -556,7 +562,7 @@ def main() -> int:
     args = arguments()
     if "list" in args.rows:
         for row in ROWS:
-            print(f"{row.name:<18}{'; '.join(map(str, row.bars))}")
+            print(f"{row.name:<18}{'; '.join(map(str, row.goals))}")
         return 0
     if "clean" in args.rows:
         unmount(args.data / "run" / "mnt")
@@ -568,14 +574,14 @@ def main() -> int:
     rows = [row for row in ROWS if row.name in args.rows or "all" in args.rows]
     args.data.mkdir(parents=True, exist_ok=True)
     build(rows, args)
-    lock = open(args.data / "lock", "w")  # Held until the end.
+    lock = open(args.data / "lock", "w")  # Held until this program ends.
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        sys.exit(f"another race runs in {args.data}")
+        sys.exit(f"another race is running in {args.data}")
 
-    found = [program for row in rows for program in row.entrants if program.chosen(args.only)]
-    paths = {p.argv[0]: shutil.which(args.pcopy if p.is_pcopy else p.argv[0]) for p in found}
+    racing = [program for row in rows for program in row.programs if program.is_selected(args.only)]
+    paths = {p.argv[0]: shutil.which(args.pcopy if p.is_pcopy else p.argv[0]) for p in racing}
     versions = {n: version(Path(path)) for n, path in paths.items() if path and n != FLOOR.name}
     print(machine(), *versions.values(), sep="\n", flush=True)
     results = []
