@@ -108,7 +108,7 @@ impl Copier {
         let source = self.open_source(folder, from).at(Step::Open)?;
         let mut stamp = FileStat::of(&fs::fstat(&source).at(Step::Look)?);
         let mut flags = OFlags::empty();
-        let again = changed || !stamp.same_contents(&large.stamp);
+        let again = changed || !stamp.has_same_contents(&large.stamp);
         if again {
             // The source changed while it was read: once more, by this worker alone.
             flags = OFlags::TRUNC;

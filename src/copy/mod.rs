@@ -197,7 +197,7 @@ impl Copier {
         to: &CStr,
     ) -> Result<(), CopyError> {
         let now = FileStat::of(&fs::fstat(source).at(Step::Look)?);
-        if !stamp.same_contents(&now) {
+        if !stamp.has_same_contents(&now) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
         self.dress_file(file.as_fd(), source.as_fd(), stamp, has, attributes)?;

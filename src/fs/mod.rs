@@ -1,4 +1,4 @@
-//! What Linux offers for files and directories; knows nothing of pcopy.
+//! What Linux offers for files and directories. Knows nothing of the rest of pcopy.
 
 pub(crate) mod list;
 pub(crate) mod open;
