@@ -171,6 +171,18 @@ impl Config {
             run: now.map_or(0, |now| now.as_nanos() as u64) ^ u64::from(std::process::id()) << 48,
         })
     }
+
+    /// Returns the mode that directories are created with; they get the final one at the end.
+    ///
+    /// If modes are kept, only the owner has access while the entries are copied. If not, the
+    /// umask decides, but the owner always has access.
+    pub(crate) fn new_dir_mode(&self) -> FileMode {
+        if self.preserve.mode.wanted() {
+            FileMode::RWXU
+        } else {
+            FileMode::from_raw_mode(0o777 & !self.umask | 0o700)
+        }
+    }
 }
 
 #[cfg(test)]

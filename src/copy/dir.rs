@@ -7,17 +7,13 @@ use std::rc::Rc;
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::metadata::ACCESS_ACL;
-
 use crate::config::Config;
 use crate::context::Context;
 use crate::fs::path::RelPath;
 use crate::fs::stat::{DirIds, FileId, FileStat};
+use crate::fs::xattr::{DEFAULT_ACL, strip_acls};
 use crate::protocol::ChunkedFile;
 use crate::protocol::error::{At, CopyError, Reason, Step};
-
-/// The attribute that makes new entries inherit an ACL (acl(5)).
-const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 
 /// A source folder and its destination.
 pub(crate) struct DirPair {
@@ -247,7 +243,7 @@ impl DirPair {
         let Some(destination) = self.destination.clone() else {
             return Ok(true);
         };
-        match fs::mkdirat(&destination, name, folder_mode(config)) {
+        match fs::mkdirat(&destination, name, config.new_dir_mode()) {
             Ok(()) => {}
             // Whether it is a folder shows when it is opened, without following a link. In a
             // folder that this run has made it is what another name has become, where the file
@@ -264,7 +260,7 @@ impl DirPair {
                 Mode::empty(),
             )
             .at(Step::MakeDirectory)?;
-            strip_acls(folder.as_fd(), config).at(Step::SetAttributes)?;
+            strip_acls(folder.as_fd(), config.new_dir_mode()).at(Step::SetAttributes)?;
         }
         Ok(true)
     }
@@ -275,36 +271,6 @@ impl DirPair {
     /// What fstatat(2) says.
     pub(crate) fn would_make_subfolder(&self, name: &CStr) -> Result<bool, CopyError> {
         Ok(self.existing(name).at(Step::LookAtDestination)?.is_none())
-    }
-}
-
-/// What a folder is made with: nothing for others until it is finished; where modes are not kept,
-/// what it is to have.
-pub(crate) fn folder_mode(config: &Config) -> Mode {
-    if config.preserve.mode.wanted() {
-        Mode::RWXU
-    } else {
-        Mode::from_raw_mode(0o777 & !config.umask | 0o700)
-    }
-}
-
-/// Removes the ACLs that a new folder has inherited: what it shall have is set when its entries
-/// are done, and they must not inherit anything meanwhile.
-///
-/// # Errors
-/// What fremovexattr(2) and fchmod(2) say.
-pub(crate) fn strip_acls(folder: BorrowedFd<'_>, config: &Config) -> rustix::io::Result<()> {
-    for acl in [DEFAULT_ACL, ACCESS_ACL] {
-        match fs::fremovexattr(folder, acl) {
-            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    match fs::fchmod(folder, folder_mode(config)) {
-        // A file system without modes, which shows again, and is told, when the folder is
-        // finished.
-        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-        result => result,
     }
 }
 

@@ -15,12 +15,11 @@ use super::Copier;
 use super::dir::DirPair;
 use crate::config::{Config, Keep};
 use crate::fs::stat::FileStat;
+use crate::fs::xattr::ACCESS_ACL;
 use crate::protocol::NotKept;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
-/// The attribute that an entry's own ACL is.
-pub(super) const ACCESS_ACL: &CStr = c"system.posix_acl_access";
 
 /// What a new entry has already, so that it needs not be set.
 #[derive(Clone, Copy, Debug, Default)]

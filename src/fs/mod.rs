@@ -5,3 +5,4 @@ pub(crate) mod open;
 pub(crate) mod path;
 pub(crate) mod stat;
 pub(crate) mod sys;
+pub(crate) mod xattr;
