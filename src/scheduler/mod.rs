@@ -171,16 +171,16 @@ impl Scheduler {
         };
         // The last one first: what is pushed last is dealt first.
         for (root, pair) in context.roots.list.iter().enumerate().rev() {
-            let folder = run.tree.open_root(root as u32, pair.fresh);
+            let folder = run.tree.open_root(root as u32, pair.created);
             let task = match &pair.single {
                 None => JobKind::Directory {
-                    fresh: pair.fresh,
+                    fresh: pair.created,
                     above: Vec::new(),
                     skip: HashSet::new(),
                 },
                 Some(single) => JobKind::Entries {
                     names: Names::one(single.kind, single.from.as_bytes()),
-                    fresh: pair.fresh,
+                    fresh: pair.created,
                     first_link: false,
                 },
             };
