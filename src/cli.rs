@@ -44,8 +44,8 @@ pub struct Cli {
 
     /// Run workers as threads or as processes
     ///
-    /// Threads start faster. Processes are safer: a worker that crashes, is killed, runs out of
-    /// memory or hangs is replaced, and the run goes on.
+    /// Threads start faster. Processes are safer: a worker that crashes, is killed or runs out of
+    /// memory is replaced. With --stall-timeout, so is one that hangs.
     #[arg(
         long,
         value_enum,
