@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use rustix::fs::Mode as FileMode;
@@ -48,14 +48,6 @@ pub struct Config {
     pub stall_timeout: Option<Duration>,
     /// Warn about a worker after this time without progress.
     pub stall_warning: Duration,
-    /// The umask that the program was started with. It plays no part where modes are kept.
-    pub umask: u32,
-    /// The effective user is root.
-    pub is_root: bool,
-    /// The effective group.
-    pub group: u32,
-    /// A number for this run's temporary names.
-    pub run: u64,
 }
 
 /// Where the sources go.
@@ -128,7 +120,7 @@ impl Preserve {
 }
 
 impl Config {
-    /// Checks the command line and fills in the defaults. Sets the process's umask to 0.
+    /// Checks the command line and fills in the defaults.
     ///
     /// # Errors
     /// If paths are missing, or options contradict each other.
@@ -149,7 +141,6 @@ impl Config {
         if cli.stall_timeout.is_some() && cli.mode == Mode::Thread {
             bail!("--stall-timeout needs --mode process: a single thread cannot be killed");
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Self {
             sources: paths,
             destination,
@@ -172,10 +163,6 @@ impl Config {
             fsync: cli.fsync,
             stall_timeout: cli.stall_timeout.map(Duration::from_secs),
             stall_warning: Duration::from_secs(cli.stall_warning),
-            umask: rustix::process::umask(FileMode::empty()).bits(),
-            is_root: rustix::process::geteuid().is_root(),
-            group: rustix::process::getegid().as_raw(),
-            run: now.map_or(0, |now| now.as_nanos() as u64) ^ u64::from(std::process::id()) << 48,
         })
     }
 
@@ -183,11 +170,11 @@ impl Config {
     ///
     /// If modes are kept, only the owner has access while the entries are copied. If not, the
     /// umask decides, but the owner always has access.
-    pub(crate) fn new_dir_mode(&self) -> FileMode {
+    pub(crate) fn new_dir_mode(&self, umask: u32) -> FileMode {
         if self.preserve.mode.wanted() {
             FileMode::RWXU
         } else {
-            FileMode::from_raw_mode(0o777 & !self.umask | 0o700)
+            FileMode::from_raw_mode(0o777 & !umask | 0o700)
         }
     }
 }
@@ -236,6 +223,15 @@ mod tests {
         assert_eq!(after(&["a", "b"]), 30);
         assert_eq!(after(&["a", "b", "--stall-warning=2"]), 2);
         assert!(config(&["a", "b", "--stall-warning=0"]).is_err());
+    }
+
+    #[test]
+    fn only_the_owner_has_access_to_a_new_directory_if_modes_are_kept() {
+        let kept = config(&["a", "b"]).unwrap();
+        assert_eq!(kept.new_dir_mode(0o022).bits(), 0o700);
+        let not_kept = config(&["a", "b", "--no-preserve=mode"]).unwrap();
+        assert_eq!(not_kept.new_dir_mode(0o022).bits(), 0o755);
+        assert_eq!(not_kept.new_dir_mode(0o777).bits(), 0o700);
     }
 
     #[test]

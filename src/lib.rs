@@ -22,7 +22,7 @@ pub use ui::summary::NOT_STARTED;
 use anyhow::{Context as _, Result};
 
 use config::{Config, Mode};
-use context::Context;
+use context::{Context, Identity};
 use engine::Engine;
 use engine::processes::Processes;
 use engine::threads::Threads;
@@ -41,11 +41,13 @@ const REPLACEMENTS: usize = 4096;
 /// in the exit status.
 pub fn run(config: Config) -> Result<i32> {
     let crew = WorkerLimit::new(config.jobs);
-    let roots = Targets::open(&config)?;
+    let identity = Identity::take_over();
+    let roots = Targets::open(&config, identity.umask)?;
     let board = Scoreboard::new(crew.limit() + crew.most() + REPLACEMENTS)
         .context("cannot share memory")?;
     let context: &'static Context = Box::leak(Box::new(Context {
         config,
+        identity,
         roots,
         board,
     }));

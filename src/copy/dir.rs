@@ -7,7 +7,6 @@ use std::rc::Rc;
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::config::Config;
 use crate::context::Context;
 use crate::fs::path::RelPath;
 use crate::fs::stat::{DirIds, FileId, FileStat};
@@ -95,7 +94,7 @@ impl DirPair {
             // its group is not the process's, it may have it from a set-group-id folder above,
             // and not hand it on.
             let given = (stat.st_uid, stat.st_gid);
-            self.given = Some(given).filter(|&(_, group)| group == context.config.group);
+            self.given = Some(given).filter(|&(_, group)| group == context.identity.group);
             return Ok(());
         }
         if context
@@ -114,7 +113,7 @@ impl DirPair {
     pub(crate) fn make_writable(&self, context: &Context) {
         let config = &context.config;
         if let Some(destination) = &self.destination
-            && !(config.is_root || config.dry_run || self.fresh)
+            && !(context.identity.is_root || config.dry_run || self.fresh)
             && let Ok(stat) = fs::fstat(destination)
             && stat.st_mode & 0o300 != 0o300
         {
@@ -238,12 +237,16 @@ impl DirPair {
     pub(crate) fn make_subfolder(
         &mut self,
         name: &CStr,
-        config: &Config,
+        context: &Context,
     ) -> Result<bool, CopyError> {
         let Some(destination) = self.destination.clone() else {
             return Ok(true);
         };
-        match fs::mkdirat(&destination, name, config.new_dir_mode()) {
+        match fs::mkdirat(
+            &destination,
+            name,
+            context.config.new_dir_mode(context.identity.umask),
+        ) {
             Ok(()) => {}
             // Whether it is a folder shows when it is opened, without following a link. In a
             // folder that this run has made it is what another name has become, where the file
@@ -260,7 +263,11 @@ impl DirPair {
                 Mode::empty(),
             )
             .at(Step::MakeDirectory)?;
-            strip_acls(folder.as_fd(), config.new_dir_mode()).at(Step::SetAttributes)?;
+            strip_acls(
+                folder.as_fd(),
+                context.config.new_dir_mode(context.identity.umask),
+            )
+            .at(Step::SetAttributes)?;
         }
         Ok(true)
     }

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::Copier;
 use super::dir::DirPair;
 use crate::config::{Config, Keep};
+use crate::context::Context;
 use crate::fs::stat::FileStat;
 use crate::fs::xattr::ACCESS_ACL;
 use crate::protocol::NotKept;
@@ -33,12 +34,12 @@ pub(super) struct InitialMeta {
 /// The owner and group that an entry can have at the destination: root gives everything away,
 /// others keep what they are given and can at most set the group.
 pub(super) fn attainable_owner(
-    config: &Config,
+    context: &Context,
     given: Option<(u32, u32)>,
     stamp: &FileStat,
 ) -> (u32, u32) {
     match given {
-        Some((uid, _)) if !config.is_root => (uid, stamp.gid),
+        Some((uid, _)) if !context.identity.is_root => (uid, stamp.gid),
         _ => (stamp.uid, stamp.gid),
     }
 }
@@ -149,7 +150,7 @@ impl Copier {
         let mode = if config.preserve.mode.wanted() {
             permissible(stamp.mode & 0o7777 & !denied, stamp, owner)
         } else {
-            0o666 & !config.umask
+            0o666 & !self.context.identity.umask
         };
         if has.mode != Some(mode) || !attributes.is_empty() {
             self.set_mode(|| fs::fchmod(file, Mode::from_raw_mode(mode)))?;
@@ -189,7 +190,7 @@ impl Copier {
         let mode = if config.preserve.mode.wanted() {
             permissible(stamp.mode & 0o7777 & !denied, stamp, owner)
         } else if folder.is_fresh() {
-            0o777 & !config.umask
+            0o777 & !self.context.identity.umask
         } else {
             now.mode & 0o7777
         };
@@ -279,7 +280,7 @@ impl Copier {
     ) -> Result<Option<(u32, u32)>, CopyError> {
         let config = &self.context.config;
         let keep = config.preserve.ownership;
-        let wanted = attainable_owner(config, has, stamp);
+        let wanted = attainable_owner(self.context, has, stamp);
         if !keep.wanted()
             || has == Some(wanted) && (keep == Keep::BestEffort || wanted.0 == stamp.uid)
         {
@@ -392,7 +393,7 @@ impl Copier {
         let failure = Err(CopyError::new(step, errno));
         match errno {
             _ if keep == Keep::Required => failure,
-            Errno::PERM | Errno::ACCESS if !self.context.config.is_root => Ok(()),
+            Errno::PERM | Errno::ACCESS if !self.context.identity.is_root => Ok(()),
             Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL => {
                 note(&mut self.not_kept);
                 Ok(())

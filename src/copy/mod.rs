@@ -316,7 +316,7 @@ impl Copier {
             flags |= OFlags::NOFOLLOW;
         }
         let open = |flags| fs::openat(folder.source(), from, flags, Mode::empty());
-        if self.context.config.is_root {
+        if self.context.identity.is_root {
             // The source's access times stay what they are. Owners may ask for that too, but who
             // is none would pay with a call that fails for each file.
             match open(flags | OFlags::NOATIME) {
@@ -345,10 +345,15 @@ impl Copier {
     fn creation_mode(&self, folder: &DirPair, stamp: &FileStat, plain: bool) -> u32 {
         let config = &self.context.config;
         if !config.preserve.mode.wanted() {
-            return 0o666 & !config.umask;
+            return 0o666 & !self.context.identity.umask;
         }
         let owner_given = !config.preserve.ownership.wanted()
-            || folder.given() == Some(metadata::attainable_owner(config, folder.given(), stamp));
+            || folder.given()
+                == Some(metadata::attainable_owner(
+                    self.context,
+                    folder.given(),
+                    stamp,
+                ));
         // An inherited ACL gives to others what the group's bits allow.
         let is_final = plain && owner_given && stamp.mode & 0o7000 == 0 && !folder.inherits();
         if is_final && folder.given().is_some() {

@@ -65,7 +65,7 @@ impl Copier {
     fn special_mode(&self, stamp: &FileStat) -> u32 {
         let config = &self.context.config;
         match config.preserve.mode {
-            Keep::No => 0o666 & !config.umask,
+            Keep::No => 0o666 & !self.context.identity.umask,
             _ if config.preserve.ownership.wanted() => 0o600 & stamp.mode,
             _ => stamp.mode & 0o777,
         }

@@ -86,10 +86,11 @@ impl Stage {
         let args = [OsString::from("pcopy"), OsString::from("-q")];
         let cli = Cli::try_parse_from(args.into_iter().chain(paths)).unwrap();
         let config = Config::new(cli).unwrap();
-        let roots = Targets::open(&config).unwrap();
+        let roots = Targets::open(&config, 0o022).unwrap();
         let board = Scoreboard::new(8).unwrap();
         let context = Context {
             config,
+            identity: crate::context::Identity::take_over(),
             roots,
             board,
         };

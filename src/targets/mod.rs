@@ -64,7 +64,7 @@ impl Targets {
     /// Opens all sources and destinations.
     ///
     /// Destinations are created only after everything else has been checked.
-    pub(crate) fn open(config: &Config) -> Result<Self> {
+    pub(crate) fn open(config: &Config, umask: u32) -> Result<Self> {
         let sources = resolve(config)?;
         let mounts = Mounts::read();
         let overlap = Overlap::new(&sources, &mounts);
@@ -84,18 +84,18 @@ impl Targets {
             overlap,
         };
         for source in sources {
-            targets.add(source, config)?;
+            targets.add(source, config, umask)?;
         }
         Ok(targets)
     }
 
     /// Creates and opens the destination directory of one source.
-    fn add(&mut self, source: Resolved, config: &Config) -> Result<()> {
+    fn add(&mut self, source: Resolved, config: &Config, umask: u32) -> Result<()> {
         let path = source.destination;
         let is_copy = source.single.is_none();
         let cannot = || format!("cannot create the destination {}", quote_path(&path));
         let created = !config.dry_run
-            && create_destination(&path, is_copy, config).with_context(cannot)?
+            && create_destination(&path, is_copy, config, umask).with_context(cannot)?
             && is_copy;
         let previous = self.list.last();
         let previous = previous.filter(|target| target.destination_path == path);
@@ -106,7 +106,7 @@ impl Targets {
         };
         if let Some(destination) = &destination {
             if created {
-                strip_acls(destination.as_fd(), config.new_dir_mode())
+                strip_acls(destination.as_fd(), config.new_dir_mode(umask))
                     .map_err(Reason::from)
                     .with_context(cannot)?;
             }
@@ -163,11 +163,16 @@ impl Targets {
 ///
 /// `is_copy` says that it becomes a copy of a source directory, so that its final mode is set at the
 /// end. A directory that only receives files gets the usual mode.
-fn create_destination(path: &Path, is_copy: bool, config: &Config) -> Result<bool, Reason> {
+fn create_destination(
+    path: &Path,
+    is_copy: bool,
+    config: &Config,
+    umask: u32,
+) -> Result<bool, Reason> {
     // Even if the umask forbids it, the next directory must fit in. mkdir -p does the same.
-    let usual = Mode::from_raw_mode(0o777 & !config.umask | 0o300);
+    let usual = Mode::from_raw_mode(0o777 & !umask | 0o300);
     let mode = if is_copy {
-        config.new_dir_mode()
+        config.new_dir_mode(umask)
     } else {
         usual
     };
@@ -234,7 +239,93 @@ fn open_destination(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
+    use clap::Parser;
+
     use super::*;
+    use crate::cli::Cli;
+
+    /// Opens the targets of a run in `dir`, or returns the message.
+    fn open(dir: &Path, options: &[&str], paths: &[&str]) -> Result<Targets, String> {
+        let paths = paths.iter().map(|path| dir.join(path).into_os_string());
+        let words = ["pcopy"].iter().chain(options).map(|word| word.into());
+        let config = Config::new(Cli::try_parse_from(words.chain(paths)).unwrap()).unwrap();
+        Targets::open(&config, 0o022).map_err(|error| format!("{error:#}"))
+    }
+
+    fn tree() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("src/below")).unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_destination_is_created_once() {
+        let dir = tree();
+        let first = open(dir.path(), &[], &["src", "new/dst"]).unwrap();
+        assert!(first.list[0].created);
+        let second = open(dir.path(), &[], &["src", "new/dst"]).unwrap();
+        assert!(!second.list[0].created);
+        let stat = fs::stat(dir.path().join("new/dst")).unwrap();
+        assert!(second.is_destination(FileId::of(&stat)));
+    }
+
+    #[test]
+    fn a_dry_run_creates_nothing() {
+        let dir = tree();
+        let targets = open(dir.path(), &["-n"], &["src", "new"]).unwrap();
+        assert!(targets.list[0].destination.is_none());
+        assert!(!dir.path().join("new").exists());
+    }
+
+    #[test]
+    fn files_share_their_directories() {
+        let dir = tree();
+        std::fs::write(dir.path().join("other"), "").unwrap();
+        let targets = open(dir.path(), &[], &["file", "other", "dst"]).unwrap();
+        let [first, second] = &targets.list[..] else {
+            panic!("not two targets");
+        };
+        assert!(Arc::ptr_eq(&first.source, &second.source));
+        assert_eq!((first.is_first, second.is_first), (true, false));
+        assert!(targets.is_single(b"file"));
+        assert!(!targets.is_single(b"src"));
+    }
+
+    #[test]
+    fn overlaps_are_refused() {
+        let dir = tree();
+        symlink("src", dir.path().join("link")).unwrap();
+        let refused = |paths: &[&str]| open(dir.path(), &[], paths).err().unwrap_or_default();
+        let same = "they are the same directory";
+        let inside = "the destination lies inside the source";
+        for (paths, reason) in [
+            (["src", "src"], same),
+            (["src", "link"], same),
+            (["src", "src/below"], inside),
+            (["src", "link/new/dir"], inside),
+        ] {
+            let message = refused(&paths);
+            assert!(message.ends_with(reason), "{paths:?}: {message}");
+        }
+        assert!(refused(&["file", "file", "dst"]).contains("would both become"));
+        assert!(!dir.path().join("dst").exists());
+    }
+
+    #[test]
+    fn a_link_is_followed_only_if_it_is_named() {
+        let dir = tree();
+        std::fs::create_dir_all(dir.path().join("elsewhere")).unwrap();
+        std::fs::create_dir_all(dir.path().join("dst")).unwrap();
+        symlink("../elsewhere", dir.path().join("dst/src")).unwrap();
+        assert!(open(dir.path(), &[], &["src", "dst/src"]).is_ok());
+        let message = open(dir.path(), &[], &["src", "file", "dst"])
+            .err()
+            .unwrap();
+        assert!(message.contains("symbolic link is in the way"), "{message}");
+    }
 
     #[test]
     fn missing_parents_are_created_from_the_outside_in() {

@@ -298,7 +298,7 @@ impl Worker {
         let made = if self.context.config.dry_run {
             folder.would_make_subfolder(name)
         } else {
-            folder.make_subfolder(name, &self.context.config)
+            folder.make_subfolder(name, self.context)
         };
         match made {
             Ok(true) => self.news.made.push(Kind::Directory, name.to_bytes()),
