@@ -72,7 +72,7 @@ pub enum Keep {
 
 impl Keep {
     /// Returns true if the property should be kept if possible.
-    pub fn wanted(self) -> bool {
+    pub fn is_wanted(self) -> bool {
         self != Self::No
     }
 }
@@ -171,7 +171,7 @@ impl Config {
     /// If modes are kept, only the owner has access while the entries are copied. If not, the
     /// umask decides, but the owner always has access.
     pub(crate) fn new_dir_mode(&self, umask: u32) -> FileMode {
-        if self.preserve.mode.wanted() {
+        if self.preserve.mode.is_wanted() {
             FileMode::RWXU
         } else {
             FileMode::from_raw_mode(0o777 & !umask | 0o700)

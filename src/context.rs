@@ -15,8 +15,8 @@ use crate::targets::Targets;
 pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) identity: Identity,
-    pub(crate) roots: Targets,
-    pub(crate) board: Scoreboard,
+    pub(crate) targets: Targets,
+    pub(crate) scoreboard: Scoreboard,
 }
 
 /// Who runs pcopy, and which run this is.

@@ -42,14 +42,14 @@ const REPLACEMENTS: usize = 4096;
 pub fn run(config: Config) -> Result<i32> {
     let crew = WorkerLimit::new(config.jobs);
     let identity = Identity::take_over();
-    let roots = Targets::open(&config, identity.umask)?;
-    let board = Scoreboard::new(crew.limit() + crew.most() + REPLACEMENTS)
+    let targets = Targets::open(&config, identity.umask)?;
+    let scoreboard = Scoreboard::new(crew.limit() + crew.most() + REPLACEMENTS)
         .context("cannot share memory")?;
     let context: &'static Context = Box::leak(Box::new(Context {
         config,
         identity,
-        roots,
-        board,
+        targets,
+        scoreboard,
     }));
     let engine: Box<dyn Engine> = match context.config.mode {
         Mode::Thread => Box::new(Threads::new(context, crew.most(), crew.limit())?),

@@ -79,7 +79,7 @@ impl Copier {
         file: &OwnedFd,
         stamp: &FileStat,
     ) -> Result<Option<FileId>, CopyError> {
-        if !self.context.board.begin_large() {
+        if !self.context.scoreboard.begin_large() {
             return Ok(None);
         }
         let prepared = content::reserve(file, stamp).and_then(|reserved| {
@@ -87,7 +87,7 @@ impl Copier {
             Ok(reserved.then(|| FileId::of(&stat)))
         });
         if !matches!(prepared, Ok(Some(_))) {
-            self.context.board.end_large();
+            self.context.scoreboard.end_large();
         }
         prepared
     }

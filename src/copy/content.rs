@@ -308,7 +308,7 @@ impl Copier {
     }
 
     fn check_stop(&self) -> Result<(), CopyError> {
-        if self.context.board.is_stopping() {
+        if self.context.scoreboard.is_stopping() {
             return Err(CopyError::new(Step::Copy, Reason::Stopped));
         }
         Ok(())

@@ -43,7 +43,7 @@ impl DirPair {
         path: &RelPath,
         fresh: bool,
     ) -> Result<Self, CopyError> {
-        let pair = &context.roots.list[root];
+        let pair = &context.targets.list[root];
         let config = &context.config;
         let source = if config.dereference {
             crate::fs::open::open_dir_following_links(pair.source.as_fd(), path)
@@ -98,7 +98,7 @@ impl DirPair {
             return Ok(());
         }
         if context
-            .roots
+            .targets
             .is_in_source(destination.as_fd(), FileId::of(&stat))
         {
             let reason = Reason::LandsOnSource;

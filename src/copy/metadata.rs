@@ -50,11 +50,11 @@ pub(super) fn list_attributes(
     config: &Config,
 ) -> rustix::io::Result<Vec<CString>> {
     let (mode, xattr) = (config.preserve.mode, config.preserve.xattr);
-    if !mode.wanted() && !xattr.wanted() {
+    if !mode.is_wanted() && !xattr.is_wanted() {
         return Ok(Vec::new());
     }
     let mut names = all_attributes(|buffer| fs::flistxattr(file, buffer))?;
-    names.retain(|name| keep_of(config, name).wanted());
+    names.retain(|name| keep_of(config, name).is_wanted());
     Ok(names)
 }
 
@@ -147,7 +147,7 @@ impl Copier {
             |name, value| fs::fsetxattr(file, name, value, XattrFlags::empty()),
         )?;
         let config = &self.context.config;
-        let mode = if config.preserve.mode.wanted() {
+        let mode = if config.preserve.mode.is_wanted() {
             permissible(stamp.mode & 0o7777 & !denied, stamp, owner)
         } else {
             0o666 & !self.context.identity.umask
@@ -187,7 +187,7 @@ impl Copier {
             |name, buffer| fs::fgetxattr(source, name, buffer),
             |name, value| fs::fsetxattr(target, name, value, XattrFlags::empty()),
         )?;
-        let mode = if config.preserve.mode.wanted() {
+        let mode = if config.preserve.mode.is_wanted() {
             permissible(stamp.mode & 0o7777 & !denied, stamp, owner)
         } else if folder.is_fresh() {
             0o777 & !self.context.identity.umask
@@ -229,7 +229,7 @@ impl Copier {
             fs::chownat(&here, c"", uid, gid, AtFlags::EMPTY_PATH)
         })?;
         let denied = self.copy_attributes_by_name(folder, from, &here)?;
-        if !is_link && self.context.config.preserve.mode.wanted() {
+        if !is_link && self.context.config.preserve.mode.is_wanted() {
             let mode = permissible(stamp.mode & 0o7777 & !denied, stamp, owner);
             // An ACL or the change of owner may have changed it.
             let now = fs::fstat(&here).at(Step::LookAtDestination)?.st_mode & 0o7777;
@@ -248,7 +248,7 @@ impl Copier {
         here: &OwnedFd,
     ) -> Result<u32, CopyError> {
         let config = &self.context.config;
-        if !config.preserve.xattr.wanted() && !config.preserve.mode.wanted() {
+        if !config.preserve.xattr.is_wanted() && !config.preserve.mode.is_wanted() {
             return Ok(0);
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -263,7 +263,7 @@ impl Copier {
             Err(Errno::NOENT) => return Ok(0),
             result => result.at(Step::ReadAttributes)?,
         };
-        names.retain(|name| keep_of(config, name).wanted());
+        names.retain(|name| keep_of(config, name).is_wanted());
         self.copy_attributes(
             &names,
             |name, buffer| fs::getxattr(from.as_c_str(), name, buffer),
@@ -281,7 +281,7 @@ impl Copier {
         let config = &self.context.config;
         let keep = config.preserve.ownership;
         let wanted = attainable_owner(self.context, has, stamp);
-        if !keep.wanted()
+        if !keep.is_wanted()
             || has == Some(wanted) && (keep == Keep::BestEffort || wanted.0 == stamp.uid)
         {
             return Ok(has);
@@ -309,7 +309,7 @@ impl Copier {
 
     fn set_times(&mut self, utimens: impl Fn() -> rustix::io::Result<()>) -> Result<(), CopyError> {
         let keep = self.context.config.preserve.timestamps;
-        if !keep.wanted() {
+        if !keep.is_wanted() {
             return Ok(());
         }
         match utimens() {

@@ -75,7 +75,7 @@ impl Copier {
     pub(crate) fn new(context: &'static Context, worker: usize) -> Self {
         Self {
             context,
-            slot: context.board.slot(worker),
+            slot: context.scoreboard.slot(worker),
             worker,
             temporaries: 0,
             buffer: Vec::new(),
@@ -258,7 +258,7 @@ impl Copier {
         if old_type == FileType::Directory {
             return Err(CopyError::new(Step::Create, Reason::DirectoryInTheWay));
         }
-        if self.context.roots.is_source(old.inode) {
+        if self.context.targets.is_source(old.inode) {
             return Err(CopyError::new(Step::Create, Reason::IsSource));
         }
         let difference = if old_type != new_type {
@@ -306,7 +306,7 @@ impl Copier {
 
     /// True for one of several hard links, unless it is to be copied all the same.
     fn is_for_parent(&self, stamp: &FileStat, first_link: bool) -> bool {
-        !first_link && stamp.links > 1 && self.context.config.preserve.links.wanted()
+        !first_link && stamp.links > 1 && self.context.config.preserve.links.is_wanted()
     }
 
     fn open_source(&self, folder: &DirPair, from: &CStr) -> rustix::io::Result<OwnedFd> {
@@ -344,10 +344,10 @@ impl Copier {
     /// may see it, which saves a chmod(2); otherwise nothing for anybody else.
     fn creation_mode(&self, folder: &DirPair, stamp: &FileStat, plain: bool) -> u32 {
         let config = &self.context.config;
-        if !config.preserve.mode.wanted() {
+        if !config.preserve.mode.is_wanted() {
             return 0o666 & !self.context.identity.umask;
         }
-        let owner_given = !config.preserve.ownership.wanted()
+        let owner_given = !config.preserve.ownership.is_wanted()
             || folder.given()
                 == Some(metadata::attainable_owner(
                     self.context,

@@ -34,7 +34,7 @@ impl Paths {
         folder: &RelPath,
         name: Option<&Name>,
     ) -> String {
-        let root = &self.context.roots.list[root as usize];
+        let root = &self.context.targets.list[root as usize];
         let (base, name) = match (side, &root.single) {
             (Side::Source, _) => (&root.source_path, name.map(Name::as_bytes)),
             (Side::Destination, Some(single)) if name.is_some() => {
