@@ -1,4 +1,4 @@
-//! The command line: what may be said, and its help. What it means is [`crate::config`]'s.
+//! The command line: its options and their help. [`crate::config`] decides what they mean.
 
 use std::path::PathBuf;
 
@@ -6,24 +6,25 @@ use clap::{Parser, ValueEnum};
 
 const EXAMPLES: &str = "\
 Examples:
-  pcopy photos /mnt/backup/photos      make (or bring up to date) a copy of a folder
+  pcopy photos /mnt/backup/photos      make (or bring up to date) a copy of a directory
   pcopy a b notes.txt /mnt/backup      several sources, each under its own name
   pcopy -t /mnt/backup photos          the same for one source: /mnt/backup/photos
   pcopy --mode process -j 16 /srv /mnt/nas/srv
-                                       survive whatever happens to a worker
+                                       survive crashed and stuck workers
   pcopy -n src dst                     show what would be done
 
-A folder as SRC: DST becomes a copy of it, never DST/SRC. What is the same at DST already (type,
-size, time) is left alone; what differs is replaced atomically; what only DST has is not touched.
-Everything is kept: mode, owner, times, attributes, ACLs, hard links, holes, special files.
+If SRC is a directory, DST becomes a copy of it, never DST/SRC. Entries that are the same at DST
+already (type, size, time) are left alone. Entries that differ are replaced atomically. Entries
+that only DST has are not touched. Everything is kept: mode, owner, times, attributes, ACLs, hard
+links, holes, special files.
 
 Exit status:
   0    everything is at DST
   1    finished, but some entries failed (each is named on stderr), or DST was full
   2    wrong usage, or nothing could be started
-  130  stopped by SIGINT (Ctrl-C); 143: by SIGTERM; 129: by SIGHUP. A second run continues.";
+  130  stopped by SIGINT (Ctrl-C); 143: by SIGTERM; 129: by SIGHUP. Run again to resume.";
 
-/// Copy folders in parallel: faithful, safe and fast by default.
+/// Copy directories in parallel: faithful, safe and fast by default.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = EXAMPLES, max_term_width = 100)]
 #[command(
@@ -32,19 +33,19 @@ Exit status:
 pub struct Cli {
     /// What to copy, and where to: SRC... DST
     ///
-    /// One folder as SRC: DST becomes a copy of it. Several, or a file into a folder: each
-    /// lands in DST under its own name. Symbolic links named here are followed.
+    /// If SRC is one directory, DST becomes a copy of it. Several sources, or a file copied to a
+    /// directory, land in DST under their own names. Symbolic links named here are followed.
     #[arg(required = true, value_name = "PATH", hide = true)]
     pub paths: Vec<PathBuf>,
 
-    /// Copy each SRC into this folder, under its own name
+    /// Copy each SRC into this directory, under its own name
     #[arg(short, long, value_name = "DIR")]
     pub target_directory: Option<PathBuf>,
 
-    /// What the workers are
+    /// Run workers as threads or as processes
     ///
-    /// Threads start faster; processes can be lost without losing the run: one that is killed,
-    /// runs out of memory or hangs is replaced.
+    /// Threads start faster. Processes are safer: a worker that crashes, is killed or runs out of
+    /// memory is replaced. With --stall-timeout, so is one that hangs.
     #[arg(
         long,
         value_enum,
@@ -54,7 +55,7 @@ pub struct Cli {
     )]
     pub mode: Mode,
 
-    /// At most N workers, 1 to 1024 [default: as many as pay]
+    /// Use at most N workers, 1 to 1024 [default: as many as make it faster]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
 
@@ -72,18 +73,18 @@ pub struct Cli {
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
 
-    /// Print each finished entry on stdout, with the worker that copied it
+    /// Print each finished entry on stdout, and the worker that copied it
     #[arg(short, long)]
     pub verbose: bool,
 
-    /// Print what would be done, one line an entry, and write nothing
+    /// Print what would be done, one line per entry, and write nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
-    /// What of an existing entry to replace
+    /// Choose which existing entries to replace
     ///
-    /// changed: what differs in type, size or time. older: what is older than the source.
-    /// never: nothing. always: everything.
+    /// changed: those that differ in type, size or time. older: those that are older than the
+    /// source. never: none. always: all.
     #[arg(
         long,
         value_enum,
@@ -93,10 +94,10 @@ pub struct Cli {
     )]
     pub overwrite: Overwrite,
 
-    /// Fail where one of these cannot be kept
+    /// Fail if one of these cannot be kept
     ///
-    /// Everything is kept as far as the system allows; what is named here must be. LIST is some
-    /// of mode, ownership, timestamps, links, xattr, all, with commas between.
+    /// By default everything is kept as far as the system allows. LIST is a comma-separated list
+    /// of mode, ownership, timestamps, links, xattr, all.
     #[arg(
         long,
         value_enum,
@@ -116,12 +117,12 @@ pub struct Cli {
     )]
     pub no_preserve: Vec<Attribute>,
 
-    /// Share extents with the source where the file system can
+    /// Share extents with the source if the file system can
     #[arg(long, value_enum, default_value_t, num_args = 0..=1, require_equals = true,
           default_missing_value = "always", hide_possible_values = true, value_name = "auto|always|never")]
     pub reflink: Reflink,
 
-    /// Keep holes (auto), make some wherever there are zeros (always), fill them (never)
+    /// Keep holes (auto), turn all zeros into holes (always), or fill holes (never)
     #[arg(
         long,
         value_enum,
@@ -139,41 +140,53 @@ pub struct Cli {
     #[arg(short = 'x', long)]
     pub one_file_system: bool,
 
-    /// Have data and folders on disk before exit status 0
+    /// Sync files and directories to disk before exiting with status 0
     #[arg(long)]
     pub fsync: bool,
 
-    /// Replace a worker that makes no progress for so long (needs --mode process)
+    /// Replace a worker that makes no progress for SECS seconds (needs --mode process)
     ///
-    /// Its entry is tried once more, then reported as failed. Without this option pcopy warns
-    /// after 30 seconds and waits.
+    /// Its entry is tried once more and then reported as failed. Without this option pcopy warns
+    /// after 30 seconds and keeps waiting.
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     pub stall_timeout: Option<u64>,
+
+    /// Warn about a worker that makes no progress for SECS seconds
+    ///
+    /// Hidden: only the tests shorten it.
+    #[arg(
+        long,
+        hide = true,
+        value_name = "SECS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    pub stall_warning: u64,
 }
 
-/// What the workers are.
+/// How workers run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// Threads of one pool.
+    /// As threads of one pool.
     #[default]
     Thread,
-    /// Forked processes.
+    /// As forked processes.
     Process,
 }
 
-/// Whether to show progress.
+/// When to show progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum When {
-    /// When stderr is a terminal.
+    /// If stderr is a terminal.
     #[default]
     Auto,
-    /// Even when it is not.
+    /// Even if stderr is not a terminal.
     Always,
     /// Not at all.
     Never,
 }
 
-/// Which existing entries are replaced.
+/// Which existing entries to replace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Overwrite {
     /// Those that differ in type, size or modification time.
@@ -187,31 +200,31 @@ pub enum Overwrite {
     Never,
 }
 
-/// Whether extents are shared.
+/// When to share extents with the source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Reflink {
-    /// Where it can be done.
+    /// If the file system can.
     #[default]
     Auto,
-    /// Everywhere; a file that cannot share fails.
+    /// Always: a file that cannot share extents fails.
     Always,
-    /// Nowhere.
+    /// Not at all.
     Never,
 }
 
-/// What becomes of holes.
+/// Which parts of a file become holes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Sparse {
-    /// They stay holes.
+    /// The holes of the source.
     #[default]
     Auto,
-    /// Zeros become holes too.
+    /// All zeros.
     Always,
-    /// They are filled.
+    /// None.
     Never,
 }
 
-/// What can be kept of an entry besides its contents.
+/// A property of an entry that can be kept besides its contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Attribute {
     /// Mode bits and ACLs.
@@ -236,5 +249,12 @@ mod tests {
     #[test]
     fn the_declaration_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_stall_warning_is_hidden() {
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.contains("--stall-timeout"));
+        assert!(!help.contains("--stall-warning"));
     }
 }

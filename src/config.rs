@@ -1,88 +1,83 @@
-//! What the command line means, with every choice made.
+//! The settings of a run: the command line, checked and complete.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use rustix::fs::Mode as FileMode;
 
 use crate::cli::{Attribute, Cli, When};
 pub use crate::cli::{Mode, Overwrite, Reflink, Sparse};
+use crate::ui::quote::quote;
 
-/// Everything that a run has to know besides what it finds.
+/// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What to copy; at least one.
+    /// The paths to copy; at least one.
     pub sources: Vec<PathBuf>,
-    /// Where to.
+    /// Where to copy them.
     pub destination: Destination,
-    /// What the workers are.
+    /// How workers run.
     pub mode: Mode,
-    /// At most so many workers; none: as many as pay.
+    /// The most workers. `None`: as many as make it faster.
     pub jobs: Option<usize>,
-    /// Whether there is a progress bar.
+    /// Show a progress bar.
     pub progress: bool,
-    /// Whether there is a summary.
+    /// Print a summary.
     pub summary: bool,
-    /// Whether finished entries are printed.
+    /// Print finished entries.
     pub verbose: bool,
-    /// Whether nothing is written but the plan.
+    /// Print what would be done, and write nothing.
     pub dry_run: bool,
-    /// Which existing entries are replaced.
+    /// Which existing entries to replace.
     pub overwrite: Overwrite,
-    /// What is kept.
+    /// Which properties to keep.
     pub preserve: Preserve,
-    /// Whether extents are shared.
+    /// When to share extents with the source.
     pub reflink: Reflink,
-    /// What becomes of holes.
+    /// Which parts of a file become holes.
     pub sparse: Sparse,
-    /// Whether links in the source are followed.
+    /// Follow symbolic links in the source.
     pub dereference: bool,
-    /// Whether other file systems below a source are left out.
+    /// Skip other file systems below a source.
     pub one_file_system: bool,
-    /// Whether the copy has to be on disk at the end.
+    /// Sync the copy to disk.
     pub fsync: bool,
-    /// When a worker without progress is replaced.
+    /// Replace a worker after this time without progress. `None`: never.
     pub stall_timeout: Option<Duration>,
-    /// The umask that the program was started with. It plays no part where modes are kept.
-    pub umask: u32,
-    /// The effective user is root.
-    pub is_root: bool,
-    /// The effective group.
-    pub group: u32,
-    /// A number for this run's temporary names.
-    pub run: u64,
+    /// Warn about a worker after this time without progress.
+    pub stall_warning: Duration,
 }
 
 /// Where the sources go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
-    /// One source becomes this, or lands in it when the source is a file and this is a folder.
+    /// The one source becomes this path. A file lands in it instead if it is a directory.
     Path(PathBuf),
-    /// Each source lands in this folder under its own name.
+    /// Each source lands in this directory under its own name.
     Directory(PathBuf),
 }
 
-/// How much it matters that something is kept.
+/// How much it matters that a property is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     /// It is not kept.
     No,
-    /// As far as the system allows.
+    /// It is kept as far as the system allows.
     BestEffort,
-    /// It is a failure where it cannot be kept.
+    /// An entry fails if it cannot be kept.
     Required,
 }
 
 impl Keep {
-    /// True unless it is not to be kept.
-    pub fn wanted(self) -> bool {
+    /// Returns true if the property should be kept if possible.
+    pub fn is_wanted(self) -> bool {
         self != Self::No
     }
 }
 
-/// What is kept of an entry besides its contents.
+/// Which properties of an entry are kept besides its contents.
 #[derive(Clone, Copy, Debug)]
 pub struct Preserve {
     /// Mode bits and ACLs.
@@ -98,17 +93,20 @@ pub struct Preserve {
 }
 
 impl Preserve {
-    fn new(must: &[Attribute], not: &[Attribute]) -> Self {
+    /// Combines the lists of `--preserve` and `--no-preserve`.
+    fn new(required: &[Attribute], unwanted: &[Attribute]) -> Self {
         let keep = |attribute| {
-            let named = |list: &[Attribute]| list.contains(&attribute);
-            let all = |list: &[Attribute]| list.contains(&Attribute::All);
-            match () {
-                // A word for one thing is stronger than `all`, and "not" than "must".
-                () if named(not) => Keep::No,
-                () if named(must) => Keep::Required,
-                () if all(not) => Keep::No,
-                () if all(must) => Keep::Required,
-                () => Keep::BestEffort,
+            // A property's own name wins over `all`, and --no-preserve over --preserve.
+            if unwanted.contains(&attribute) {
+                Keep::No
+            } else if required.contains(&attribute) {
+                Keep::Required
+            } else if unwanted.contains(&Attribute::All) {
+                Keep::No
+            } else if required.contains(&Attribute::All) {
+                Keep::Required
+            } else {
+                Keep::BestEffort
             }
         };
         Self {
@@ -122,17 +120,17 @@ impl Preserve {
 }
 
 impl Config {
-    /// Makes every choice that the command line leaves open. Sets the process's umask to 0.
+    /// Checks the command line and fills in the defaults.
     ///
     /// # Errors
-    /// Where the words contradict each other.
+    /// If paths are missing, or options contradict each other.
     pub fn new(cli: Cli) -> Result<Self> {
         let mut paths = cli.paths;
         let destination = match (cli.target_directory, paths.len()) {
-            (Some(folder), _) => Destination::Directory(folder),
+            (Some(dir), _) => Destination::Directory(dir),
             (None, 1) => bail!(
                 "no destination after {}; usage: pcopy SRC... DST",
-                crate::fs::path::show(paths[0].as_os_str().as_encoded_bytes())
+                quote(paths[0].as_os_str().as_encoded_bytes())
             ),
             (None, count) => match paths.pop() {
                 Some(last) if count == 2 => Destination::Path(last),
@@ -141,9 +139,8 @@ impl Config {
             },
         };
         if cli.stall_timeout.is_some() && cli.mode == Mode::Thread {
-            bail!("--stall-timeout needs --mode process: a thread cannot be ended alone");
+            bail!("--stall-timeout needs --mode process: a single thread cannot be killed");
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Self {
             sources: paths,
             destination,
@@ -165,11 +162,20 @@ impl Config {
             one_file_system: cli.one_file_system,
             fsync: cli.fsync,
             stall_timeout: cli.stall_timeout.map(Duration::from_secs),
-            umask: rustix::process::umask(FileMode::empty()).bits(),
-            is_root: rustix::process::geteuid().is_root(),
-            group: rustix::process::getegid().as_raw(),
-            run: now.map_or(0, |now| now.as_nanos() as u64) ^ u64::from(std::process::id()) << 48,
+            stall_warning: Duration::from_secs(cli.stall_warning),
         })
+    }
+
+    /// Returns the mode that directories are created with; they get the final one at the end.
+    ///
+    /// If modes are kept, only the owner has access while the entries are copied. If not, the
+    /// umask decides, but the owner always has access.
+    pub(crate) fn new_dir_mode(&self, umask: u32) -> FileMode {
+        if self.preserve.mode.is_wanted() {
+            FileMode::RWXU
+        } else {
+            FileMode::from_raw_mode(0o777 & !umask | 0o700)
+        }
     }
 }
 
@@ -183,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_path_is_the_destination_unless_a_folder_is_named() {
+    fn the_last_path_is_the_destination_without_t() {
         let one = config(&["a", "b"]).unwrap();
         assert_eq!(one.destination, Destination::Path("b".into()));
         let two = config(&["a", "b", "c"]).unwrap();
@@ -195,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_must_be_kept_and_the_rest_is_tried() {
+    fn named_properties_are_required_and_the_others_best_effort() {
         let preserve = config(&["a", "b", "--preserve=xattr,mode", "--no-preserve=mode"])
             .unwrap()
             .preserve;
@@ -207,6 +213,25 @@ mod tests {
             .preserve;
         assert_eq!(preserve.mode, Keep::Required);
         assert_eq!(preserve.timestamps, Keep::No);
+        let all = config(&["a", "b", "--preserve=all", "--no-preserve=all"]);
+        assert_eq!(all.unwrap().preserve.links, Keep::No);
+    }
+
+    #[test]
+    fn a_warning_comes_after_30_seconds_unless_an_option_says_otherwise() {
+        let after = |words: &[&str]| config(words).unwrap().stall_warning.as_secs();
+        assert_eq!(after(&["a", "b"]), 30);
+        assert_eq!(after(&["a", "b", "--stall-warning=2"]), 2);
+        assert!(config(&["a", "b", "--stall-warning=0"]).is_err());
+    }
+
+    #[test]
+    fn only_the_owner_has_access_to_a_new_directory_if_modes_are_kept() {
+        let kept = config(&["a", "b"]).unwrap();
+        assert_eq!(kept.new_dir_mode(0o022).bits(), 0o700);
+        let not_kept = config(&["a", "b", "--no-preserve=mode"]).unwrap();
+        assert_eq!(not_kept.new_dir_mode(0o022).bits(), 0o755);
+        assert_eq!(not_kept.new_dir_mode(0o777).bits(), 0o700);
     }
 
     #[test]

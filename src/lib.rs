@@ -22,7 +22,7 @@ pub use ui::summary::NOT_STARTED;
 use anyhow::{Context as _, Result};
 
 use config::{Config, Mode};
-use context::Context;
+use context::{Context, Identity};
 use engine::Engine;
 use engine::processes::Processes;
 use engine::threads::Threads;
@@ -41,13 +41,15 @@ const REPLACEMENTS: usize = 4096;
 /// in the exit status.
 pub fn run(config: Config) -> Result<i32> {
     let crew = WorkerLimit::new(config.jobs);
-    let roots = Targets::open(&config)?;
-    let board = Scoreboard::new(crew.limit() + crew.most() + REPLACEMENTS)
+    let identity = Identity::take_over();
+    let targets = Targets::open(&config, identity.umask)?;
+    let scoreboard = Scoreboard::new(crew.limit() + crew.most() + REPLACEMENTS)
         .context("cannot share memory")?;
     let context: &'static Context = Box::leak(Box::new(Context {
         config,
-        roots,
-        board,
+        identity,
+        targets,
+        scoreboard,
     }));
     let engine: Box<dyn Engine> = match context.config.mode {
         Mode::Thread => Box::new(Threads::new(context, crew.most(), crew.limit())?),

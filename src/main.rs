@@ -12,10 +12,10 @@ fn main() -> ExitCode {
     let status = Config::new(Cli::parse())
         .and_then(pcopy::run)
         .unwrap_or_else(|error| {
-            // Where stderr is closed or full there is nobody to tell; the exit status tells.
+            // If stderr is closed or full, the exit status must be enough.
             let _ = writeln!(std::io::stderr(), "pcopy: {error:#}");
             NOT_STARTED
         });
-    // Not by returning: a thread that is stuck in a call must not hold the exit up.
+    // Not by returning: a thread that is stuck in a system call must not delay the exit.
     std::process::exit(status)
 }

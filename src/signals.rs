@@ -10,51 +10,74 @@ use signal_hook::flag;
 
 use crate::fs::sys;
 
-/// Signals that stop a run.
+/// The signals that stop a run.
 pub(crate) const STOP_SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 
-/// The signals that are ignored, a bit for each (proc_pid_status(5)).
-fn ignored() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
-        .unwrap_or(0)
-}
-
-/// Which signal has come.
+/// The stop signal that was caught, if any.
 pub(crate) struct Signals {
+    /// The number of the signal, or 0.
     caught: Arc<AtomicUsize>,
 }
 
 impl Signals {
-    /// Takes the signals over.
-    ///
-    /// # Errors
-    /// Where the system does not allow it.
+    /// Installs the signal handlers.
     pub(crate) fn take_over() -> Result<Self> {
         let caught = Arc::new(AtomicUsize::new(0));
-        let ignored = ignored();
+        let ignored = Ignored::read();
         for signal in STOP_SIGNALS {
-            // By nohup, or a shell that has started this in the background.
-            let is_ignored = ignored & 1 << (signal - 1) != 0;
-            if !is_ignored {
-                let taken = sys::stop_on(signal, Arc::clone(&caught));
-                taken.context("cannot handle signals")?;
+            // A signal that nohup(1), or a shell starting a background job, made this process
+            // ignore stays ignored.
+            if !ignored.contains(signal) {
+                sys::stop_on(signal, Arc::clone(&caught)).context("cannot handle signals")?;
             }
         }
-        // A file that is larger than `ulimit -f` allows fails alone (EFBIG) and does not end
-        // the program.
+        // Without a handler a file beyond `ulimit -f` would kill the program. With one the write
+        // fails (EFBIG), and only that file.
         flag::register(SIGXFSZ, Arc::default()).context("cannot handle signals")?;
-        // Ignored, nobody could tell how a worker has ended (waitpid(2)).
+        // If SIGCHLD is ignored, the kernel discards how a worker ended (waitpid(2)).
         flag::register(SIGCHLD, Arc::default()).context("cannot handle signals")?;
         Ok(Self { caught })
     }
 
-    /// The signal that has come, if any.
+    /// Returns the signal that was caught, if any.
     pub(crate) fn caught(&self) -> Option<i32> {
         match self.caught.load(Ordering::Relaxed) {
             0 => None,
             signal => Some(signal as i32),
         }
+    }
+}
+
+/// The signals that this process ignores: one bit each, SIGHUP (1) the lowest.
+struct Ignored(u64);
+
+impl Ignored {
+    /// Reads them from proc_pid_status(5). If that fails, none is ignored.
+    fn read() -> Self {
+        Self::parse(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
+    }
+
+    fn parse(status: &str) -> Self {
+        let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let bits = line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+        Self(bits.unwrap_or(0))
+    }
+
+    fn contains(&self, signal: i32) -> bool {
+        self.0 & 1 << (signal - 1) != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_status_file() {
+        // As under nohup(1).
+        let ignored = Ignored::parse("Name:\tpcopy\nSigIgn:\t0000000000000001\n");
+        assert!(ignored.contains(SIGHUP));
+        assert!(!ignored.contains(SIGINT));
+        assert!(!Ignored::parse("").contains(SIGHUP));
     }
 }

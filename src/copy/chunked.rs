@@ -79,7 +79,7 @@ impl Copier {
         file: &OwnedFd,
         stamp: &FileStat,
     ) -> Result<Option<FileId>, CopyError> {
-        if !self.context.board.begin_large() {
+        if !self.context.scoreboard.begin_large() {
             return Ok(None);
         }
         let prepared = content::reserve(file, stamp).and_then(|reserved| {
@@ -87,7 +87,7 @@ impl Copier {
             Ok(reserved.then(|| FileId::of(&stat)))
         });
         if !matches!(prepared, Ok(Some(_))) {
-            self.context.board.end_large();
+            self.context.scoreboard.end_large();
         }
         prepared
     }
@@ -108,7 +108,7 @@ impl Copier {
         let source = self.open_source(folder, from).at(Step::Open)?;
         let mut stamp = FileStat::of(&fs::fstat(&source).at(Step::Look)?);
         let mut flags = OFlags::empty();
-        let again = changed || !stamp.same_contents(&large.stamp);
+        let again = changed || !stamp.has_same_contents(&large.stamp);
         if again {
             // The source changed while it was read: once more, by this worker alone.
             flags = OFlags::TRUNC;

@@ -308,7 +308,7 @@ impl Copier {
     }
 
     fn check_stop(&self) -> Result<(), CopyError> {
-        if self.context.board.is_stopping() {
+        if self.context.scoreboard.is_stopping() {
             return Err(CopyError::new(Step::Copy, Reason::Stopped));
         }
         Ok(())
@@ -318,7 +318,7 @@ impl Copier {
 /// True for a file that ended before its claimed size and claims it still: one of /sys, say,
 /// where each file has 4096 bytes and less to read. Such file systems have no blocks.
 fn claims_sizes(source: &OwnedFd, stamp: &FileStat) -> bool {
-    fs::fstat(source).is_ok_and(|now| stamp.same_contents(&FileStat::of(&now)))
+    fs::fstat(source).is_ok_and(|now| stamp.has_same_contents(&FileStat::of(&now)))
         && fs::fstatfs(source).is_ok_and(|statfs| statfs.f_blocks == 0)
 }
 

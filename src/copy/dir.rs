@@ -7,17 +7,12 @@ use std::rc::Rc;
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::metadata::ACCESS_ACL;
-
-use crate::config::Config;
 use crate::context::Context;
 use crate::fs::path::RelPath;
 use crate::fs::stat::{DirIds, FileId, FileStat};
+use crate::fs::xattr::{DEFAULT_ACL, strip_acls};
 use crate::protocol::ChunkedFile;
 use crate::protocol::error::{At, CopyError, Reason, Step};
-
-/// The attribute that makes new entries inherit an ACL (acl(5)).
-const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 
 /// A source folder and its destination.
 pub(crate) struct DirPair {
@@ -48,7 +43,7 @@ impl DirPair {
         path: &RelPath,
         fresh: bool,
     ) -> Result<Self, CopyError> {
-        let pair = &context.roots.list[root];
+        let pair = &context.targets.list[root];
         let config = &context.config;
         let source = if config.dereference {
             crate::fs::open::open_dir_following_links(pair.source.as_fd(), path)
@@ -99,11 +94,11 @@ impl DirPair {
             // its group is not the process's, it may have it from a set-group-id folder above,
             // and not hand it on.
             let given = (stat.st_uid, stat.st_gid);
-            self.given = Some(given).filter(|&(_, group)| group == context.config.group);
+            self.given = Some(given).filter(|&(_, group)| group == context.identity.group);
             return Ok(());
         }
         if context
-            .roots
+            .targets
             .is_in_source(destination.as_fd(), FileId::of(&stat))
         {
             let reason = Reason::LandsOnSource;
@@ -118,7 +113,7 @@ impl DirPair {
     pub(crate) fn make_writable(&self, context: &Context) {
         let config = &context.config;
         if let Some(destination) = &self.destination
-            && !(config.is_root || config.dry_run || self.fresh)
+            && !(context.identity.is_root || config.dry_run || self.fresh)
             && let Ok(stat) = fs::fstat(destination)
             && stat.st_mode & 0o300 != 0o300
         {
@@ -242,12 +237,16 @@ impl DirPair {
     pub(crate) fn make_subfolder(
         &mut self,
         name: &CStr,
-        config: &Config,
+        context: &Context,
     ) -> Result<bool, CopyError> {
         let Some(destination) = self.destination.clone() else {
             return Ok(true);
         };
-        match fs::mkdirat(&destination, name, folder_mode(config)) {
+        match fs::mkdirat(
+            &destination,
+            name,
+            context.config.new_dir_mode(context.identity.umask),
+        ) {
             Ok(()) => {}
             // Whether it is a folder shows when it is opened, without following a link. In a
             // folder that this run has made it is what another name has become, where the file
@@ -264,7 +263,11 @@ impl DirPair {
                 Mode::empty(),
             )
             .at(Step::MakeDirectory)?;
-            strip_acls(folder.as_fd(), config).at(Step::SetAttributes)?;
+            strip_acls(
+                folder.as_fd(),
+                context.config.new_dir_mode(context.identity.umask),
+            )
+            .at(Step::SetAttributes)?;
         }
         Ok(true)
     }
@@ -275,36 +278,6 @@ impl DirPair {
     /// What fstatat(2) says.
     pub(crate) fn would_make_subfolder(&self, name: &CStr) -> Result<bool, CopyError> {
         Ok(self.existing(name).at(Step::LookAtDestination)?.is_none())
-    }
-}
-
-/// What a folder is made with: nothing for others until it is finished; where modes are not kept,
-/// what it is to have.
-pub(crate) fn folder_mode(config: &Config) -> Mode {
-    if config.preserve.mode.wanted() {
-        Mode::RWXU
-    } else {
-        Mode::from_raw_mode(0o777 & !config.umask | 0o700)
-    }
-}
-
-/// Removes the ACLs that a new folder has inherited: what it shall have is set when its entries
-/// are done, and they must not inherit anything meanwhile.
-///
-/// # Errors
-/// What fremovexattr(2) and fchmod(2) say.
-pub(crate) fn strip_acls(folder: BorrowedFd<'_>, config: &Config) -> rustix::io::Result<()> {
-    for acl in [DEFAULT_ACL, ACCESS_ACL] {
-        match fs::fremovexattr(folder, acl) {
-            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    match fs::fchmod(folder, folder_mode(config)) {
-        // A file system without modes, which shows again, and is told, when the folder is
-        // finished.
-        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-        result => result,
     }
 }
 

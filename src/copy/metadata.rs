@@ -14,13 +14,13 @@ use rustix::io::Errno;
 use super::Copier;
 use super::dir::DirPair;
 use crate::config::{Config, Keep};
+use crate::context::Context;
 use crate::fs::stat::FileStat;
+use crate::fs::xattr::ACCESS_ACL;
 use crate::protocol::NotKept;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
-/// The attribute that an entry's own ACL is.
-pub(super) const ACCESS_ACL: &CStr = c"system.posix_acl_access";
 
 /// What a new entry has already, so that it needs not be set.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,12 +34,12 @@ pub(super) struct InitialMeta {
 /// The owner and group that an entry can have at the destination: root gives everything away,
 /// others keep what they are given and can at most set the group.
 pub(super) fn attainable_owner(
-    config: &Config,
+    context: &Context,
     given: Option<(u32, u32)>,
     stamp: &FileStat,
 ) -> (u32, u32) {
     match given {
-        Some((uid, _)) if !config.is_root => (uid, stamp.gid),
+        Some((uid, _)) if !context.identity.is_root => (uid, stamp.gid),
         _ => (stamp.uid, stamp.gid),
     }
 }
@@ -50,11 +50,11 @@ pub(super) fn list_attributes(
     config: &Config,
 ) -> rustix::io::Result<Vec<CString>> {
     let (mode, xattr) = (config.preserve.mode, config.preserve.xattr);
-    if !mode.wanted() && !xattr.wanted() {
+    if !mode.is_wanted() && !xattr.is_wanted() {
         return Ok(Vec::new());
     }
     let mut names = all_attributes(|buffer| fs::flistxattr(file, buffer))?;
-    names.retain(|name| keep_of(config, name).wanted());
+    names.retain(|name| keep_of(config, name).is_wanted());
     Ok(names)
 }
 
@@ -147,10 +147,10 @@ impl Copier {
             |name, value| fs::fsetxattr(file, name, value, XattrFlags::empty()),
         )?;
         let config = &self.context.config;
-        let mode = if config.preserve.mode.wanted() {
+        let mode = if config.preserve.mode.is_wanted() {
             permissible(stamp.mode & 0o7777 & !denied, stamp, owner)
         } else {
-            0o666 & !config.umask
+            0o666 & !self.context.identity.umask
         };
         if has.mode != Some(mode) || !attributes.is_empty() {
             self.set_mode(|| fs::fchmod(file, Mode::from_raw_mode(mode)))?;
@@ -187,10 +187,10 @@ impl Copier {
             |name, buffer| fs::fgetxattr(source, name, buffer),
             |name, value| fs::fsetxattr(target, name, value, XattrFlags::empty()),
         )?;
-        let mode = if config.preserve.mode.wanted() {
+        let mode = if config.preserve.mode.is_wanted() {
             permissible(stamp.mode & 0o7777 & !denied, stamp, owner)
         } else if folder.is_fresh() {
-            0o777 & !config.umask
+            0o777 & !self.context.identity.umask
         } else {
             now.mode & 0o7777
         };
@@ -229,7 +229,7 @@ impl Copier {
             fs::chownat(&here, c"", uid, gid, AtFlags::EMPTY_PATH)
         })?;
         let denied = self.copy_attributes_by_name(folder, from, &here)?;
-        if !is_link && self.context.config.preserve.mode.wanted() {
+        if !is_link && self.context.config.preserve.mode.is_wanted() {
             let mode = permissible(stamp.mode & 0o7777 & !denied, stamp, owner);
             // An ACL or the change of owner may have changed it.
             let now = fs::fstat(&here).at(Step::LookAtDestination)?.st_mode & 0o7777;
@@ -248,7 +248,7 @@ impl Copier {
         here: &OwnedFd,
     ) -> Result<u32, CopyError> {
         let config = &self.context.config;
-        if !config.preserve.xattr.wanted() && !config.preserve.mode.wanted() {
+        if !config.preserve.xattr.is_wanted() && !config.preserve.mode.is_wanted() {
             return Ok(0);
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -263,7 +263,7 @@ impl Copier {
             Err(Errno::NOENT) => return Ok(0),
             result => result.at(Step::ReadAttributes)?,
         };
-        names.retain(|name| keep_of(config, name).wanted());
+        names.retain(|name| keep_of(config, name).is_wanted());
         self.copy_attributes(
             &names,
             |name, buffer| fs::getxattr(from.as_c_str(), name, buffer),
@@ -280,8 +280,8 @@ impl Copier {
     ) -> Result<Option<(u32, u32)>, CopyError> {
         let config = &self.context.config;
         let keep = config.preserve.ownership;
-        let wanted = attainable_owner(config, has, stamp);
-        if !keep.wanted()
+        let wanted = attainable_owner(self.context, has, stamp);
+        if !keep.is_wanted()
             || has == Some(wanted) && (keep == Keep::BestEffort || wanted.0 == stamp.uid)
         {
             return Ok(has);
@@ -309,7 +309,7 @@ impl Copier {
 
     fn set_times(&mut self, utimens: impl Fn() -> rustix::io::Result<()>) -> Result<(), CopyError> {
         let keep = self.context.config.preserve.timestamps;
-        if !keep.wanted() {
+        if !keep.is_wanted() {
             return Ok(());
         }
         match utimens() {
@@ -393,7 +393,7 @@ impl Copier {
         let failure = Err(CopyError::new(step, errno));
         match errno {
             _ if keep == Keep::Required => failure,
-            Errno::PERM | Errno::ACCESS if !self.context.config.is_root => Ok(()),
+            Errno::PERM | Errno::ACCESS if !self.context.identity.is_root => Ok(()),
             Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL => {
                 note(&mut self.not_kept);
                 Ok(())

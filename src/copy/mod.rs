@@ -75,7 +75,7 @@ impl Copier {
     pub(crate) fn new(context: &'static Context, worker: usize) -> Self {
         Self {
             context,
-            slot: context.board.slot(worker),
+            slot: context.scoreboard.slot(worker),
             worker,
             temporaries: 0,
             buffer: Vec::new(),
@@ -197,7 +197,7 @@ impl Copier {
         to: &CStr,
     ) -> Result<(), CopyError> {
         let now = FileStat::of(&fs::fstat(source).at(Step::Look)?);
-        if !stamp.same_contents(&now) {
+        if !stamp.has_same_contents(&now) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
         self.dress_file(file.as_fd(), source.as_fd(), stamp, has, attributes)?;
@@ -258,7 +258,7 @@ impl Copier {
         if old_type == FileType::Directory {
             return Err(CopyError::new(Step::Create, Reason::DirectoryInTheWay));
         }
-        if self.context.roots.is_source(old.inode) {
+        if self.context.targets.is_source(old.inode) {
             return Err(CopyError::new(Step::Create, Reason::IsSource));
         }
         let difference = if old_type != new_type {
@@ -306,7 +306,7 @@ impl Copier {
 
     /// True for one of several hard links, unless it is to be copied all the same.
     fn is_for_parent(&self, stamp: &FileStat, first_link: bool) -> bool {
-        !first_link && stamp.links > 1 && self.context.config.preserve.links.wanted()
+        !first_link && stamp.links > 1 && self.context.config.preserve.links.is_wanted()
     }
 
     fn open_source(&self, folder: &DirPair, from: &CStr) -> rustix::io::Result<OwnedFd> {
@@ -316,7 +316,7 @@ impl Copier {
             flags |= OFlags::NOFOLLOW;
         }
         let open = |flags| fs::openat(folder.source(), from, flags, Mode::empty());
-        if self.context.config.is_root {
+        if self.context.identity.is_root {
             // The source's access times stay what they are. Owners may ask for that too, but who
             // is none would pay with a call that fails for each file.
             match open(flags | OFlags::NOATIME) {
@@ -344,11 +344,16 @@ impl Copier {
     /// may see it, which saves a chmod(2); otherwise nothing for anybody else.
     fn creation_mode(&self, folder: &DirPair, stamp: &FileStat, plain: bool) -> u32 {
         let config = &self.context.config;
-        if !config.preserve.mode.wanted() {
-            return 0o666 & !config.umask;
+        if !config.preserve.mode.is_wanted() {
+            return 0o666 & !self.context.identity.umask;
         }
-        let owner_given = !config.preserve.ownership.wanted()
-            || folder.given() == Some(metadata::attainable_owner(config, folder.given(), stamp));
+        let owner_given = !config.preserve.ownership.is_wanted()
+            || folder.given()
+                == Some(metadata::attainable_owner(
+                    self.context,
+                    folder.given(),
+                    stamp,
+                ));
         // An inherited ACL gives to others what the group's bits allow.
         let is_final = plain && owner_given && stamp.mode & 0o7000 == 0 && !folder.inherits();
         if is_final && folder.given().is_some() {

@@ -65,8 +65,8 @@ impl Copier {
     fn special_mode(&self, stamp: &FileStat) -> u32 {
         let config = &self.context.config;
         match config.preserve.mode {
-            Keep::No => 0o666 & !config.umask,
-            _ if config.preserve.ownership.wanted() => 0o600 & stamp.mode,
+            Keep::No => 0o666 & !self.context.identity.umask,
+            _ if config.preserve.ownership.is_wanted() => 0o600 & stamp.mode,
             _ => stamp.mode & 0o777,
         }
     }
@@ -117,7 +117,7 @@ impl Copier {
             Some(old) if FileType::from_raw_mode(old.st_mode) == FileType::Directory => {
                 return Err(CopyError::new(Step::Link, Reason::DirectoryInTheWay));
             }
-            Some(old) if self.context.roots.is_source(FileId::of(&old)) => {
+            Some(old) if self.context.targets.is_source(FileId::of(&old)) => {
                 return Err(CopyError::new(Step::Link, Reason::IsSource));
             }
             Some(_) if config.overwrite == Overwrite::Never => {
@@ -165,7 +165,7 @@ impl Copier {
         let file_type = |stamp: &FileStat| FileType::from_raw_mode(stamp.mode);
         file_type(old) == file_type(new)
             && (old.size, old.rdev) == (new.size, new.rdev)
-            && (!self.context.config.preserve.timestamps.wanted()
+            && (!self.context.config.preserve.timestamps.is_wanted()
                 || self.same_time(folder, old, new))
     }
 }

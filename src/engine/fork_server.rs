@@ -112,7 +112,7 @@ fn work(context: &'static Context, number: usize, socket: OwnedFd, parent: Pid) 
         &format!("pcopy: worker {shown}"),
         parent,
     );
-    context.board.slot(number).set_pid(getpid());
+    context.scoreboard.slot(number).set_pid(getpid());
     let mut wire = Wire::new(socket, usize::MAX);
     // Forked, it has a current folder and descriptors of its own already.
     let mut worker = Worker::new(context, number, true);

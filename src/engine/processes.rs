@@ -67,7 +67,7 @@ impl Processes {
 
     /// Starts a worker. None where that cannot be done any more.
     fn start_one(&mut self) -> Option<usize> {
-        if self.slots == self.context.board.room() || self.stillborn > 2 {
+        if self.slots == self.context.scoreboard.room() || self.stillborn > 2 {
             return None;
         }
         let fork_server = self.fork_server.as_ref()?;
@@ -104,7 +104,7 @@ impl Processes {
 
     /// True for a worker that makes no progress, and that others have taken the work of.
     fn is_stuck(&self, worker: &Process) -> bool {
-        worker.deals > 0 && self.context.board.slot(worker.number).is_taken_from()
+        worker.deals > 0 && self.context.scoreboard.slot(worker.number).is_taken_from()
     }
 
     /// Reads what a worker has to say, or that it is no more.
@@ -137,7 +137,7 @@ impl Processes {
     /// A worker is no more, or about to be.
     fn bury(&mut self, at: usize) {
         let worker = self.workers.swap_remove(at);
-        let pid = self.context.board.slot(worker.number).pid();
+        let pid = self.context.scoreboard.slot(worker.number).pid();
         let death = match pid {
             Some(pid) => self.reap(pid),
             None => {
@@ -282,7 +282,7 @@ impl Engine for Processes {
     }
 
     fn label(&self, worker: usize) -> String {
-        match self.context.board.slot(worker).pid() {
+        match self.context.scoreboard.slot(worker).pid() {
             Some(pid) => format!("[pid {}]", pid.as_raw_nonzero()),
             None => format!("[worker {}]", worker + 1),
         }
@@ -291,7 +291,7 @@ impl Engine for Processes {
     fn kill(&mut self, worker: usize) -> bool {
         // The number of one that is no more may be somebody else's by now.
         let lives = self.workers.iter().any(|process| process.number == worker);
-        let pid = self.context.board.slot(worker).pid().filter(|_| lives);
+        let pid = self.context.scoreboard.slot(worker).pid().filter(|_| lives);
         pid.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
     }
 
@@ -301,7 +301,7 @@ impl Engine for Processes {
         };
         let worker = self.workers.swap_remove(at);
         self.stuck
-            .extend(self.context.board.slot(worker.number).pid());
+            .extend(self.context.scoreboard.slot(worker.number).pid());
         self.events.push_back(Event::Lost {
             worker: worker.number,
             jobs: worker.jobs,
@@ -310,7 +310,7 @@ impl Engine for Processes {
     }
 
     fn shut_down(&mut self, patience: Duration) -> bool {
-        let board = self.context.board;
+        let board = self.context.scoreboard;
         let fork_server = self.fork_server.take();
         let mut left = std::mem::take(&mut self.stuck);
         left.extend(fork_server.as_ref().map(|fork_server| fork_server.pid));

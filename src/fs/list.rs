@@ -1,4 +1,4 @@
-//! Listing a folder.
+//! Lists a directory.
 
 use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -10,39 +10,43 @@ use walkdir::WalkDir;
 
 use crate::fs::path::Kind;
 
-/// A path for walkdir that leads to the open folder, whatever the length of its real path. It is
-/// good until the next call.
+/// Returns a path by which walkdir reaches an open directory, even if its real path is too long.
 ///
-/// `own_current_folder` says that this worker has a current folder of its own. Entering the open
-/// folder and listing `.` takes 8 µs for a folder of 15 entries, listing /proc/self/fd/N takes
-/// 18 µs: looking up a name in /proc is slow, and walkdir does it three times.
-pub(crate) fn path_to(folder: BorrowedFd<'_>, own_current_folder: bool) -> PathBuf {
-    // A folder that may be read but not entered is still to be listed.
-    if own_current_folder && rustix::process::fchdir(folder).is_ok() {
+/// The path is valid until the next call. `own_current_dir` says that this worker does not share
+/// its current directory with other threads. Then entering the directory and listing `.` takes
+/// 8 µs for 15 entries. Listing /proc/self/fd/N takes 18 µs: name lookups in /proc are slow, and
+/// walkdir does three.
+pub(crate) fn path_to(dir: BorrowedFd<'_>, own_current_dir: bool) -> PathBuf {
+    // A directory that can be read but not entered must still be listed.
+    if own_current_dir && rustix::process::fchdir(dir).is_ok() {
         PathBuf::from(".")
     } else {
-        PathBuf::from(format!("/proc/thread-self/fd/{}", folder.as_raw_fd()))
+        PathBuf::from(format!("/proc/thread-self/fd/{}", dir.as_raw_fd()))
     }
 }
 
-/// A folder's entries, as they are read: a folder of millions is never held in memory.
+/// The entries of a directory, read one by one.
+///
+/// A directory of millions of entries is never held in memory.
 pub(crate) struct Listing {
     entries: walkdir::IntoIter,
+    /// The current name and a NUL: one buffer for all names.
     name: Vec<u8>,
+    /// How the listing ended, if it has.
     ended: Option<Result<(), Errno>>,
 }
 
 impl Listing {
-    /// The listing of a folder that has not begun to be read.
-    pub(crate) fn of(folder: PathBuf) -> Self {
+    /// Prepares to list the directory at `path`. Nothing is read yet.
+    pub(crate) fn of(path: PathBuf) -> Self {
         Self {
-            entries: WalkDir::new(folder).min_depth(1).max_depth(1).into_iter(),
+            entries: WalkDir::new(path).min_depth(1).max_depth(1).into_iter(),
             name: Vec::with_capacity(256),
             ended: None,
         }
     }
 
-    /// The next entry; none at the end, or where the folder cannot be read any further.
+    /// Returns the next entry, or `None` after the last one or an error ([`Listing::result`]).
     pub(crate) fn read(&mut self) -> Option<(Kind, &CStr)> {
         if self.ended.is_some() {
             return None;
@@ -52,8 +56,8 @@ impl Listing {
                 let kind = Kind::of_listed(entry.file_type());
                 Some((kind, self.hold(entry.file_name())?))
             }
-            // One entry that cannot be looked at, where the listing does not tell kinds: it shows
-            // when it is opened, and the others are listed.
+            // On a file system whose listings lack types, walkdir calls lstat(2), and that failed
+            // for this entry. The others are still listed, and opening this one shows the error.
             Some(Err(error)) if error.depth() == 1 && error.path().is_some() => {
                 let name = error.path().and_then(Path::file_name)?;
                 Some((Kind::File, self.hold(name)?))
@@ -71,7 +75,7 @@ impl Listing {
         }
     }
 
-    /// A name as system calls take it, in the one buffer for all of them.
+    /// Copies a name into the buffer and returns it as system calls take it.
     fn hold(&mut self, name: &OsStr) -> Option<&CStr> {
         self.name.clear();
         self.name.extend_from_slice(name.as_bytes());
@@ -79,10 +83,7 @@ impl Listing {
         CStr::from_bytes_with_nul(&self.name).ok()
     }
 
-    /// How it ended.
-    ///
-    /// # Errors
-    /// What kept the folder from being read.
+    /// Returns the error that ended the listing, if any.
     pub(crate) fn result(self) -> Result<(), Errno> {
         self.ended.unwrap_or(Ok(()))
     }
@@ -98,27 +99,27 @@ mod tests {
     fn every_entry_is_listed_with_its_kind() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
-        std::fs::create_dir(dir.path().join("folder")).unwrap();
+        std::fs::create_dir(dir.path().join("directory")).unwrap();
         std::os::unix::fs::symlink("nowhere", dir.path().join("link")).unwrap();
-        let folder = open(dir.path(), crate::fs::open::DIRECTORY, Mode::empty()).unwrap();
+        let opened = open(dir.path(), crate::fs::open::DIRECTORY, Mode::empty()).unwrap();
         let mut found = Vec::new();
-        let mut listing = Listing::of(path_to(folder.as_fd(), false));
+        let mut listing = Listing::of(path_to(opened.as_fd(), false));
         while let Some((kind, name)) = listing.read() {
             found.push((name.to_str().unwrap().to_owned(), kind));
         }
         assert_eq!(listing.result(), Ok(()));
         found.sort_by(|a, b| a.0.cmp(&b.0));
         let expected = [
+            ("directory", Kind::Directory),
             ("file", Kind::File),
-            ("folder", Kind::Directory),
             ("link", Kind::Symlink),
         ];
         assert_eq!(found, expected.map(|(name, kind)| (name.to_owned(), kind)));
     }
 
     #[test]
-    fn what_cannot_be_listed_says_why() {
-        let mut listing = Listing::of(PathBuf::from("/proc/self/no such folder"));
+    fn a_listing_that_fails_returns_the_reason() {
+        let mut listing = Listing::of(PathBuf::from("/proc/self/no such directory"));
         assert_eq!(listing.read(), None);
         assert_eq!(listing.read(), None);
         assert_eq!(listing.result(), Err(Errno::NOENT));

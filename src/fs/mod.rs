@@ -1,7 +1,8 @@
-//! What Linux offers for files and directories; knows nothing of pcopy.
+//! What Linux offers for files and directories. Knows nothing of the rest of pcopy.
 
 pub(crate) mod list;
 pub(crate) mod open;
 pub(crate) mod path;
 pub(crate) mod stat;
 pub(crate) mod sys;
+pub(crate) mod xattr;

@@ -1,4 +1,4 @@
-//! Opening folders below a root without following any link on the way.
+//! Opens directories below a root without following any symbolic link on the way.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -7,63 +7,61 @@ use rustix::io::{Errno, Result};
 
 use crate::fs::path::RelPath;
 
-/// Longest path handed to the kernel at once; PATH_MAX is 4096 with the NUL (path_resolution(7)).
+/// The longest path that the kernel takes: PATH_MAX is 4096 with the NUL (path_resolution(7)).
 const LONGEST: usize = 4095;
 
-/// What every folder is opened with.
+/// Flags that every directory is opened with.
 pub(crate) const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// Opens the folder at `path` below `root`.
+/// Opens the directory at `path` below `root`.
 ///
-/// # Errors
-/// ELOOP or ENOTDIR where a name on the way is a link or no folder; otherwise what openat(2)
-/// says.
+/// Fails with ELOOP or ENOTDIR if a name on the way is a symbolic link or no directory.
 pub(crate) fn open_dir(root: BorrowedFd<'_>, path: &RelPath) -> Result<OwnedFd> {
     let path = path.as_bytes();
     if path.is_empty() {
         return fs::openat(root, c".", DIRECTORY, Mode::empty());
     }
     if path.len() > LONGEST {
-        return in_steps(root, path, DIRECTORY);
+        return open_in_steps(root, path, DIRECTORY);
     }
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     loop {
         match fs::openat2(root, path, DIRECTORY, Mode::empty(), resolve) {
-            // Something was renamed meanwhile, and the kernel was not sure (openat2(2)).
+            // A rename elsewhere kept the kernel from proving that the path stays below the root.
+            // openat2(2) says to try again.
             Err(Errno::AGAIN) => {}
-            // Linux before 5.6, or a container that does not know the call.
-            Err(Errno::NOSYS | Errno::PERM) => return in_steps(root, path, DIRECTORY),
-            other => return other,
+            // Linux before 5.6, or a container that blocks the call.
+            Err(Errno::NOSYS | Errno::PERM) => return open_in_steps(root, path, DIRECTORY),
+            result => return result,
         }
     }
 }
 
-/// Opens the folder at `path` below `root`, or wherever links on the way lead: for sources
-/// whose links are to be followed.
+/// Opens the directory at `path` below `root` and follows symbolic links, even out of the root.
 ///
-/// # Errors
-/// What openat(2) says.
+/// Only for sources, and only with `--dereference`.
 pub(crate) fn open_dir_following_links(root: BorrowedFd<'_>, path: &RelPath) -> Result<OwnedFd> {
     let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
     match path.as_bytes() {
         b"" => fs::openat(root, c".", flags, Mode::empty()),
-        path if path.len() > LONGEST => in_steps(root, path, flags),
+        path if path.len() > LONGEST => open_in_steps(root, path, flags),
         path => fs::openat(root, path, flags, Mode::empty()),
     }
 }
 
-/// One name at a time: for kernels without openat2(2) and for paths longer than the kernel
-/// takes at once.
-fn in_steps(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
-    let mut folder: Option<OwnedFd> = None;
+/// Opens one directory of the path after the other.
+///
+/// For kernels without openat2(2), and for paths that are too long for one call.
+fn open_in_steps(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
+    let mut dir: Option<OwnedFd> = None;
     for name in path.split(|&b| b == b'/') {
-        let from = folder.as_ref().map_or(root, AsFd::as_fd);
-        folder = Some(fs::openat(from, name, flags, Mode::empty())?);
+        let parent = dir.as_ref().map_or(root, AsFd::as_fd);
+        dir = Some(fs::openat(parent, name, flags, Mode::empty())?);
     }
-    folder.ok_or(Errno::NOENT)
+    dir.ok_or(Errno::NOENT)
 }
 
 #[cfg(test)]
@@ -80,7 +78,7 @@ mod tests {
 
     type Opener = fn(BorrowedFd<'_>, &RelPath) -> Result<OwnedFd>;
     const BOTH_WAYS: [Opener; 2] = [open_dir, |root, path| {
-        in_steps(root, path.as_bytes(), DIRECTORY)
+        open_in_steps(root, path.as_bytes(), DIRECTORY)
     }];
 
     #[test]

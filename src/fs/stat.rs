@@ -1,19 +1,16 @@
-//! Which file this is, and what `stat` says of it.
+//! Which file an entry is, and the metadata that stat(2) returns.
 
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 
-/// A device and an inode number: which entry this is, whatever its names.
+/// A device and inode number: they identify a file, whatever its names are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct FileId {
-    /// Device number.
     pub(crate) dev: u64,
-    /// FileId number.
     pub(crate) ino: u64,
 }
 
 impl FileId {
-    /// The inode that `stat` is of.
     pub(crate) fn of(stat: &Stat) -> Self {
         Self {
             dev: stat.st_dev,
@@ -22,44 +19,36 @@ impl FileId {
     }
 }
 
-/// A folder at both sides.
+/// The identity of a source directory and of its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DirIds {
-    /// The source.
     pub(crate) source: FileId,
-    /// The destination; none in a dry run, where it does not exist.
+    /// `None` in a dry run if the destination does not exist.
     pub(crate) destination: Option<FileId>,
 }
 
-/// The part of a `stat` that a copy keeps, and that tells whether the source has changed.
+/// The metadata that a copy keeps, and that shows whether the source has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileStat {
-    /// Which file it is.
     pub(crate) inode: FileId,
-    /// File type and mode bits.
+    /// The file type and the mode bits.
     pub(crate) mode: u32,
-    /// Owner.
     pub(crate) uid: u32,
-    /// Group.
     pub(crate) gid: u32,
-    /// Size in bytes.
     pub(crate) size: u64,
-    /// Allocated bytes.
+    /// Bytes that are allocated on disk: less than `size` for a file with holes.
     pub(crate) allocated: u64,
-    /// Number of hard links.
+    /// The number of hard links.
     pub(crate) links: u64,
-    /// Device number of a device.
+    /// The device number that a device file stands for.
     pub(crate) rdev: u64,
-    /// Access time, seconds and nanoseconds.
+    /// Seconds and nanoseconds, as in the other two times.
     pub(crate) atime: (i64, i64),
-    /// Modification time.
     pub(crate) mtime: (i64, i64),
-    /// Time of the last change of the inode.
     pub(crate) ctime: (i64, i64),
 }
 
 impl FileStat {
-    /// What `stat` says.
     #[allow(clippy::unnecessary_cast)] // the fields' types differ between architectures
     pub(crate) fn of(stat: &Stat) -> Self {
         Self {
@@ -77,8 +66,30 @@ impl FileStat {
         }
     }
 
-    /// True when a later look at the same file shows that its contents are what they were.
-    pub(crate) fn same_contents(&self, later: &Self) -> bool {
+    /// Returns true if a later stat of the same file shows no sign of a change of its contents.
+    pub(crate) fn has_same_contents(&self, later: &Self) -> bool {
         (self.size, self.mtime, self.ctime) == (later.size, later.mtime, later.ctime)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_of_size_or_time_is_seen() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let stat = |path| FileStat::of(&rustix::fs::stat(path).unwrap());
+        let before = stat(file.path());
+        assert!(before.has_same_contents(&stat(file.path())));
+        std::fs::write(file.path(), "longer").unwrap();
+        let after = stat(file.path());
+        assert!(!before.has_same_contents(&after));
+        let same_size = FileStat {
+            size: before.size,
+            mtime: (before.mtime.0, before.mtime.1 + 1),
+            ..before
+        };
+        assert!(!before.has_same_contents(&same_size));
     }
 }

@@ -1,4 +1,4 @@
-//! The only unsafe code of pcopy: what the system offers and no library offers safely.
+//! System calls that no library offers safely. The only unsafe code of pcopy.
 
 #![allow(unsafe_code)]
 
@@ -14,25 +14,13 @@ use rustix::process::Pid;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Types for which memory full of zero bytes, shared between processes, is a valid value.
+/// Allocates zeroed words that this process shares with every process it forks from now on.
 ///
-/// # Safety
-/// Every bit pattern must be valid, and all access must be atomic.
-pub(crate) unsafe trait Shareable: Sync {}
-
-// SAFETY: they consist of `AtomicU64` alone, which holds any bit pattern.
-unsafe impl Shareable for crate::scoreboard::WorkerSlot {}
-// SAFETY: as above.
-unsafe impl Shareable for crate::scoreboard::Common {}
-
-/// Zeroed memory that this process shares with every process it forks from now on.
-/// It is never given back: it lives as long as the run.
-///
-/// # Errors
-/// What mmap(2) says, ENOMEM above all.
-pub(crate) fn shared_memory<T: Shareable>(count: usize) -> io::Result<&'static [T]> {
+/// They start at a page boundary and are never freed: they live as long as the run. Pages that
+/// are never touched cost no memory.
+pub(crate) fn shared_words(count: usize) -> io::Result<&'static [AtomicU64]> {
     let length = count
-        .checked_mul(size_of::<T>())
+        .checked_mul(size_of::<AtomicU64>())
         .filter(|&bytes| bytes > 0)
         .ok_or(io::ErrorKind::InvalidInput)?;
     // SAFETY: a new anonymous mapping overlaps nothing that exists.
@@ -49,22 +37,22 @@ pub(crate) fn shared_memory<T: Shareable>(count: usize) -> io::Result<&'static [
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the mapping is `length` bytes long, page-aligned, zeroed, never unmapped, and
-    // `Shareable` says that zeroes are valid and that access from other processes is atomic.
-    Ok(unsafe { std::slice::from_raw_parts(start.cast::<T>(), count) })
+    // SAFETY: the mapping is `length` bytes long, page-aligned, zeroed and never unmapped. Any bit
+    // pattern is a valid `AtomicU64`, and every process accesses the words as such.
+    Ok(unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>(), count) })
 }
 
-/// Which side of a fork this is.
+/// The side of a fork that the code is running on.
 pub(crate) enum Fork {
-    /// The process that called; the child's number.
+    /// The process that forked, with the child's process ID.
     Parent(Pid),
-    /// The new process.
     Child,
 }
 
-/// Panics in debug builds when this process has more than one thread: only a process with one
-/// thread may fork and go on running Rust code, for a lock that another thread holds would stay
-/// locked in the child for ever.
+/// Panics in debug builds if this process has more than one thread.
+///
+/// Only a process with one thread may fork and go on running Rust code: a lock that another
+/// thread held during the fork would stay locked in the child forever.
 fn assert_single_threaded() {
     if cfg!(debug_assertions) {
         let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
@@ -72,32 +60,27 @@ fn assert_single_threaded() {
     }
 }
 
-/// fork(2). The caller has one thread.
-///
-/// # Errors
-/// EAGAIN or ENOMEM where the system allows no further process.
+/// Forks. The caller must be the only thread of its process.
 pub(crate) fn fork() -> io::Result<Fork> {
     assert_single_threaded();
-    // SAFETY: with one thread there is no lock that another thread could hold; the child may
-    // run any code.
+    // SAFETY: with one thread, no other thread can hold a lock, so the child may run any code.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         pid => Ok(Pid::from_raw(pid).map_or(Fork::Child, Fork::Parent)),
     }
 }
 
-/// fork(2), but the child becomes a sibling of the caller: its parent is the caller's parent,
-/// which is told of its death and whose death the child is told of (clone(2), CLONE_PARENT).
-/// So workers outlive the fork_server and never the run. The caller has one thread.
+/// Forks a sibling: a process whose parent is the caller's parent (CLONE_PARENT in clone(2)).
 ///
-/// # Errors
-/// As for [`fork`].
+/// The caller's parent reaps the new process, and the new process can ask to die with that parent.
+/// So a worker may outlive the fork server, but never the run. The caller must be the only thread
+/// of its process.
 pub(crate) fn fork_sibling() -> io::Result<Fork> {
     assert_single_threaded();
     let flags = libc::CLONE_PARENT | libc::SIGCHLD;
-    // SAFETY: without CLONE_VM and with a null stack this is fork(2) but for the child's
-    // parent: the child goes on with a copy of this stack. glibc's own state needs no care
-    // with one thread; its malloc locks are free, and it keeps no cached process number.
+    // SAFETY: without CLONE_VM and with a null stack this is fork(2), except for the child's
+    // parent: the child goes on with a copy of this stack. With one thread, glibc's own state needs
+    // no care: its malloc locks are free, and it caches no process ID.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match i32::try_from(pid) {
         Ok(pid) if pid >= 0 => Ok(Pid::from_raw(pid).map_or(Fork::Child, Fork::Parent)),
@@ -105,59 +88,57 @@ pub(crate) fn fork_sibling() -> io::Result<Fork> {
     }
 }
 
-/// Ends this process at once, without destructors or exit handlers: those belong to the
-/// process that was forked.
+/// Ends this process at once, without running destructors or exit handlers.
+///
+/// A forked process must leave those to the process it was forked from.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: _exit(2) takes any status and does not return.
     unsafe { libc::_exit(status) }
 }
 
-/// Gives the calling thread a table of descriptors and a current folder of its own. Threads that
-/// share one table take its lock at every open and close, and count references at every call; a
-/// table with one user needs neither.
+/// Gives the calling thread its own descriptor table and current directory.
 ///
-/// # Errors
-/// EPERM or ENOSYS where a container forbids it.
+/// Threads that share a table take its lock at every open and close, and count a reference at
+/// every other call. A table with one user needs neither. A container may forbid this (EPERM or
+/// ENOSYS).
 pub(crate) fn unshare_descriptors() -> io::Result<()> {
-    // SAFETY: the worker thread that calls this has received no descriptor but the roots,
-    // which live until the process ends and stay open under the same numbers in the copied
-    // table; no descriptor crosses between threads afterwards (jobs and reports carry none).
+    // SAFETY: the calling worker thread has received no descriptors except those of the targets.
+    // These live until the process ends, and the copied table has them under the same numbers. No
+    // descriptor crosses between threads afterwards: jobs and reports carry none.
     unsafe { unshare_unsafe(UnshareFlags::FILES | UnshareFlags::FS) }?;
     Ok(())
 }
 
-/// Gives the calling thread a copy of the process's credentials for itself. Every open file
-/// counts a reference to its opener's credentials; threads that open and close files side by
-/// side otherwise pass that counter's cache line to and fro (kernel tree on 2 cores: 0.9 times
-/// the time with copies).
+/// Gives the calling thread its own copy of the process's credentials.
+///
+/// Every open file holds a reference to its opener's credentials. Threads that share them pass
+/// the cache line of that counter back and forth with each open and close. With copies a kernel
+/// tree takes 0.9 times as long (2 cores).
 pub(crate) fn own_credentials() {
-    // Nothing is changed: the flag is off already. But setting it makes the kernel put a new
-    // copy in place (cap_task_prctl, commit_creds), and no call does only that.
+    // This changes nothing, since the flag is off already. But setting it makes the kernel install
+    // a new copy (cap_task_prctl, commit_creds), and no call does only that.
     let _ = rustix::thread::set_keep_capabilities(false);
 }
 
-/// close(2) that tells its error: a network file system may report only here that data did not
-/// arrive.
+/// Closes a descriptor and returns the error that dropping it would ignore.
 ///
-/// # Errors
-/// EIO, ENOSPC, EDQUOT. EINTR is none: Linux has closed the descriptor by then.
+/// A network file system may report only here that data did not arrive (EIO, ENOSPC, EDQUOT).
 pub(crate) fn close(fd: OwnedFd) -> rustix::io::Result<()> {
-    // SAFETY: the descriptor is owned, and given up here.
+    // SAFETY: the descriptor is owned, and ownership ends here.
     match unsafe { rustix::io::try_close(fd.into_raw_fd()) } {
+        // Linux has closed the descriptor by then.
         Err(rustix::io::Errno::INTR) => Ok(()),
         result => result,
     }
 }
 
-/// A signal within so many milliseconds of the first one is the same: timeout(1) sends it to the
-/// process and to its group.
+/// Milliseconds within which a second signal counts as the first one: timeout(1) sends its signal
+/// to the process and then to the process group.
 const SAME_SIGNAL: u64 = 100;
 
-/// InitialMeta a signal noted in `caught` the first time, and end the process at once the next time.
-///
-/// # Errors
-/// What sigaction(2) says.
+/// Stores the first stop signal in `caught`, and ends the process at once on the next one.
 pub(crate) fn stop_on(signal: i32, caught: Arc<AtomicUsize>) -> io::Result<()> {
+    /// Time of the first signal in milliseconds; shared by all signals.
     static FIRST: AtomicU64 = AtomicU64::new(0);
     let action = move || {
         let time = clock_gettime(ClockId::Monotonic);
@@ -168,38 +149,63 @@ pub(crate) fn stop_on(signal: i32, caught: Arc<AtomicUsize>) -> io::Result<()> {
             Err(_) => {}
         }
     };
-    // SAFETY: the action does nothing but what signal-safety(7) allows: atomic memory,
-    // clock_gettime(2), _exit(2).
+    // SAFETY: the action uses only what signal-safety(7) allows: atomic memory, clock_gettime(2)
+    // and _exit(2).
     unsafe { signal_hook::low_level::register(signal, action) }.map(drop)
 }
 
-/// Shows `title` as this process's command line in ps(1), as far as the room of the original
-/// arguments allows. Only for forked processes, which do not need them any more.
+/// Shows `title` in ps(1) as this process's command line, cut to the size of the original one.
+///
+/// It overwrites the program's arguments, so only forked processes may call it: they do not read
+/// the arguments any more.
 pub(crate) fn set_command_line(title: &str) {
-    let Some((start, room)) = arguments_area() else {
+    let Some((start, size)) = find_arguments() else {
         return;
     };
     let Ok(title) = CString::new(title) else {
         return;
     };
     let bytes = title.as_bytes();
-    let length = bytes.len().min(room.saturating_sub(1));
-    // SAFETY: `arguments_area` is this process's own writable stack above `main`, where the
-    // kernel put the argument strings; this process is single-threaded and does not read them
-    // again. `length` stays within it.
+    let length = bytes.len().min(size.saturating_sub(1));
+    // SAFETY: `find_arguments` returns a part of this process's own writable stack, above `main`,
+    // where the kernel put the argument strings. This process has one thread and does not read
+    // them again. `length` is less than `size`.
     unsafe {
-        ptr::write_bytes(start, 0, room);
+        ptr::write_bytes(start, 0, size);
         ptr::copy_nonoverlapping(bytes.as_ptr(), start, length);
     }
 }
 
-/// Where the kernel put this process's argument strings: fields 48 and 49 of proc_pid_stat(5).
-fn arguments_area() -> Option<(*mut u8, usize)> {
+/// Returns the address and size of the argument strings of this process.
+fn find_arguments() -> Option<(*mut u8, usize)> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // Field 2 is the name in parentheses and may hold spaces; field 3 follows the last `)`.
+    // Fields 48 and 49 of proc_pid_stat(5) are the start and end. Field 2 is the name in
+    // parentheses and may contain spaces, so count from field 3, after the last `)`.
     let mut fields = stat[stat.rfind(')')? + 2..].split(' ').skip(48 - 3);
     let start: usize = fields.next()?.parse().ok()?;
     let end: usize = fields.next()?.parse().ok()?;
-    let room = end.checked_sub(start).filter(|_| start != 0)?;
-    Some((ptr::with_exposed_provenance_mut(start), room))
+    let size = end.checked_sub(start).filter(|_| start != 0)?;
+    Some((ptr::with_exposed_provenance_mut(start), size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_words_are_zeroed_writable_and_page_aligned() {
+        let words = shared_words(1000).unwrap();
+        assert_eq!(words.len(), 1000);
+        assert_eq!(words.as_ptr().addr() % 4096, 0);
+        assert!(words.iter().all(|word| word.load(Relaxed) == 0));
+        words[999].store(7, Relaxed);
+        assert_eq!(words[999].load(Relaxed), 7);
+    }
+
+    #[test]
+    fn impossible_sizes_are_errors() {
+        for count in [0, usize::MAX, usize::MAX / 16] {
+            assert!(shared_words(count).is_err());
+        }
+    }
 }

@@ -50,7 +50,7 @@ impl Scheduler {
         }
         let wanted = self.todo.is_empty() && !self.head_start;
         let idle = if wanted { self.engine.idle() } else { 0 };
-        self.context.board.want(idle);
+        self.context.scoreboard.want(idle);
     }
 
     /// Takes one job, or several small ones.

@@ -33,7 +33,7 @@ impl Scheduler {
                 let copied = sealed && dealt.failed.is_empty() && !dealt.folder_failed;
                 let file = self.large.remove(&key);
                 if file.is_some() {
-                    self.context.board.end_large();
+                    self.context.scoreboard.end_large();
                 }
                 match file.and_then(|file| file.first) {
                     Some(inode) if copied => {

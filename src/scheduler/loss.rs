@@ -33,7 +33,7 @@ impl Scheduler {
         }
         self.tally.replaced += 1;
         let stalled = self.watch.forget(worker);
-        let slot = self.context.board.slot(worker);
+        let slot = self.context.scoreboard.slot(worker);
         let current = slot.job();
         let at = jobs.iter().position(|&id| Some(id) == current);
         for (place, &id) in jobs.iter().enumerate() {
@@ -62,7 +62,7 @@ impl Scheduler {
 
     /// InitialMeta others do what was dealt to a worker that is stuck, or slow, and what it has not begun.
     fn take_back(&mut self, worker: usize) {
-        let slot = self.context.board.slot(worker);
+        let slot = self.context.scoreboard.slot(worker);
         let Some(current) = slot.job() else {
             return;
         };
@@ -87,7 +87,7 @@ impl Scheduler {
     /// The job that a worker died at: it is done again, without the entry that has now cost two
     /// workers.
     fn blame(&mut self, worker: usize, dealt: Dealt, death: Death, stalled: Option<Duration>) {
-        let slot = self.context.board.slot(worker);
+        let slot = self.context.scoreboard.slot(worker);
         let entry = slot.entry();
         let mut left = Left {
             counted: slot.done_in_job(),
@@ -131,14 +131,14 @@ impl Scheduler {
 
     /// The name under which a worker is writing, or was when it died.
     pub(super) fn partial_of(&self, worker: usize, job: &Job) -> Option<Name> {
-        let slot = self.context.board.slot(worker);
+        let slot = self.context.scoreboard.slot(worker);
         match slot.is_making() {
             WriteTarget::Nothing => None,
             WriteTarget::Temporary(number) => {
                 let name = self.context.temporary_name(worker, number);
                 Some(Name::new(name.as_bytes()))
             }
-            WriteTarget::Entry => match &self.context.roots.list[job.root as usize].single {
+            WriteTarget::Entry => match &self.context.targets.list[job.root as usize].single {
                 Some(single) => Some(Name::new(single.to.as_bytes())),
                 None => slot.entry(),
             },
@@ -245,7 +245,7 @@ impl Scheduler {
             }
             Stall::Unkillable { worker } => return self.engine.abandon(worker),
         };
-        let slot = self.context.board.slot(worker);
+        let slot = self.context.scoreboard.slot(worker);
         let dealt = slot.job().and_then(|id| self.dealt.get(&id));
         let path = dealt.map_or_else(String::new, |dealt| {
             let entry = slot.entry();

@@ -170,22 +170,22 @@ impl Scheduler {
             stopped: None,
         };
         // The last one first: what is pushed last is dealt first.
-        for (root, pair) in context.roots.list.iter().enumerate().rev() {
-            let folder = run.tree.open_root(root as u32, pair.fresh);
+        for (root, pair) in context.targets.list.iter().enumerate().rev() {
+            let folder = run.tree.open_root(root as u32, pair.created);
             let task = match &pair.single {
                 None => JobKind::Directory {
-                    fresh: pair.fresh,
+                    fresh: pair.created,
                     above: Vec::new(),
                     skip: HashSet::new(),
                 },
                 Some(single) => JobKind::Entries {
                     names: Names::one(single.kind, single.from.as_bytes()),
-                    fresh: pair.fresh,
+                    fresh: pair.created,
                     first_link: false,
                 },
             };
             if pair.single.is_some() {
-                context.board.slot(0).found(1);
+                context.scoreboard.slot(0).found(1);
             }
             run.push(folder, task, 1);
         }
@@ -244,7 +244,7 @@ impl Scheduler {
         }
         self.progress.end();
         if self.context.config.summary {
-            let counts = self.context.board.counts(self.engine.slots());
+            let counts = self.context.scoreboard.counts(self.engine.slots());
             let took = self.progress.elapsed();
             let line = self
                 .tally
@@ -279,7 +279,7 @@ impl Scheduler {
             self.tally.signal = Some(signal);
             self.stop();
         }
-        if self.stopped.is_none() && self.context.board.is_stopping() {
+        if self.stopped.is_none() && self.context.scoreboard.is_stopping() {
             // A worker has stopped all, since nothing more can be written. It may have died
             // before it could say so.
             self.tally.full = true;
@@ -287,7 +287,7 @@ impl Scheduler {
         }
         let now = Instant::now();
         self.head_start = self.head_start && self.progress.elapsed() < HEAD_START;
-        let board = self.context.board;
+        let board = self.context.scoreboard;
         if let Some(limit) = self.crew.look(now, self.engine.busy(), Ticks::now) {
             self.engine.set_limit(limit);
         }

@@ -10,7 +10,7 @@ impl Scheduler {
     pub(super) fn stop(&mut self) {
         if self.stopped.is_none() {
             self.stopped = Some(Instant::now());
-            self.context.board.stop();
+            self.context.scoreboard.stop();
             self.drop_todo();
         }
     }
@@ -39,7 +39,7 @@ impl Scheduler {
     /// After a stop: removes what is incomplete and finishes the folders that were open.
     pub(super) fn tidy_up(&mut self) {
         let stuck: Vec<usize> = (0..self.engine.slots())
-            .filter(|&worker| self.context.board.slot(worker).job().is_some())
+            .filter(|&worker| self.context.scoreboard.slot(worker).job().is_some())
             .collect();
         let deadline = Instant::now() + TIDYING;
         self.drop_todo();
@@ -88,7 +88,7 @@ impl Scheduler {
         let context = self.context;
         let mut partials = std::mem::take(&mut self.partials);
         for &worker in stuck {
-            let slot = context.board.slot(worker);
+            let slot = context.scoreboard.slot(worker);
             let Some(dealt) = slot.job().and_then(|id| self.dealt.get(&id)) else {
                 continue;
             };
@@ -105,7 +105,7 @@ impl Scheduler {
         let (done, wait) = crossbeam_channel::bounded::<()>(1);
         let thread = std::thread::Builder::new().spawn(move || {
             for (root, path, name) in partials {
-                context.roots.remove(root, &path, name.as_bytes());
+                context.targets.remove(root, &path, name.as_bytes());
             }
             drop(done);
         });

@@ -86,12 +86,13 @@ impl Stage {
         let args = [OsString::from("pcopy"), OsString::from("-q")];
         let cli = Cli::try_parse_from(args.into_iter().chain(paths)).unwrap();
         let config = Config::new(cli).unwrap();
-        let roots = Targets::open(&config).unwrap();
-        let board = Scoreboard::new(8).unwrap();
+        let targets = Targets::open(&config, 0o022).unwrap();
+        let scoreboard = Scoreboard::new(8).unwrap();
         let context = Context {
             config,
-            roots,
-            board,
+            identity: crate::context::Identity::take_over(),
+            targets,
+            scoreboard,
         };
         let context: &'static Context = Box::leak(Box::new(context));
         let (deals, busy) = (Deals::default(), Rc::default());
@@ -117,7 +118,7 @@ impl Stage {
 
     /// A worker begins a job.
     fn begin(&self, worker: usize, job: &Job) -> &'static WorkerSlot {
-        let slot = self.run.context.board.slot(worker);
+        let slot = self.run.context.scoreboard.slot(worker);
         assert!(slot.begin_job(job.id));
         slot
     }
@@ -344,7 +345,7 @@ fn a_large_file_fails_once_and_its_other_pieces_are_dropped() {
 #[test]
 fn a_worker_that_stopped_all_need_not_live_to_tell() {
     let stage = Stage::new();
-    stage.run.context.board.stop();
+    stage.run.context.scoreboard.stop();
     assert_eq!(stage.run.run(), 1);
 }
 

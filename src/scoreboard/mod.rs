@@ -15,6 +15,9 @@ use crate::fs::sys;
 /// NTFS, exFAT and shares, which are up to 765 bytes.
 const NAME_WORDS: usize = 3 * 32;
 
+/// Words of one slot: 1 KiB.
+const SLOT_WORDS: usize = 128;
+
 /// Files that are copied in pieces at one time.
 const LARGE_AT_ONCE: u64 = 16;
 
@@ -23,35 +26,31 @@ const LARGE_AT_ONCE: u64 = 16;
 const TAKEN: u64 = 1 << 63;
 
 /// What the parent tells all workers.
-#[derive(Default)]
-#[repr(C)]
 pub(crate) struct Common {
-    stop: AtomicU64,
-    wanted: AtomicU64,
-    large: AtomicU64,
+    stop: &'static AtomicU64,
+    wanted: &'static AtomicU64,
+    large: &'static AtomicU64,
 }
 
 /// What one worker tells the parent. Slots are 1 KiB apart, so that two workers never write to
 /// the same cache line.
-#[derive(Default)]
-#[repr(C, align(1024))]
 pub(crate) struct WorkerSlot {
-    pid: AtomicU64,
-    job: AtomicU64,
-    taken: AtomicU64,
-    is_open: AtomicU64,
-    done_in_job: AtomicU64,
-    beat: AtomicU64,
-    found: AtomicU64,
-    sized: AtomicU64,
-    bytes_found: AtomicU64,
-    copied: AtomicU64,
-    unchanged: AtomicU64,
-    skipped: AtomicU64,
-    bytes: AtomicU64,
-    making: AtomicU64,
-    name_length: AtomicU64,
-    name: [[AtomicU64; 32]; NAME_WORDS / 32],
+    pid: &'static AtomicU64,
+    job: &'static AtomicU64,
+    taken: &'static AtomicU64,
+    is_open: &'static AtomicU64,
+    done_in_job: &'static AtomicU64,
+    beat: &'static AtomicU64,
+    found: &'static AtomicU64,
+    sized: &'static AtomicU64,
+    bytes_found: &'static AtomicU64,
+    copied: &'static AtomicU64,
+    unchanged: &'static AtomicU64,
+    skipped: &'static AtomicU64,
+    bytes: &'static AtomicU64,
+    making: &'static AtomicU64,
+    name_length: &'static AtomicU64,
+    name: &'static [AtomicU64],
 }
 
 /// Under which name a worker is writing an entry at this moment.
@@ -103,6 +102,27 @@ pub(crate) enum Ending {
 }
 
 impl WorkerSlot {
+    fn new(words: &'static [AtomicU64; SLOT_WORDS]) -> Self {
+        Self {
+            pid: &words[0],
+            job: &words[1],
+            taken: &words[2],
+            is_open: &words[3],
+            done_in_job: &words[4],
+            beat: &words[5],
+            found: &words[6],
+            sized: &words[7],
+            bytes_found: &words[8],
+            copied: &words[9],
+            unchanged: &words[10],
+            skipped: &words[11],
+            bytes: &words[12],
+            making: &words[13],
+            name_length: &words[14],
+            name: &words[SLOT_WORDS - NAME_WORDS..],
+        }
+    }
+
     /// The worker is a process and lives.
     pub(crate) fn set_pid(&self, pid: Pid) {
         self.pid.store(pid.as_raw_nonzero().get() as u64, Release);
@@ -171,7 +191,7 @@ impl WorkerSlot {
     /// The worker turns to an entry of its job.
     pub(crate) fn begin_entry(&self, name: &[u8]) {
         self.name_length.store(0, Relaxed);
-        for (word, bytes) in self.name.as_flattened().iter().zip(name.chunks(8)) {
+        for (word, bytes) in self.name.iter().zip(name.chunks(8)) {
             let mut whole = [0; 8];
             whole[..bytes.len()].copy_from_slice(bytes);
             word.store(u64::from_ne_bytes(whole), Relaxed);
@@ -182,7 +202,7 @@ impl WorkerSlot {
 
     /// Progress was made: the worker is not stuck.
     pub(crate) fn beat(&self) {
-        add(&self.beat, 1);
+        add(self.beat, 1);
     }
 
     /// The worker writes under this name from now on.
@@ -198,33 +218,33 @@ impl WorkerSlot {
     /// An entry is done.
     pub(crate) fn end_entry(&self, ending: Ending) {
         let counter = match ending {
-            Ending::Copied => &self.copied,
-            Ending::Unchanged => &self.unchanged,
-            Ending::Skipped => &self.skipped,
+            Ending::Copied => self.copied,
+            Ending::Unchanged => self.unchanged,
+            Ending::Skipped => self.skipped,
         };
         add(counter, 1);
-        add(&self.done_in_job, 1);
+        add(self.done_in_job, 1);
     }
 
     /// An entry is done that an earlier worker had counted before it died.
     pub(crate) fn end_counted_entry(&self) {
-        add(&self.done_in_job, 1);
+        add(self.done_in_job, 1);
     }
 
     /// Entries were found.
     pub(crate) fn found(&self, entries: u64) {
-        add(&self.found, entries);
+        add(self.found, entries);
     }
 
     /// The size of a regular file is known.
     pub(crate) fn bytes_found(&self, bytes: u64) {
-        add(&self.sized, 1);
-        add(&self.bytes_found, bytes);
+        add(self.sized, 1);
+        add(self.bytes_found, bytes);
     }
 
     /// Bytes were copied. That is progress.
     pub(crate) fn bytes(&self, bytes: u64) {
-        add(&self.bytes, bytes);
+        add(self.bytes, bytes);
         self.beat();
     }
 
@@ -264,7 +284,6 @@ impl WorkerSlot {
         let length = self.name_length.load(Acquire).min(8 * NAME_WORDS as u64) as usize;
         let mut name: Vec<u8> = self
             .name
-            .as_flattened()
             .iter()
             .take(length.div_ceil(8))
             .flat_map(|word| word.load(Relaxed).to_ne_bytes())
@@ -293,9 +312,17 @@ impl Scoreboard {
     /// # Errors
     /// ENOMEM.
     pub(crate) fn new(workers: usize) -> io::Result<Self> {
+        let words = sys::shared_words((workers + 1) * SLOT_WORDS)?;
+        let (first, slots) = words.split_at(SLOT_WORDS);
+        let common = Common {
+            stop: &first[0],
+            wanted: &first[1],
+            large: &first[2],
+        };
+        let slots = slots.as_chunks().0.iter().map(WorkerSlot::new);
         Ok(Self {
-            common: &sys::shared_memory(1)?[0],
-            slots: sys::shared_memory(workers)?,
+            common: Box::leak(Box::new(common)),
+            slots: slots.collect::<Vec<_>>().leak(),
         })
     }
 
@@ -307,7 +334,7 @@ impl Scoreboard {
     /// A file is to be copied in pieces. False where there are enough of them.
     pub(crate) fn begin_large(&self) -> bool {
         let more = |files| (files < LARGE_AT_ONCE).then_some(files + 1);
-        let large = &self.common.large;
+        let large = self.common.large;
         large.fetch_update(AcqRel, Acquire, more).is_ok()
     }
 

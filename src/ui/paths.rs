@@ -3,7 +3,8 @@
 use std::os::unix::ffi::OsStrExt;
 
 use crate::context::Context;
-use crate::fs::path::{Name, RelPath, show};
+use crate::fs::path::{Name, RelPath};
+use crate::ui::quote::quote;
 
 /// Where an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ impl Paths {
         folder: &RelPath,
         name: Option<&Name>,
     ) -> String {
-        let root = &self.context.roots.list[root as usize];
+        let root = &self.context.targets.list[root as usize];
         let (base, name) = match (side, &root.single) {
             (Side::Source, _) => (&root.source_path, name.map(Name::as_bytes)),
             (Side::Destination, Some(single)) if name.is_some() => {
@@ -51,6 +52,6 @@ impl Paths {
             }
             path.extend_from_slice(part);
         }
-        show(&path)
+        quote(&path)
     }
 }

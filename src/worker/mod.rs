@@ -62,7 +62,7 @@ impl Worker {
     pub(crate) fn new(context: &'static Context, number: usize, own_current_folder: bool) -> Self {
         Self {
             context,
-            slot: context.board.slot(number),
+            slot: context.scoreboard.slot(number),
             copier: Copier::new(context, number),
             own_current_folder,
             report: Report::default(),
@@ -83,7 +83,7 @@ impl Worker {
         let mut next = 0;
         while next < end && !self.gone {
             let left = end - next;
-            if left >= 2 && self.context.board.take_wanted() {
+            if left >= 2 && self.context.scoreboard.take_wanted() {
                 let back = &jobs[end - left / 2..end];
                 let ids = back.iter().map(|job| job.borrow().id);
                 self.report.returned.extend(ids);
@@ -118,7 +118,7 @@ impl Worker {
                 fresh,
                 first_link,
             } => self.open(job, *fresh, &again).and_then(|mut folder| {
-                let root = &self.context.roots.list[job.root as usize];
+                let root = &self.context.targets.list[job.root as usize];
                 if root.single.is_some() && root.is_first && !folder.is_empty() {
                     self.remove_left_overs(&folder);
                 }
@@ -165,7 +165,7 @@ impl Worker {
         again: &Again,
         port: &mut dyn Port,
     ) -> Result<(), CopyError> {
-        let root = &self.context.roots.list[job.root as usize];
+        let root = &self.context.targets.list[job.root as usize];
         let mut folder = self.open(job, fresh, again)?;
         folder.make_writable(self.context);
         let stamp = folder.stamp;
@@ -174,7 +174,7 @@ impl Worker {
         let elsewhere = config.one_file_system && stamp.inode.dev != root.device;
         let here = Some(stamp.inode);
         let is_above = above.iter().any(|above| above.destination == here);
-        if !elsewhere && (is_above || self.context.roots.is_destination(stamp.inode)) {
+        if !elsewhere && (is_above || self.context.targets.is_destination(stamp.inode)) {
             return Err(CopyError::new(Step::OpenDirectory, Reason::IsDestination));
         }
         // Without links a folder can be met below itself only where it is mounted there, and
@@ -200,7 +200,7 @@ impl Worker {
             }
             self.list(job, &mut folder, port)?;
         }
-        if self.has_children() || self.context.board.is_stopping() {
+        if self.has_children() || self.context.scoreboard.is_stopping() {
             self.news.unfinished = Some(Box::new(stamp));
             return Ok(());
         }
@@ -267,7 +267,7 @@ impl Worker {
                 }
                 Err(trouble) => self.fail(Some(name), trouble),
             }
-            let is_wanted = self.has_subfolders() && self.context.board.take_wanted();
+            let is_wanted = self.has_subfolders() && self.context.scoreboard.take_wanted();
             if self.size > REPORT_SIZE || is_wanted {
                 self.send_news(port);
             }
@@ -281,7 +281,7 @@ impl Worker {
 
     /// True when nobody listens any more, or the run is to stop.
     fn is_to_end(&self) -> bool {
-        self.gone || self.context.board.is_stopping()
+        self.gone || self.context.scoreboard.is_stopping()
     }
 
     /// Following links, a link is what it leads to.
@@ -298,7 +298,7 @@ impl Worker {
         let made = if self.context.config.dry_run {
             folder.would_make_subfolder(name)
         } else {
-            folder.make_subfolder(name, &self.context.config)
+            folder.make_subfolder(name, self.context)
         };
         match made {
             Ok(true) => self.news.made.push(Kind::Directory, name.to_bytes()),
@@ -322,13 +322,13 @@ impl Worker {
         first_link: bool,
         port: &mut dyn Port,
     ) {
-        let root = &self.context.roots.list[job.root as usize];
+        let root = &self.context.targets.list[job.root as usize];
         let mut left = names.len();
         let mut offset = 0;
         while left > 0 && !self.is_to_end() {
             // Entries that an earlier worker has counted are passed quickly, and only here.
             let may_share = left >= 2 && !first_link && self.counted == 0;
-            if may_share && self.context.board.take_wanted() {
+            if may_share && self.context.scoreboard.take_wanted() {
                 if let Some(listing) = &mut listing {
                     let before = names.len();
                     self.list_more(job, folder, listing, names, port);
@@ -400,7 +400,7 @@ impl Worker {
         };
         let mut folder = self.open(job, *fresh, again)?;
         let target = DirPair::open(self.context, *to_root as usize, to_folder, false)?;
-        let roots = &self.context.roots.list;
+        let roots = &self.context.targets.list;
         let (root, to_root) = (&roots[job.root as usize], &roots[*to_root as usize]);
         let to_name = to_name.to_c_string();
         let to_name = to_root.name_at_destination(&to_name);
@@ -447,7 +447,7 @@ impl Worker {
         let mut folder = self.open(job, false, again)?;
         self.slot.begin_entry(large.name.as_bytes());
         let from = large.name.to_c_string();
-        let to = self.context.roots.list[job.root as usize].name_at_destination(&from);
+        let to = self.context.targets.list[job.root as usize].name_at_destination(&from);
         let outcome = self.copier.seal(&mut folder, &from, large, to, changed);
         self.conclude(Kind::File, &from, outcome);
         self.sync_name(job, &folder)
@@ -456,7 +456,9 @@ impl Worker {
     /// With `--fsync`: a single file's name is in a folder that nobody finishes.
     fn sync_name(&self, job: &Job, folder: &DirPair) -> Result<(), CopyError> {
         let config = &self.context.config;
-        let single = self.context.roots.list[job.root as usize].single.is_some();
+        let single = self.context.targets.list[job.root as usize]
+            .single
+            .is_some();
         if !single || !config.fsync || config.dry_run {
             return Ok(());
         }
@@ -478,7 +480,7 @@ impl Worker {
         while let Some((_, name)) = listing.read() {
             self.slot.beat();
             // One that is named is what somebody wants to rescue.
-            let is_named = || self.context.roots.is_single(name.to_bytes());
+            let is_named = || self.context.targets.is_single(name.to_bytes());
             if self.context.is_left_over(name.to_bytes()) && !is_named() {
                 left_overs.push(name.to_owned());
             }
@@ -506,7 +508,7 @@ impl Worker {
         };
         if failure.error.is_full_destination() {
             // At once, not when the parent has heard of it: whatever is begun now fails too.
-            self.context.board.stop();
+            self.context.scoreboard.stop();
         }
         self.news.failures.push(failure);
     }

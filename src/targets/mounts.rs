@@ -1,0 +1,117 @@
+//! Finds the place of a directory in its file system, whatever it is mounted as.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use rustix::fs::{self, AtFlags, StatxFlags};
+
+/// The place of a directory in its file system.
+///
+/// A bind mount gives one directory several paths, and `..` of each leads elsewhere. The place is
+/// the same for all of them.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// Major and minor number of the file system.
+    pub(super) device: String,
+    /// The path from the root of that file system.
+    pub(super) path: PathBuf,
+}
+
+/// A snapshot of the mount table.
+pub(super) struct Mounts {
+    /// The text of proc_pid_mountinfo(5). Empty if it cannot be read.
+    table: Vec<u8>,
+}
+
+impl Mounts {
+    pub(super) fn read() -> Self {
+        // Most tables fit. Each further read(2) would cost as much as copying a small file.
+        let mut table = Vec::with_capacity(16 << 10);
+        let read = File::open("/proc/thread-self/mountinfo")
+            .and_then(|mut file| file.read_to_end(&mut table));
+        if read.is_err() {
+            table.clear();
+        }
+        Self { table }
+    }
+
+    /// Returns the place of a directory, or `None` if the kernel or /proc does not tell.
+    pub(super) fn place_of(&self, dir: BorrowedFd<'_>) -> Option<Place> {
+        let mount = mount_id(dir)?.to_string();
+        let link = format!("/proc/thread-self/fd/{}", dir.as_raw_fd());
+        let path = std::fs::read_link(link).ok()?;
+        // The fields: mount ID, parent's ID, device, root in the file system, mount point, more.
+        let line = self.table.split(|&b| b == b'\n').find_map(|line| {
+            let fields: Vec<&[u8]> = line.splitn(6, |&b| b == b' ').collect();
+            (fields.len() == 6 && fields[0] == mount.as_bytes()).then_some(fields)
+        })?;
+        let below_mount = path.strip_prefix(unescape(line[4])).ok()?;
+        Some(Place {
+            device: String::from_utf8_lossy(line[2]).into_owned(),
+            path: unescape(line[3]).join(below_mount),
+        })
+    }
+}
+
+/// Returns the ID of the mount that a directory was opened through (Linux 5.8 and later).
+pub(super) fn mount_id(dir: BorrowedFd<'_>) -> Option<u64> {
+    let wanted = StatxFlags::MNT_ID;
+    let statx = fs::statx(dir, c"", AtFlags::EMPTY_PATH, wanted).ok()?;
+    (statx.stx_mask & wanted.bits() != 0).then_some(statx.stx_mnt_id)
+}
+
+/// Decodes a path of the mount table, which has blanks, newlines and backslashes in octal.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = rest
+            .get(1..4)
+            .filter(|_| first == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        match octal {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &rest[4..];
+            }
+            None => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn octal_escapes_are_decoded() {
+        assert_eq!(unescape(b"/a\\040b\\134"), PathBuf::from("/a b\\"));
+        assert_eq!(unescape(b"/a\\9"), PathBuf::from("/a\\9"));
+    }
+
+    #[test]
+    fn the_place_of_a_directory_is_below_that_of_its_parent() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        let mounts = Mounts::read();
+        let place = |path| {
+            let dir = fs::open(path, crate::fs::open::DIRECTORY, fs::Mode::empty()).unwrap();
+            mounts.place_of(dir.as_fd())
+        };
+        // Kernels before 5.8 return no mount IDs.
+        if let (Some(parent), Some(child)) = (place(dir.path()), place(&dir.path().join("a"))) {
+            assert_eq!(parent.device, child.device);
+            assert_eq!(parent.path.join("a"), child.path);
+        }
+    }
+}
