@@ -132,7 +132,7 @@ impl Config {
             (Some(folder), _) => Destination::Directory(folder),
             (None, 1) => bail!(
                 "no destination after {}; usage: pcopy SRC... DST",
-                crate::fs::path::show(paths[0].as_os_str().as_encoded_bytes())
+                crate::ui::quote::quote(paths[0].as_os_str().as_encoded_bytes())
             ),
             (None, count) => match paths.pop() {
                 Some(last) if count == 2 => Destination::Path(last),

@@ -320,38 +320,6 @@ on_the_wire!(Names, |n| &n.bytes, Names::checked, "not a list of names");
 on_the_wire!(Name, |n| &n.0, Name::checked, "not a name");
 on_the_wire!(RelPath, |p| &p.0, RelPath::checked, "not a relative path");
 
-/// A path for people, on one line whatever its bytes: as it is where every character can be
-/// shown, otherwise in the shell's `$'...'` form, which can be pasted back.
-pub(crate) fn show(path: &[u8]) -> String {
-    match std::str::from_utf8(path) {
-        Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
-        _ => {
-            let mut shown = String::from("$'");
-            for chunk in path.utf8_chunks() {
-                for c in chunk.valid().chars() {
-                    match c {
-                        '\n' => shown.push_str("\\n"),
-                        '\t' => shown.push_str("\\t"),
-                        '\r' => shown.push_str("\\r"),
-                        '\\' | '\'' => shown.extend(['\\', c]),
-                        c if c.is_control() => {
-                            for byte in c.to_string().bytes() {
-                                shown.push_str(&format!("\\x{byte:02x}"));
-                            }
-                        }
-                        c => shown.push(c),
-                    }
-                }
-                for byte in chunk.invalid() {
-                    shown.push_str(&format!("\\x{byte:02x}"));
-                }
-            }
-            shown.push('\'');
-            shown
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -397,12 +365,6 @@ mod tests {
 
     fn serde_bytes_of(bytes: &[u8]) -> &[u8] {
         bytes
-    }
-
-    #[test]
-    fn shown_names_stay_on_one_line() {
-        assert_eq!(show("a b/ü".as_bytes()), "a b/ü");
-        assert_eq!(show(b"a\nb'\xff"), "$'a\\nb\\'\\xff'");
     }
 
     proptest! {

@@ -17,9 +17,10 @@ use rustix::io::Errno;
 
 use crate::config::{Config, Destination};
 use crate::copy::dir::{folder_mode, strip_acls};
-use crate::fs::path::{Kind, RelPath, show};
+use crate::fs::path::{Kind, RelPath};
 use crate::fs::stat::FileId;
 use crate::protocol::error::{Reason, error_text};
+use crate::ui::quote::quote;
 
 /// A source and its destination.
 pub(crate) struct Target {
@@ -611,7 +612,7 @@ fn system(errno: Errno) -> anyhow::Error {
 }
 
 fn show_path(path: &Path) -> String {
-    show(path.as_os_str().as_bytes())
+    quote(path.as_os_str().as_bytes())
 }
 
 #[cfg(test)]

@@ -2,4 +2,5 @@
 
 pub(crate) mod paths;
 pub(crate) mod progress;
+pub(crate) mod quote;
 pub(crate) mod summary;

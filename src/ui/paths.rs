@@ -3,7 +3,8 @@
 use std::os::unix::ffi::OsStrExt;
 
 use crate::context::Context;
-use crate::fs::path::{Name, RelPath, show};
+use crate::fs::path::{Name, RelPath};
+use crate::ui::quote::quote;
 
 /// Where an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,6 @@ impl Paths {
             }
             path.extend_from_slice(part);
         }
-        show(&path)
+        quote(&path)
     }
 }
