@@ -1,8 +1,7 @@
 //! Names as messages show them: on one line, and unable to move the cursor or reorder the text.
 //!
-//! std decides which characters are printable, and this file escapes the others itself. The crate
-//! `os_display` does neither as a message needs it: it quotes names with spaces, leaves U+200B,
-//! U+200E, U+061C and U+FEFF as they are, and shows U+202E bare if U+202C follows.
+//! The crate `os_display` is not enough. It quotes names with spaces, never escapes U+200B, U+200E,
+//! U+061C or U+FEFF, and leaves U+202E, which reverses text, as it is if U+202C follows.
 
 use std::fmt::Write as _;
 
@@ -18,6 +17,19 @@ pub(crate) fn quote(path: &[u8]) -> String {
         }
         _ => escape(path),
     }
+}
+
+/// Escapes hidden characters in a text that is not a path.
+pub(super) fn escape_hidden(text: &str) -> String {
+    let mut escaped = String::new();
+    for c in text.chars() {
+        if is_visible(c) {
+            escaped.push(c);
+        } else {
+            push_hex(&mut escaped, c.encode_utf8(&mut [0; 4]).as_bytes());
+        }
+    }
+    escaped
 }
 
 fn escape(path: &[u8]) -> String {
@@ -61,10 +73,10 @@ fn push_hex(text: &mut String, bytes: &[u8]) {
 
 /// Returns true if a terminal shows the character, or a gap, and does nothing else.
 ///
-/// False for control characters, for every format character (Cf: the bidi controls, zero-width
-/// characters, the byte order mark), for line and paragraph separators, and for private,
-/// unassigned and future characters. Zero-width joiners are format characters too, so an emoji
-/// built with them is escaped: they also make two names look the same.
+/// False for control characters, format characters (category Cf: bidi controls, zero-width
+/// characters, the byte order mark), line and paragraph separators, and private or unassigned
+/// characters. The zero-width joiner of some emoji is a format character too, and escaped: it can
+/// make two names look the same. Letters of right-to-left scripts are visible.
 fn is_visible(c: char) -> bool {
     match c {
         ' '..='~' => true,
@@ -74,9 +86,9 @@ fn is_visible(c: char) -> bool {
     }
 }
 
-/// Asks std, whose tables are as new as the compiler. Only for what is not ASCII.
+/// Asks std's tables, which are as new as the compiler. Not for ASCII.
 fn is_printable(c: char) -> bool {
-    // At the start of a text std escapes combining marks too, which are part of many names.
+    // At the start of a text std also escapes combining marks, which many names contain.
     let mut text = *b"x\0\0\0\0";
     let length = 1 + c.encode_utf8(&mut text[1..]).len();
     std::str::from_utf8(&text[..length]).is_ok_and(|text| text.escape_debug().eq(text.chars()))
@@ -220,6 +232,14 @@ mod tests {
     fn a_name_is_never_mistaken_for_a_quoted_one() {
         assert_eq!(quote(b""), "$''");
         assert_eq!(quote(br"$'a\nb'"), r"$'$\'a\\nb\''");
+    }
+
+    #[test]
+    fn a_foreign_text_keeps_its_visible_characters() {
+        assert_eq!(
+            escape_hidden("it's \x1b[1m\u{202e}x"),
+            r"it's \x1b[1m\xe2\x80\xaex"
+        );
     }
 
     /// Bytes, and characters of which every fourth is one that could do harm.
