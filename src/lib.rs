@@ -17,8 +17,6 @@ mod targets;
 mod ui;
 mod worker;
 
-pub use ui::summary::NOT_STARTED;
-
 use anyhow::{Context as _, Result};
 
 use config::{Config, Mode};
@@ -34,7 +32,7 @@ use targets::Targets;
 /// Workers that can be replaced in a run. Each costs 1 KiB of address space until it lives.
 const REPLACEMENTS: usize = 4096;
 
-/// Copies what the configuration says and gives the exit status ([`tally`]).
+/// Copies what the configuration says and returns the exit status.
 ///
 /// # Errors
 /// When nothing could be started. What goes wrong later is told on stderr, entry by entry, and
@@ -58,4 +56,9 @@ pub fn run(config: Config) -> Result<i32> {
     };
     let signals = Signals::take_over()?;
     Ok(scheduler::Scheduler::new(context, engine, crew, signals).run())
+}
+
+/// Prints the error that kept a run from starting, and returns the exit status.
+pub fn report_fatal(error: &anyhow::Error) -> i32 {
+    ui::output::print_fatal(error)
 }

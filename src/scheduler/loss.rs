@@ -10,7 +10,7 @@ use crate::protocol::error::{CopyError, Death, Reason, Step};
 use crate::protocol::{EntryError, Job, JobId, JobKind};
 use crate::scheduler::watchdog::Stall;
 use crate::scoreboard::WriteTarget;
-use crate::ui::paths::Side;
+use crate::ui::Side;
 
 /// What a worker that died at a job has left.
 #[derive(Default)]
@@ -28,10 +28,10 @@ struct Left {
 impl Scheduler {
     pub(super) fn lost(&mut self, worker: usize, jobs: &[JobId], death: Death) {
         match death {
-            Death::Unknown => self.tally.left_behind += 1,
+            Death::Unknown => self.summary.left_behind += 1,
             Death::Signal(_) | Death::Exit(_) => {}
         }
-        self.tally.replaced += 1;
+        self.summary.replaced += 1;
         let stalled = self.watch.forget(worker);
         let slot = self.context.scoreboard.slot(worker);
         let current = slot.job();
@@ -219,9 +219,9 @@ impl Scheduler {
         if self.engine.busy() > 0 || self.stopped.is_some() {
             return;
         }
-        self.tally.failed += 1;
-        self.progress
-            .error("no worker is left and none can be started; a second run continues");
+        self.summary.failed += 1;
+        self.ui
+            .error("all workers died and none can be started; run pcopy again to resume");
         self.stop();
     }
 
@@ -250,12 +250,12 @@ impl Scheduler {
         let path = dealt.map_or_else(String::new, |dealt| {
             let entry = slot.entry();
             let job = &dealt.job;
-            self.paths
+            self.ui
                 .show(Side::Source, job.root, &job.path, entry.as_ref())
         });
         let label = self.engine.label(worker);
-        self.progress.error(&format!(
-            "{path}: no progress for {} s by {label}; still waiting",
+        self.ui.error(&format!(
+            "{path}: no progress for {} s ({label}); still waiting",
             after.as_secs()
         ));
     }

@@ -27,9 +27,7 @@ use crate::scheduler::hard_links::Links;
 use crate::scheduler::tree::{FolderId, Tree};
 use crate::scheduler::watchdog::Watchdog;
 use crate::signals::Signals;
-use crate::ui::paths::{Paths, Side};
-use crate::ui::progress::Progress;
-use crate::ui::summary::Summary;
+use crate::ui::{Side, Summary, Ui};
 
 /// How long the loop waits for a report before it looks around.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
@@ -117,9 +115,8 @@ pub(crate) struct Scheduler {
     engine: Box<dyn Engine>,
     crew: WorkerLimit,
     signals: Signals,
-    paths: Paths,
-    progress: Progress,
-    tally: Summary,
+    ui: Ui,
+    summary: Summary,
     tree: Tree,
     links: Links,
     todo: Vec<Todo>,
@@ -152,9 +149,8 @@ impl Scheduler {
             engine,
             crew,
             signals,
-            paths: Paths::new(context),
-            progress: Progress::new(context.config.progress),
-            tally: Summary::default(),
+            ui: Ui::new(context),
+            summary: Summary::default(),
             tree: Tree::default(),
             links: Links::default(),
             todo: Vec::new(),
@@ -200,7 +196,7 @@ impl Scheduler {
             self.handle(event);
             self.look_around();
             if let Some(since) = self.stopped {
-                let patience = if self.tally.full && self.tally.signal.is_none() {
+                let patience = if self.summary.is_full && self.summary.signal.is_none() {
                     STOPPING * 100
                 } else {
                     STOPPING
@@ -240,26 +236,16 @@ impl Scheduler {
             STOPPING
         };
         if !self.engine.shut_down(patience) && self.engine.slots() > 0 {
-            self.tally.left_behind = self.tally.left_behind.max(1);
+            self.summary.left_behind = self.summary.left_behind.max(1);
         }
-        self.progress.end();
-        if self.context.config.summary {
-            let counts = self.context.scoreboard.counts(self.engine.slots());
-            let took = self.progress.elapsed();
-            let line = self
-                .tally
-                .summary(&counts, took, self.context.config.dry_run);
-            self.progress.error(&line);
-        }
-        self.tally.exit_status()
+        self.ui.end();
+        self.summary.counts = self.context.scoreboard.counts(self.engine.slots());
+        self.ui.print_summary(&self.summary);
+        self.summary.exit_status()
     }
 
     fn patience(&self) -> Duration {
-        let mut patience = self
-            .progress
-            .period()
-            .unwrap_or(LOOK_AROUND)
-            .min(LOOK_AROUND);
+        let mut patience = self.ui.period().unwrap_or(LOOK_AROUND).min(LOOK_AROUND);
         if self.crew.can_grow() {
             patience = patience.min(autoscale::PERIOD);
         }
@@ -273,20 +259,20 @@ impl Scheduler {
     }
 
     fn look_around(&mut self) {
-        if self.tally.signal.is_none()
+        if self.summary.signal.is_none()
             && let Some(signal) = self.signals.caught()
         {
-            self.tally.signal = Some(signal);
+            self.summary.signal = Some(signal);
             self.stop();
         }
         if self.stopped.is_none() && self.context.scoreboard.is_stopping() {
             // A worker has stopped all, since nothing more can be written. It may have died
             // before it could say so.
-            self.tally.full = true;
+            self.summary.is_full = true;
             self.stop();
         }
         let now = Instant::now();
-        self.head_start = self.head_start && self.progress.elapsed() < HEAD_START;
+        self.head_start = self.head_start && self.ui.elapsed() < HEAD_START;
         let board = self.context.scoreboard;
         if let Some(limit) = self.crew.look(now, self.engine.busy(), Ticks::now) {
             self.engine.set_limit(limit);
@@ -294,17 +280,17 @@ impl Scheduler {
         for alarm in self.watch.look(now, board, self.engine.slots()) {
             self.alarm(alarm);
         }
-        if self.progress.period().is_some() {
+        if self.ui.period().is_some() {
             let slots = self.engine.slots();
             let counted = !self.is_counting();
-            let (paths, dealt) = (&self.paths, &self.dealt);
-            self.progress.update(counted, &board.counts(slots), || {
+            let (ui, dealt) = (&self.ui, &self.dealt);
+            ui.update(counted, &board.counts(slots), || {
                 let current = (0..slots).find_map(|worker| {
                     let slot = board.slot(worker);
                     let entry = slot.entry()?;
                     let dealt = dealt.get(&slot.job()?)?;
                     let job = &dealt.job;
-                    Some(paths.show(Side::Source, job.root, &job.path, Some(&entry)))
+                    Some(ui.show(Side::Source, job.root, &job.path, Some(&entry)))
                 });
                 current.unwrap_or_default()
             });

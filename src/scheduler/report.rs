@@ -5,12 +5,12 @@ use std::sync::Arc;
 use super::{Scheduler, Todo};
 use crate::fs::path::Name;
 use crate::protocol::error::Reason;
-use crate::protocol::{EntryError, Job, JobId, JobKind, JobUpdate, Line, NotKept, Report};
-use crate::ui::paths::Side;
+use crate::protocol::{EntryError, Job, JobId, JobKind, JobUpdate, Line, Report};
 
 impl Scheduler {
     pub(super) fn report(&mut self, worker: usize, report: Report) {
-        self.tell_not_kept(report.not_kept);
+        self.summary.not_kept = self.summary.not_kept.and(report.not_kept);
+        self.ui.warn_not_kept(report.not_kept);
         for id in report.returned {
             self.give_back(id);
         }
@@ -113,21 +113,11 @@ impl Scheduler {
     }
 
     pub(super) fn tell_failure(&mut self, job: &Job, failure: &EntryError) {
-        let side = if failure.error.step.is_at_destination() {
-            Side::Destination
-        } else {
-            Side::Source
-        };
-        let path = self
-            .paths
-            .show(side, job.root, &job.path, failure.name.as_ref());
-        self.tally.failed += 1;
-        self.progress.error(&format!(
-            "{path}: {}: {}",
-            failure.error.step, failure.error.reason
-        ));
+        self.summary.failed += 1;
+        self.ui
+            .print_entry_error(job.root, &job.path, failure.name.as_ref(), &failure.error);
         if failure.error.is_full_destination() {
-            self.tally.full = true;
+            self.summary.is_full = true;
             self.stop();
         }
     }
@@ -136,46 +126,11 @@ impl Scheduler {
         let Some(job) = self.dealt.get(&job).map(|dealt| Arc::clone(&dealt.job)) else {
             return;
         };
-        if lines.is_empty() {
-            return;
-        }
         let label = self.engine.label(worker);
-        let mut text = String::new();
-        for line in lines {
-            let name = line.name.as_ref();
-            let path = self.paths.show(Side::Source, job.root, &job.path, name);
-            let slash = if name.is_none() { "/" } else { "" };
-            let slash = if path.ends_with('/') { "" } else { slash };
-            if self.context.config.dry_run {
-                let (verb, reason) = line.action.plan();
-                text.push_str(&format!("{verb} {path}{slash} ({reason})\n"));
-            } else {
-                text.push_str(&format!("{label} {path}{slash}\n"));
-            }
-        }
-        if let Err(error) = self.progress.print(&text) {
-            self.tally.failed += 1;
-            let reason = error.raw_os_error().map_or(Reason::Bug, Reason::System);
-            self.progress.error(&format!(
-                "standard output: write: {reason}; going on without"
-            ));
-        }
-    }
-
-    fn tell_not_kept(&mut self, not_kept: NotKept) {
-        let before = self.tally.not_kept;
-        self.tally.not_kept = before.and(not_kept);
-        for (is, was, what) in [
-            (not_kept.ownership, before.ownership, "owners"),
-            (not_kept.mode, before.mode, "modes"),
-            (not_kept.xattr, before.xattr, "some extended attributes"),
-            (not_kept.timestamps, before.timestamps, "times"),
-        ] {
-            if is && !was && self.context.config.summary {
-                self.progress.error(&format!(
-                    "{what} cannot be kept on the destination's file system; the rest is copied"
-                ));
-            }
+        let printed = self.ui.print_entries(&label, job.root, &job.path, lines);
+        if let Err(error) = printed {
+            self.summary.failed += 1;
+            self.ui.warn_stdout_failed(&error);
         }
     }
 }

@@ -265,7 +265,7 @@ fn a_folder_is_given_up_where_two_workers_get_no_further() {
         }
         slot.begin_folder();
         stage.dies(worker, &job);
-        assert_eq!(stage.run.tally.failed, given_up);
+        assert_eq!(stage.run.summary.failed, given_up);
     }
     assert!(stage.run.tree.is_empty());
 }
@@ -306,7 +306,7 @@ fn nothing_that_others_have_is_listed_again() {
     }
     let again = stage.job();
     assert_eq!(skipped(&again), ["a", "bad", "sub"].map(name).into());
-    assert_eq!(stage.run.tally.failed, 1);
+    assert_eq!(stage.run.summary.failed, 1);
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn a_large_file_fails_once_and_its_other_pieces_are_dropped() {
             ..JobUpdate::default()
         });
     }
-    assert_eq!(stage.run.tally.failed, 1);
+    assert_eq!(stage.run.summary.failed, 1);
     // Those that were dealt already are all that is left.
     let rest = std::mem::take(&mut *stage.deals.borrow_mut());
     assert!(rest.len() <= 8, "{}", rest.len());
@@ -377,6 +377,6 @@ fn a_run_without_workers_ends() {
     let job = stage.job();
     let event = Event::NoWorkers { jobs: vec![job.id] };
     stage.run.handle(Some(event));
-    assert_eq!(stage.run.tally.failed, 1);
+    assert_eq!(stage.run.summary.failed, 1);
     assert!(stage.run.stopped.is_some());
 }

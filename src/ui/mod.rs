@@ -1,6 +1,362 @@
-//! What a person sees: messages, progress, the summary.
+//! What a person sees: messages, progress, `-v` and `-n` lines, the summary.
 
-pub(crate) mod paths;
-pub(crate) mod progress;
+pub(crate) mod output;
+mod paths;
+mod progress;
 pub(crate) mod quote;
-pub(crate) mod summary;
+mod summary;
+mod units;
+
+use std::cell::Cell;
+use std::fmt::Write as _;
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::context::Context;
+use crate::fs::path::{Name, RelPath};
+use crate::protocol::error::{CopyError, error_text};
+use crate::protocol::{Line, NotKept};
+use crate::scoreboard::Counts;
+
+pub(crate) use paths::Side;
+use progress::Progress;
+pub(crate) use summary::Summary;
+
+/// The warning about one kind of metadata.
+struct NotKeptWarning {
+    applies_to: fn(NotKept) -> bool,
+    text: &'static str,
+}
+
+const NOT_KEPT_WARNINGS: [NotKeptWarning; 4] = [
+    NotKeptWarning {
+        applies_to: |lost| lost.ownership,
+        text: "file ownership; continuing without it",
+    },
+    NotKeptWarning {
+        applies_to: |lost| lost.mode,
+        text: "file modes; continuing without them",
+    },
+    NotKeptWarning {
+        applies_to: |lost| lost.xattr,
+        text: "some extended attributes; continuing without them",
+    },
+    NotKeptWarning {
+        applies_to: |lost| lost.timestamps,
+        text: "these timestamps; continuing without them",
+    },
+];
+
+/// Prints everything that a run prints, with its lines above the bar.
+pub(crate) struct Ui {
+    context: &'static Context,
+    start: Instant,
+    progress: Progress,
+    warned: NotKept,
+    has_stdout_failed: Cell<bool>,
+}
+
+impl Ui {
+    pub(crate) fn new(context: &'static Context) -> Self {
+        Self {
+            context,
+            start: Instant::now(),
+            progress: Progress::new(context.config.progress),
+            warned: NotKept::default(),
+            has_stdout_failed: Cell::new(false),
+        }
+    }
+
+    /// Prints a line on stderr.
+    pub(crate) fn error(&self, line: &str) {
+        self.progress.suspend(|| output::print_message(line));
+    }
+
+    /// Prints an error under the path on the side where it happened.
+    pub(crate) fn print_entry_error(
+        &self,
+        target: u32,
+        dir: &RelPath,
+        name: Option<&Name>,
+        error: &CopyError,
+    ) {
+        let side = if error.step.is_at_destination() {
+            Side::Destination
+        } else {
+            Side::Source
+        };
+        let path = self.show(side, target, dir, name);
+        self.error(&format!("{path}: {error}"));
+    }
+
+    /// Warns of metadata that the destination does not support, once a run for each kind.
+    pub(crate) fn warn_not_kept(&mut self, not_kept: NotKept) {
+        for NotKeptWarning { applies_to, text } in NOT_KEPT_WARNINGS {
+            let is_new = applies_to(not_kept) && !applies_to(self.warned);
+            if is_new && self.context.config.summary {
+                self.error(&format!("warning: destination does not support {text}"));
+            }
+        }
+        self.warned = self.warned.and(not_kept);
+    }
+
+    /// Prints the lines of `-v` or `-n` for entries of a directory.
+    ///
+    /// # Errors
+    /// Fails once, for example because the reader of a pipe has exited. Later calls print nothing
+    /// and succeed. Pass the error to [`Ui::warn_stdout_failed`].
+    pub(crate) fn print_entries(
+        &self,
+        worker_label: &str,
+        target: u32,
+        dir: &RelPath,
+        lines: &[Line],
+    ) -> io::Result<()> {
+        if lines.is_empty() || self.has_stdout_failed.get() {
+            return Ok(());
+        }
+        let mut text = String::new();
+        for line in lines {
+            let path = self.show(Side::Source, target, dir, line.name.as_ref());
+            let is_dir = line.name.is_none();
+            let slash = if is_dir && !path.ends_with('/') {
+                "/"
+            } else {
+                ""
+            };
+            let _ = if self.context.config.dry_run {
+                let (verb, reason) = line.action.plan();
+                writeln!(text, "{verb} {path}{slash} ({reason})")
+            } else {
+                writeln!(text, "{worker_label} {path}{slash}")
+            };
+        }
+        let printed = self.progress.suspend(|| output::print_lines(&text));
+        self.has_stdout_failed.set(printed.is_err());
+        printed
+    }
+
+    /// Reports the error of [`Ui::print_entries`].
+    pub(crate) fn warn_stdout_failed(&self, error: &io::Error) {
+        let reason = error
+            .raw_os_error()
+            .map_or_else(|| error.to_string(), error_text);
+        self.error(&format!(
+            "standard output: write: {reason}; continuing without it"
+        ));
+    }
+
+    /// Formats the path of an entry in a target's directory, or of the directory itself.
+    pub(crate) fn show(
+        &self,
+        side: Side,
+        target: u32,
+        dir: &RelPath,
+        name: Option<&Name>,
+    ) -> String {
+        let target = &self.context.targets.list[target as usize];
+        paths::display_path(side, target, dir, name)
+    }
+
+    /// Returns the interval at which to call [`Ui::update`], if progress is shown.
+    pub(crate) fn period(&self) -> Option<Duration> {
+        self.progress.period()
+    }
+
+    /// Draws the progress, unless it was drawn less than a period ago.
+    ///
+    /// `all_found` means that every directory has been listed. `entry` returns the path of an
+    /// entry that is being copied.
+    pub(crate) fn update(&self, all_found: bool, counts: &Counts, entry: impl FnOnce() -> String) {
+        self.progress
+            .update(counts, all_found, self.elapsed(), entry);
+    }
+
+    /// Returns the time since the start of the run.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Removes the bar.
+    pub(crate) fn end(&self) {
+        self.progress.end();
+    }
+
+    /// Prints the last line, unless the run is quiet.
+    pub(crate) fn print_summary(&self, summary: &Summary) {
+        let config = &self.context.config;
+        if config.summary {
+            self.error(&summary.line(self.elapsed(), config.dry_run));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use rustix::io::Errno;
+
+    use super::output::captured::{self, Stream};
+    use super::*;
+    use crate::cli::Cli;
+    use crate::config::Config;
+    use crate::context::Identity;
+    use crate::protocol::Action;
+    use crate::protocol::error::Step;
+    use crate::scoreboard::Scoreboard;
+    use crate::targets::Targets;
+
+    /// A run that copies a directory `src` and a file `file` to `dst`.
+    struct Stage {
+        dir: tempfile::TempDir,
+        ui: Ui,
+    }
+
+    impl Stage {
+        fn new(option: &str) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = |name| dir.path().join(name);
+            std::fs::create_dir(path("src")).unwrap();
+            std::fs::create_dir(path("dst")).unwrap();
+            std::fs::write(path("file"), "").unwrap();
+            let paths = ["src", "file", "dst"].map(|name| path(name).into_os_string());
+            let args = ["pcopy".into(), option.into()].into_iter().chain(paths);
+            let config = Config::new(Cli::try_parse_from(args).unwrap()).unwrap();
+            let identity = Identity::take_over();
+            let context = Context {
+                targets: Targets::open(&config, identity.umask).unwrap(),
+                scoreboard: Scoreboard::new(1).unwrap(),
+                identity,
+                config,
+            };
+            let ui = Ui::new(Box::leak(Box::new(context)));
+            Self { dir, ui }
+        }
+
+        /// Returns what is printed, without the path of the temporary directory.
+        fn capture(&mut self, print: impl FnOnce(&mut Ui)) -> Vec<(Stream, String)> {
+            captured::begin();
+            print(&mut self.ui);
+            let root = format!("{}/", self.dir.path().display());
+            let lines = captured::end().into_iter();
+            lines
+                .map(|(stream, line)| (stream, line.replace(&root, "")))
+                .collect()
+        }
+    }
+
+    fn out(line: &str) -> (Stream, String) {
+        (Stream::Out, line.to_owned())
+    }
+
+    fn err(line: &str) -> (Stream, String) {
+        (Stream::Err, line.to_owned())
+    }
+
+    fn lines() -> [Line; 3] {
+        let line = |name: Option<&[u8]>, action| Line {
+            name: name.map(Name::new),
+            action,
+        };
+        [
+            line(None, Action::MakeDirectory),
+            line(Some(b"a b"), Action::Copy),
+            line(Some(b"x\ny"), Action::LeaveUnchanged),
+        ]
+    }
+
+    #[test]
+    fn verbose_lines_name_the_worker_and_the_entry() {
+        let mut stage = Stage::new("-v");
+        let dir = RelPath::default().join(b"d");
+        let printed =
+            stage.capture(|ui| ui.print_entries("[thread 1]", 0, &dir, &lines()).unwrap());
+        assert_eq!(
+            printed,
+            [
+                out("[thread 1] src/d/"),
+                out("[thread 1] src/d/a b"),
+                out("[thread 1] $'src/d/x\\ny'"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_dry_run_prints_what_it_would_do_and_why() {
+        let mut stage = Stage::new("-n");
+        let printed = stage.capture(|ui| {
+            ui.print_entries("[thread 1]", 0, &RelPath::default(), &lines())
+                .unwrap();
+        });
+        assert_eq!(
+            printed,
+            [
+                out("make src/ (new)"),
+                out("copy src/a b (new)"),
+                out("leave $'src/x\\ny' (unchanged)"),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_error_shows_the_path_on_the_side_where_it_happened() {
+        let mut stage = Stage::new("-q");
+        let top = RelPath::default();
+        let name = Name::new(b"file");
+        let open = CopyError::new(Step::Open, Errno::ACCESS);
+        let create = CopyError::new(Step::Create, Errno::ROFS);
+        let printed = stage.capture(|ui| {
+            ui.print_entry_error(0, &top, Some(&name), &open);
+            ui.print_entry_error(0, &top, Some(&name), &create);
+            ui.print_entry_error(1, &top, Some(&name), &create);
+            ui.print_entry_error(0, &top, None, &create);
+        });
+        assert_eq!(
+            printed,
+            [
+                err("src/file: open: Permission denied"),
+                err("dst/src/file: create: Read-only file system"),
+                err("dst/file: create: Read-only file system"),
+                err("dst/src: create: Read-only file system"),
+            ]
+        );
+    }
+
+    #[test]
+    fn unsupported_metadata_is_warned_of_once() {
+        let ownership = NotKept {
+            ownership: true,
+            ..NotKept::default()
+        };
+        let both = NotKept {
+            timestamps: true,
+            ..ownership
+        };
+        let warn = |ui: &mut Ui| {
+            ui.warn_not_kept(ownership);
+            ui.warn_not_kept(both);
+            ui.warn_not_kept(both);
+        };
+        assert_eq!(
+            Stage::new("-v").capture(warn),
+            [
+                err("warning: destination does not support file ownership; continuing without it"),
+                err(
+                    "warning: destination does not support these timestamps; continuing without them"
+                ),
+            ]
+        );
+        assert_eq!(Stage::new("-q").capture(warn), []);
+    }
+
+    #[test]
+    fn a_failed_stdout_is_reported_with_its_reason() {
+        let error = io::Error::from_raw_os_error(Errno::PIPE.raw_os_error());
+        assert_eq!(
+            Stage::new("-v").capture(|ui| ui.warn_stdout_failed(&error)),
+            [err(
+                "standard output: write: Broken pipe; continuing without it"
+            ),]
+        );
+    }
+}

@@ -1,57 +1,66 @@
-//! Entries as they are shown: the path that the user gave, and what is below it.
+//! An entry's path as the user knows it: it begins with the path on the command line.
 
 use std::os::unix::ffi::OsStrExt;
 
-use crate::context::Context;
+use super::quote::quote;
 use crate::fs::path::{Name, RelPath};
-use crate::ui::quote::quote;
+use crate::targets::Target;
 
-/// Where an entry is.
+/// The side of a target that an entry is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// Below SRC.
     Source,
-    /// Below DST.
     Destination,
 }
 
-/// Shows paths below the roots.
-pub(crate) struct Paths {
-    context: &'static Context,
+/// Formats the path of an entry in a target's directory, or of the directory itself.
+pub(super) fn display_path(
+    side: Side,
+    target: &Target,
+    dir: &RelPath,
+    name: Option<&Name>,
+) -> String {
+    let name = name.map(Name::as_bytes);
+    let (root, name) = match (side, &target.single) {
+        (Side::Source, _) => (&target.source_path, name),
+        // A single file may have another name at the destination.
+        (Side::Destination, Some(single)) => {
+            let name = name.and(Some(single.to.as_bytes()));
+            (&target.destination_path, name)
+        }
+        (Side::Destination, None) => (&target.destination_path, name),
+    };
+    let root = root.as_os_str().as_bytes();
+    quote(&join(root, [dir.as_bytes(), name.unwrap_or_default()]))
 }
 
-impl Paths {
-    /// For the roots of this run.
-    pub(crate) fn new(context: &'static Context) -> Self {
-        Self { context }
-    }
-
-    /// The path of an entry in a folder, or of the folder.
-    pub(crate) fn show(
-        &self,
-        side: Side,
-        root: u32,
-        folder: &RelPath,
-        name: Option<&Name>,
-    ) -> String {
-        let root = &self.context.targets.list[root as usize];
-        let (base, name) = match (side, &root.single) {
-            (Side::Source, _) => (&root.source_path, name.map(Name::as_bytes)),
-            (Side::Destination, Some(single)) if name.is_some() => {
-                (&root.destination_path, Some(single.to.as_bytes()))
-            }
-            (Side::Destination, _) => (&root.destination_path, name.map(Name::as_bytes)),
-        };
-        let mut path = base.as_os_str().as_bytes().to_vec();
-        for part in [Some(folder.as_bytes()), name].into_iter().flatten() {
-            if part.is_empty() {
-                continue;
-            }
-            if !path.is_empty() && !path.ends_with(b"/") {
-                path.push(b'/');
-            }
-            path.extend_from_slice(part);
+fn join(root: &[u8], parts: [&[u8]; 2]) -> Vec<u8> {
+    let mut path = root.to_vec();
+    for part in parts.into_iter().filter(|part| !part.is_empty()) {
+        if !path.is_empty() && !path.ends_with(b"/") {
+            path.push(b'/');
         }
-        quote(&path)
+        path.extend_from_slice(part);
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_has_one_slash_between_its_parts() {
+        for (root, parts, path) in [
+            ("src", ["", ""], "src"),
+            ("src", ["", "a"], "src/a"),
+            ("src", ["dir", ""], "src/dir"),
+            ("src/", ["dir", "a"], "src/dir/a"),
+            ("/", ["", "etc"], "/etc"),
+            ("", ["dir", "a"], "dir/a"),
+        ] {
+            let joined = join(root.as_bytes(), parts.map(str::as_bytes));
+            assert_eq!(joined, path.as_bytes());
+        }
     }
 }

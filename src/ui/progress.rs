@@ -1,146 +1,118 @@
-//! What a run shows of itself while it runs: the bar, and the lines that must not get mixed up
-//! with it. The only file that names indicatif.
+//! The progress of a run on stderr: a bar on a terminal, otherwise a line every second.
+//!
+//! The only file that uses indicatif.
 
-use std::io::{IsTerminal, Write};
+use std::cell::Cell;
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::output::print_message;
+use super::units::{format_bytes, format_estimate};
 use crate::scoreboard::Counts;
-use crate::ui::summary::{bytes, duration};
 
-/// Redraws a second, at most.
-const REDRAWS: u8 = 10;
-/// Lines a second where stderr is no terminal but progress is wanted all the same.
-const PLAIN_EVERY: Duration = Duration::from_secs(1);
-/// A rate needs some time to be worth showing.
-const SETTLED: Duration = Duration::from_millis(500);
+const REDRAWS_PER_SECOND: u8 = 10;
+/// The period of plain lines, for `--progress=always` without a terminal.
+const LINE_PERIOD: Duration = Duration::from_secs(1);
+/// A rate measured over less time is noise.
+const RATE_DELAY: Duration = Duration::from_millis(500);
 
-/// Steps of the bar.
-const STEPS: u64 = 1000;
-/// Columns below which the bar gives its room to the figures.
-const NARROW: u16 = 80;
-/// What a file costs beside its bytes, in bytes: about 60 µs at 1 GiB/s.
-const FILE: f64 = 65536.0;
+/// Positions of the bar.
+const BAR_LENGTH: u64 = 1000;
+/// A terminal with fewer columns shows the figures only.
+const BAR_COLUMNS: u16 = 80;
+/// The cost of a file besides its bytes, in bytes: about 60 µs at 1 GiB/s.
+const COST_PER_FILE: f64 = 65536.0;
 
-/// The progress of a run, on stderr.
-pub(crate) struct Progress {
-    bar: Option<ProgressBar>,
-    plain: bool,
-    start: Instant,
-    drawn: Instant,
-    stdout_failed: bool,
+/// Where progress is shown.
+enum Display {
+    None,
+    Lines,
+    Bar(ProgressBar),
+}
+
+/// Shows the progress of a run.
+pub(super) struct Progress {
+    display: Display,
+    updated: Cell<Instant>,
 }
 
 impl Progress {
-    /// Shows progress where `wanted`: as a bar on a terminal, otherwise as a line now and then.
-    pub(crate) fn new(wanted: bool) -> Self {
-        let terminal = std::io::stderr().is_terminal();
-        let start = Instant::now();
-        let bar = (wanted && terminal).then(|| {
-            let bar =
-                ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(REDRAWS));
+    pub(super) fn new(is_wanted: bool) -> Self {
+        let display = if !is_wanted {
+            Display::None
+        } else if std::io::stderr().is_terminal() {
+            let target = ProgressDrawTarget::stderr_with_hz(REDRAWS_PER_SECOND);
+            let bar = ProgressBar::with_draw_target(None, target);
             bar.set_style(style("{spinner} {wide_msg}"));
-            bar
-        });
-        Self {
-            bar,
-            plain: wanted && !terminal,
-            start,
-            drawn: start,
-            stdout_failed: false,
-        }
-    }
-
-    /// How long the caller may wait until it calls [`Progress::update`] again, where anything
-    /// is shown.
-    pub(crate) fn period(&self) -> Option<Duration> {
-        if self.plain {
-            Some(PLAIN_EVERY)
+            Display::Bar(bar)
         } else {
-            self.bar
-                .as_ref()
-                .map(|_| Duration::from_secs(1) / u32::from(REDRAWS))
+            Display::Lines
+        };
+        Self {
+            display,
+            updated: Cell::new(Instant::now()),
         }
     }
 
-    /// Draws, if it is time to. `counted` says that everything has been found; `entry` is the
-    /// path of something that is being copied.
-    pub(crate) fn update(
-        &mut self,
-        counted: bool,
+    /// Returns the interval at which to call [`Progress::update`], if progress is shown.
+    pub(super) fn period(&self) -> Option<Duration> {
+        match self.display {
+            Display::None => None,
+            Display::Lines => Some(LINE_PERIOD),
+            Display::Bar(_) => Some(Duration::from_secs(1) / u32::from(REDRAWS_PER_SECOND)),
+        }
+    }
+
+    /// Draws the progress, unless it was drawn less than a period ago. `entry` returns the path of
+    /// an entry that is being copied.
+    pub(super) fn update(
+        &self,
         counts: &Counts,
+        all_found: bool,
+        elapsed: Duration,
         entry: impl FnOnce() -> String,
     ) {
-        let (Some(period), now) = (self.period(), Instant::now()) else {
-            return;
-        };
-        if now - self.drawn < period {
+        let now = Instant::now();
+        let is_due = |period| now - self.updated.get() >= period;
+        if !self.period().is_some_and(is_due) {
             return;
         }
-        self.drawn = now;
-        let text = describe(counts, counted, now - self.start);
-        let Some(bar) = &self.bar else {
-            self.error(&text);
-            return;
-        };
-        if counted {
-            bar.set_length(STEPS);
-            bar.set_style(style(if is_narrow() {
-                "{percent:>3}% {wide_msg}"
-            } else {
-                "{bar:20} {percent:>3}% {wide_msg}"
-            }));
-            bar.set_position((share(counts) * STEPS as f64) as u64);
-        }
-        bar.set_message(format!("{text} {}", entry()));
-        bar.tick();
-    }
-
-    /// A line on stderr, above the bar.
-    pub(crate) fn error(&self, line: &str) {
-        let print = || {
-            // Where stderr is closed there is nobody to tell; the exit status tells.
-            let _ = writeln!(std::io::stderr(), "pcopy: {line}");
-        };
-        match &self.bar {
-            Some(bar) => bar.suspend(print),
-            None => print(),
+        self.updated.set(now);
+        let text = describe(counts, all_found, elapsed);
+        match &self.display {
+            Display::None => {}
+            Display::Lines => print_message(&text),
+            Display::Bar(bar) => {
+                if all_found {
+                    bar.set_length(BAR_LENGTH);
+                    bar.set_style(style(if is_narrow_terminal() {
+                        "{percent:>3}% {wide_msg}"
+                    } else {
+                        "{bar:20} {percent:>3}% {wide_msg}"
+                    }));
+                    bar.set_position((done_share(counts) * BAR_LENGTH as f64) as u64);
+                }
+                bar.set_message(format!("{text} {}", entry()));
+                bar.tick();
+            }
         }
     }
 
-    /// Lines on stdout, above the bar.
-    ///
-    /// # Errors
-    /// At the first failure alone: the reader of a pipe has gone, say.
-    pub(crate) fn print(&mut self, lines: &str) -> std::io::Result<()> {
-        if lines.is_empty() || self.stdout_failed {
-            return Ok(());
+    /// Runs `print` while the bar is hidden, so that its lines stay above the bar.
+    pub(super) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
+        match &self.display {
+            Display::Bar(bar) => bar.suspend(print),
+            Display::None | Display::Lines => print(),
         }
-        let print = || {
-            let mut stdout = std::io::stdout().lock();
-            stdout
-                .write_all(lines.as_bytes())
-                .and_then(|()| stdout.flush())
-        };
-        let printed = match &self.bar {
-            Some(bar) => bar.suspend(print),
-            None => print(),
-        };
-        self.stdout_failed = printed.is_err();
-        printed
     }
 
-    /// Takes the bar away.
-    pub(crate) fn end(&self) {
-        if let Some(bar) = &self.bar {
+    /// Removes the bar.
+    pub(super) fn end(&self) {
+        if let Display::Bar(bar) = &self.display {
             bar.finish_and_clear();
         }
-    }
-
-    /// Time since the start.
-    pub(crate) fn elapsed(&self) -> Duration {
-        self.start.elapsed()
     }
 }
 
@@ -148,78 +120,66 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
-/// A window in which the figures need all the room.
-fn is_narrow() -> bool {
-    rustix::termios::tcgetwinsize(std::io::stderr()).is_ok_and(|size| size.ws_col < NARROW)
+fn is_narrow_terminal() -> bool {
+    rustix::termios::tcgetwinsize(std::io::stderr()).is_ok_and(|size| size.ws_col < BAR_COLUMNS)
 }
 
-fn describe(counts: &Counts, counted: bool, elapsed: Duration) -> String {
+/// Formats the figures. A percentage or the time left makes sense only once all is found.
+fn describe(counts: &Counts, all_found: bool, elapsed: Duration) -> String {
     let (done, found) = (counts.done(), counts.found);
-    let mut text = if counted {
-        format!("{done} of {found} files, {}", bytes(counts.bytes))
+    let bytes = format_bytes(counts.bytes);
+    let mut text = if all_found {
+        format!("{done} of {found} files, {bytes}")
     } else {
-        format!(
-            "{done} of {found}+ files (counting), {}",
-            bytes(counts.bytes)
-        )
+        format!("{done} of {found}+ files (counting), {bytes}")
     };
     if counts.bytes_found > counts.bytes {
-        let more = if counted && unsized_files(counts) == 0 {
-            ""
-        } else {
-            "+"
-        };
-        text.push_str(&format!(" of {}{more}", bytes(counts.bytes_found)));
+        let is_final = all_found && unexamined_files(counts) == 0;
+        let plus = if is_final { "" } else { "+" };
+        text.push_str(&format!(" of {}{plus}", format_bytes(counts.bytes_found)));
     }
-    if elapsed > SETTLED {
+    if elapsed > RATE_DELAY {
         let rate = counts.bytes as f64 / elapsed.as_secs_f64();
-        text.push_str(&format!(", {}/s", bytes(rate as u64)));
-        if let Some(left) = time_left(counts, elapsed).filter(|_| counted) {
-            text.push_str(&format!(", {} left", rough(left)));
+        text.push_str(&format!(", {}/s", format_bytes(rate as u64)));
+        if let Some(time_left) = estimate_time_left(counts, elapsed).filter(|_| all_found) {
+            text.push_str(&format!(", {} left", format_estimate(time_left)));
         }
     }
     text
 }
 
-/// Files that nobody has opened yet. Their sizes are not known: looking at each before would
+/// Returns the number of files whose sizes are unknown. A stat of each of them in advance would
 /// cost more than the bar is worth.
-fn unsized_files(counts: &Counts) -> u64 {
-    let looked_at = counts.sized + counts.unchanged + counts.skipped;
-    counts.found.saturating_sub(looked_at.max(counts.done()))
+fn unexamined_files(counts: &Counts) -> u64 {
+    let examined = counts.sized + counts.unchanged + counts.skipped;
+    counts.found.saturating_sub(examined.max(counts.done()))
 }
 
-/// How much of the work is done, from 0 to 1. Each file is worth its bytes and [`FILE`] more;
-/// those whose size is not known yet are taken to be like the others.
-fn share(counts: &Counts) -> f64 {
-    let files = |number: u64| number as f64 * FILE;
+/// Returns the share of the work that is done, from 0 to 1.
+///
+/// The work of a file is its size plus [`COST_PER_FILE`]. An unexamined file counts with the
+/// average size.
+fn done_share(counts: &Counts) -> f64 {
+    let cost_of = |files: u64| files as f64 * COST_PER_FILE;
     let average = counts.bytes_found as f64 / counts.sized.max(1) as f64;
-    let done = counts.bytes as f64 + files(counts.done());
-    let all = counts.bytes_found.max(counts.bytes) as f64
-        + average * unsized_files(counts) as f64
-        + files(counts.found);
-    if all > 0.0 {
-        (done / all).min(1.0)
+    let done = counts.bytes as f64 + cost_of(counts.done());
+    let total = counts.bytes_found.max(counts.bytes) as f64
+        + average * unexamined_files(counts) as f64
+        + cost_of(counts.found);
+    if total > 0.0 {
+        (done / total).min(1.0)
     } else {
         0.0
     }
 }
 
-/// The time that the rest will take if it goes on like this.
-fn time_left(counts: &Counts, elapsed: Duration) -> Option<Duration> {
-    let share = share(counts);
+/// Estimates the time that the rest takes at the average speed so far.
+fn estimate_time_left(counts: &Counts, elapsed: Duration) -> Option<Duration> {
+    let share = done_share(counts);
     if share <= 0.0 {
         return None;
     }
     Duration::try_from_secs_f64(elapsed.as_secs_f64() * (1.0 - share) / share).ok()
-}
-
-/// Whole seconds: an estimate has no hundredths.
-fn rough(left: Duration) -> String {
-    if left.as_secs() < 60 {
-        format!("{} s", left.as_secs().max(1))
-    } else {
-        duration(left)
-    }
 }
 
 #[cfg(test)]
@@ -247,8 +207,8 @@ mod tests {
 
     #[test]
     fn the_share_follows_bytes_and_files() {
-        let half = |share: f64| (share - 0.5).abs() < 0.01;
-        // One large file, at its half.
+        let is_half = |share: f64| (share - 0.5).abs() < 0.01;
+        // Half of one large file.
         let large = Counts {
             found: 1,
             sized: 1,
@@ -256,18 +216,18 @@ mod tests {
             bytes_found: 2 << 30,
             ..Counts::default()
         };
-        assert!(half(share(&large)));
-        let left = time_left(&large, Duration::from_secs(10)).unwrap();
-        assert_eq!(left.as_secs(), 10);
-        // Nothing but unchanged files.
+        assert!(is_half(done_share(&large)));
+        let time_left = estimate_time_left(&large, Duration::from_secs(10)).unwrap();
+        assert_eq!(time_left.as_secs(), 10);
+        // Unchanged files cost something too.
         let unchanged = Counts {
             found: 1000,
             unchanged: 500,
             ..Counts::default()
         };
-        assert!(half(share(&unchanged)));
-        // Files of which nobody knows are taken to be like the others.
-        let begun = Counts {
+        assert!(is_half(done_share(&unchanged)));
+        // Unexamined files count with the average size.
+        let started = Counts {
             found: 100,
             sized: 50,
             copied: 50,
@@ -275,8 +235,8 @@ mod tests {
             bytes_found: 50 << 20,
             ..Counts::default()
         };
-        assert!(half(share(&begun)));
-        assert_eq!(share(&Counts::default()), 0.0);
+        assert!(is_half(done_share(&started)));
+        assert_eq!(done_share(&Counts::default()), 0.0);
     }
 
     #[test]

@@ -46,6 +46,7 @@ mod basics;
 mod faults;
 mod fidelity;
 mod limits;
+mod messages;
 mod random;
 mod safety;
 mod workers;

@@ -302,7 +302,7 @@ both_modes!(others_do_what_a_stuck_worker_has_not_begun, |env| {
         });
         assert!(running.is_running());
         running.signal_group(Signal::INT);
-        running.wait().exits(130).stderr_has("stopped");
+        running.wait().exits(130).stderr_has("interrupted");
         env.pcopy(["real", copy]).ok();
         env.assert_same("real", copy);
     }
@@ -314,11 +314,11 @@ both_modes!(a_stuck_entry_is_told_and_the_run_can_be_stopped, |env| {
     };
     let running = env.command(["src", "dst"]).start();
     running.await_stderr("a warning", Duration::from_secs(60), |text| {
-        text.contains("src/3/stuck: no progress for 30 s by [")
+        text.contains("src/3/stuck: no progress for 30 s ([")
     });
     let stopped = Instant::now();
     running.signal_group(Signal::INT);
-    let run = running.wait().exits(130).stderr_has("stopped");
+    let run = running.wait().exits(130).stderr_has("interrupted");
     assert!(stopped.elapsed() < Duration::from_secs(2), "{run}");
     env.snapshot("dst").assert_no_temporaries();
     assert!(!env.exists("dst/3/stuck"), "it is not complete:\n{run}");
@@ -369,7 +369,7 @@ fn the_spawner_may_die() {
     running
         .wait()
         .exits(1)
-        .stderr_has("no worker is left and none can be started; a second run continues");
+        .stderr_has("all workers died and none can be started; run pcopy again to resume");
     env.pcopy(["src", "dst-2"]).ok();
     env.assert_same("real", "dst-2");
 }

@@ -1,0 +1,120 @@
+//! The only place that writes to stdout and stderr.
+//!
+//! A message is one line and one write(2). Other programs may write to the same terminal, pipe or
+//! file at the same time, and several writes would mix with theirs. `eprintln!` needs several.
+
+use std::io::Write as _;
+
+use super::quote::escape_hidden;
+use super::summary::exit;
+
+/// Prints a message on stderr, with the program's name in front.
+pub(super) fn print_message(message: &str) {
+    #[cfg(test)]
+    if captured::keep(captured::Stream::Err, message) {
+        return;
+    }
+    write_stderr(&format!("pcopy: {message}\n"));
+}
+
+/// Prints complete lines on stdout.
+pub(super) fn print_lines(lines: &str) -> std::io::Result<()> {
+    #[cfg(test)]
+    if captured::keep(captured::Stream::Out, lines) {
+        return Ok(());
+    }
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(lines.as_bytes())?;
+    stdout.flush()
+}
+
+/// Prints the error that kept a run from starting, and returns the exit status.
+///
+/// clap returns `--help` and `--version` as errors too. They go to stdout, with exit status 0.
+pub(crate) fn print_fatal(error: &anyhow::Error) -> i32 {
+    match error.downcast_ref::<clap::Error>() {
+        None => print_message(&format!("{error:#}")),
+        Some(usage) if usage.use_stderr() => write_stderr(&usage_text(usage)),
+        Some(help) => {
+            // `pcopy --help | head` is no error.
+            let _ = help.print();
+            return exit::SUCCESS;
+        }
+    }
+    exit::NOT_STARTED
+}
+
+/// Returns clap's message as plain text, with hidden characters escaped.
+///
+/// clap repeats arguments unchanged. One of them may be a file name that the shell found for a
+/// `*`, with escape sequences in it.
+fn usage_text(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let lines = text.lines().map(|line| escape_hidden(line) + "\n");
+    lines.collect()
+}
+
+fn write_stderr(text: &str) {
+    // If stderr is closed or full, the exit status still reports the error.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Keeps what this thread prints, for a test that asks for it.
+#[cfg(test)]
+pub(crate) mod captured {
+    use std::cell::RefCell;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) enum Stream {
+        Out,
+        Err,
+    }
+
+    thread_local! {
+        static KEPT: RefCell<Option<Vec<(Stream, String)>>> = const { RefCell::new(None) };
+    }
+
+    /// Keeps what this thread prints from now on.
+    pub(crate) fn begin() {
+        KEPT.set(Some(Vec::new()));
+    }
+
+    /// Returns the lines kept since [`begin`], and prints again from now on.
+    pub(crate) fn end() -> Vec<(Stream, String)> {
+        KEPT.take().unwrap_or_default()
+    }
+
+    /// Keeps a text, line by line. Returns false if it must be printed.
+    pub(super) fn keep(stream: Stream, text: &str) -> bool {
+        KEPT.with_borrow_mut(|kept| {
+            let Some(kept) = kept else {
+                return false;
+            };
+            kept.extend(text.lines().map(|line| (stream, line.to_owned())));
+            true
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    #[test]
+    fn a_usage_error_cannot_move_the_cursor() {
+        let error =
+            Cli::try_parse_from(["pcopy", "--x\x1b[2J\u{202e}\r\u{9b}1A", "a", "b"]).unwrap_err();
+        let text = usage_text(&error);
+        assert!(
+            text.starts_with("error: unexpected argument '--x"),
+            "{text}"
+        );
+        assert!(text.ends_with("\n"), "{text}");
+        for c in ['\x1b', '\u{202e}', '\r', '\u{9b}'] {
+            assert!(!text.contains(c), "{text:?}");
+        }
+    }
+}
