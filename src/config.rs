@@ -173,6 +173,18 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Returns the mode to make directories with. Others get no access until the directory is
+    /// finished. If modes are not kept, it is the final mode, but writable for the owner.
+    pub(crate) fn new_dir_mode(&self) -> FileMode {
+        if self.preserve.mode.wanted() {
+            FileMode::RWXU
+        } else {
+            FileMode::from_raw_mode(0o777 & !self.umask | 0o700)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -96,7 +96,7 @@ impl Scheduler {
             given_up: None,
         };
         let how_far = match (&dealt.job.task, &entry) {
-            (JobKind::Chunk { offset, .. }, _) => *offset,
+            (JobKind::Chunk { chunk, .. }, _) => chunk.offset,
             // Two deaths in a folder of a million files need not have the same cause.
             (_, None) => left.counted,
             (_, Some(_)) => 0,
@@ -132,13 +132,13 @@ impl Scheduler {
     /// The name under which a worker is writing, or was when it died.
     pub(super) fn partial_of(&self, worker: usize, job: &Job) -> Option<Name> {
         let slot = self.context.board.slot(worker);
-        match slot.is_making() {
-            WriteTarget::Nothing => None,
-            WriteTarget::Temporary(number) => {
-                let name = self.context.temporary_name(worker, number);
+        match slot.writing() {
+            WriteTarget::None => None,
+            WriteTarget::Temp(number) => {
+                let name = crate::copy::temp::name(self.context, worker, number);
                 Some(Name::new(name.as_bytes()))
             }
-            WriteTarget::Entry => match &self.context.roots.list[job.root as usize].single {
+            WriteTarget::Final => match &self.context.roots.list[job.root as usize].single {
                 Some(single) => Some(Name::new(single.to.as_bytes())),
                 None => slot.entry(),
             },

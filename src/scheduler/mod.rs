@@ -22,7 +22,8 @@ use crate::context::Context;
 use crate::engine::{Engine, Event};
 use crate::fs::path::{Name, Names, RelPath};
 use crate::fs::stat::FileId;
-use crate::protocol::{Again, ChunkedFile, Job, JobId, JobKind};
+use crate::protocol::entry::{Chunk, ChunkedFile, HardLinks};
+use crate::protocol::{Again, Job, JobId, JobKind};
 use crate::scheduler::hard_links::Links;
 use crate::scheduler::tree::{FolderId, Tree};
 use crate::scheduler::watchdog::Watchdog;
@@ -55,7 +56,7 @@ enum Todo {
     Pieces {
         folder: FolderId,
         large: ChunkedFile,
-        rest: Vec<(u64, u64)>,
+        rest: Vec<Chunk>,
     },
 }
 
@@ -181,7 +182,7 @@ impl Scheduler {
                 Some(single) => JobKind::Entries {
                     names: Names::one(single.kind, single.from.as_bytes()),
                     fresh: pair.fresh,
-                    first_link: false,
+                    hard_links: HardLinks::Report,
                 },
             };
             if pair.single.is_some() {

@@ -10,6 +10,7 @@ use rustix::process::Pid;
 
 use crate::fs::path::Name;
 use crate::fs::sys;
+use crate::protocol::entry::Outcome;
 
 /// Words for an entry's name: at most 255 bytes on file systems of Linux, and 255 UTF-16 units on
 /// NTFS, exFAT and shares, which are up to 765 bytes.
@@ -58,11 +59,11 @@ pub(crate) struct WorkerSlot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WriteTarget {
     /// Nothing is being written.
-    Nothing,
+    None,
     /// Under the entry's own name, which did not exist before.
-    Entry,
+    Final,
     /// Under the worker's temporary name of this number.
-    Temporary(u32),
+    Temp(u32),
 }
 
 /// Sums over all workers.
@@ -91,17 +92,6 @@ impl Counts {
     }
 }
 
-/// How an entry that went well ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// Made or replaced.
-    Copied,
-    /// The same already.
-    Unchanged,
-    /// Left alone because `--overwrite` says so.
-    Skipped,
-}
-
 impl WorkerSlot {
     /// The worker is a process and lives.
     pub(crate) fn set_pid(&self, pid: Pid) {
@@ -128,7 +118,7 @@ impl WorkerSlot {
         let begun = self
             .job
             .fetch_update(AcqRel, Acquire, |word| (!is_taken(word)).then_some(job));
-        self.beat();
+        self.heartbeat();
         begun.is_ok()
     }
 
@@ -136,7 +126,7 @@ impl WorkerSlot {
     pub(crate) fn idle(&self) {
         self.job.fetch_and(TAKEN, AcqRel);
         self.name_length.store(0, Release);
-        self.beat();
+        self.heartbeat();
     }
 
     /// The parent takes back what was dealt to the worker, up to a job, while it is at another
@@ -165,7 +155,7 @@ impl WorkerSlot {
     /// The worker turns to the folder as such.
     pub(crate) fn begin_folder(&self) {
         self.name_length.store(0, Release);
-        self.beat();
+        self.heartbeat();
     }
 
     /// The worker turns to an entry of its job.
@@ -177,30 +167,30 @@ impl WorkerSlot {
             word.store(u64::from_ne_bytes(whole), Relaxed);
         }
         self.name_length.store(name.len() as u64, Release);
-        self.beat();
+        self.heartbeat();
     }
 
     /// Progress was made: the worker is not stuck.
-    pub(crate) fn beat(&self) {
+    pub(crate) fn heartbeat(&self) {
         add(&self.beat, 1);
     }
 
     /// The worker writes under this name from now on.
-    pub(crate) fn making(&self, what: WriteTarget) {
+    pub(crate) fn set_writing(&self, what: WriteTarget) {
         let word = match what {
-            WriteTarget::Nothing => 0,
-            WriteTarget::Entry => 1,
-            WriteTarget::Temporary(number) => 2 + u64::from(number),
+            WriteTarget::None => 0,
+            WriteTarget::Final => 1,
+            WriteTarget::Temp(number) => 2 + u64::from(number),
         };
         self.making.store(word, Release);
     }
 
     /// An entry is done.
-    pub(crate) fn end_entry(&self, ending: Ending) {
+    pub(crate) fn end_entry(&self, ending: Outcome) {
         let counter = match ending {
-            Ending::Copied => &self.copied,
-            Ending::Unchanged => &self.unchanged,
-            Ending::Skipped => &self.skipped,
+            Outcome::Copied => &self.copied,
+            Outcome::Unchanged => &self.unchanged,
+            Outcome::Skipped => &self.skipped,
         };
         add(counter, 1);
         add(&self.done_in_job, 1);
@@ -217,15 +207,15 @@ impl WorkerSlot {
     }
 
     /// The size of a regular file is known.
-    pub(crate) fn bytes_found(&self, bytes: u64) {
+    pub(crate) fn add_size(&self, bytes: u64) {
         add(&self.sized, 1);
         add(&self.bytes_found, bytes);
     }
 
     /// Bytes were copied. That is progress.
-    pub(crate) fn bytes(&self, bytes: u64) {
+    pub(crate) fn add_bytes(&self, bytes: u64) {
         add(&self.bytes, bytes);
-        self.beat();
+        self.heartbeat();
     }
 
     /// The job that the worker is at.
@@ -249,11 +239,11 @@ impl WorkerSlot {
     }
 
     /// What the worker is writing under.
-    pub(crate) fn is_making(&self) -> WriteTarget {
+    pub(crate) fn writing(&self) -> WriteTarget {
         match self.making.load(Acquire) {
-            0 => WriteTarget::Nothing,
-            1 => WriteTarget::Entry,
-            word => WriteTarget::Temporary((word - 2) as u32),
+            0 => WriteTarget::None,
+            1 => WriteTarget::Final,
+            word => WriteTarget::Temp((word - 2) as u32),
         }
     }
 
@@ -305,14 +295,14 @@ impl Scoreboard {
     }
 
     /// A file is to be copied in pieces. False where there are enough of them.
-    pub(crate) fn begin_large(&self) -> bool {
+    pub(crate) fn begin_chunked(&self) -> bool {
         let more = |files| (files < LARGE_AT_ONCE).then_some(files + 1);
         let large = &self.common.large;
         large.fetch_update(AcqRel, Acquire, more).is_ok()
     }
 
     /// A file that was copied in pieces is complete, or given up.
-    pub(crate) fn end_large(&self) {
+    pub(crate) fn end_chunked(&self) {
         let less = |files: u64| files.checked_sub(1);
         let _ = self.common.large.fetch_update(AcqRel, Acquire, less);
     }
@@ -381,10 +371,10 @@ mod tests {
             slot.begin_entry(name);
             assert_eq!(slot.entry(), Some(Name::new(name)));
         }
-        slot.making(WriteTarget::Temporary(7));
-        assert_eq!(slot.is_making(), WriteTarget::Temporary(7));
-        slot.end_entry(Ending::Copied);
-        slot.bytes(10);
+        slot.set_writing(WriteTarget::Temp(7));
+        assert_eq!(slot.writing(), WriteTarget::Temp(7));
+        slot.end_entry(Outcome::Copied);
+        slot.add_bytes(10);
         assert_eq!((slot.job(), slot.done_in_job()), (Some(7), 1));
         let counts = board.counts(3);
         assert_eq!((counts.copied, counts.bytes), (1, 10));

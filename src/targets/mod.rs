@@ -16,9 +16,9 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
 use crate::config::{Config, Destination};
-use crate::copy::dir::{folder_mode, strip_acls};
 use crate::fs::path::{Kind, RelPath, show};
 use crate::fs::stat::FileId;
+use crate::fs::xattr::strip_acls;
 use crate::protocol::error::{Reason, error_text};
 
 /// A source and its destination.
@@ -156,7 +156,11 @@ impl Targets {
             // What becomes a copy gets its mode at the end; until then it is nobody else's. A
             // folder for files is one like any other.
             let is_copy = plan.name.is_none();
-            let mode = if is_copy { folder_mode(config) } else { usual };
+            let mode = if is_copy {
+                config.new_dir_mode()
+            } else {
+                usual
+            };
             fresh = make_folder(&folder, mode, usual, config).with_context(failed)? && is_copy;
         }
         // Through links: those named on the command line are followed.
@@ -185,7 +189,8 @@ impl Targets {
         };
         if let Some(destination) = &destination {
             if fresh {
-                let stripped = strip_acls(destination.as_fd(), config).map_err(system);
+                let stripped =
+                    strip_acls(destination.as_fd(), config.new_dir_mode()).map_err(system);
                 stripped.with_context(failed)?;
             }
             let stat = fs::fstat(destination)
