@@ -1,6 +1,5 @@
 //! Everything that a worker needs from the start.
 
-use std::ffi::CString;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::Mode;
@@ -44,63 +43,6 @@ impl Identity {
             is_root: rustix::process::geteuid().is_root(),
             group: rustix::process::getegid().as_raw(),
             run: nanoseconds ^ u64::from(std::process::id()) << 48,
-        }
-    }
-}
-
-impl Context {
-    /// Returns the temporary name for entry `number` of a worker.
-    ///
-    /// The entry is written under this name if it replaces an existing one. No name is used twice:
-    /// that of a file copied in chunks is in use while its worker goes on to other entries.
-    pub(crate) fn temporary_name(&self, worker: usize, number: u32) -> CString {
-        let name = format!(".pcopy.{:016x}.{worker}.{number}.tmp", self.identity.run);
-        CString::new(name).unwrap_or_default()
-    }
-
-    /// Returns true for a temporary name of another run.
-    ///
-    /// Those of this run are in use, or are about to be removed by the worker that created them.
-    pub(crate) fn is_left_over(&self, name: &[u8]) -> bool {
-        let own = format!(".pcopy.{:016x}.", self.identity.run);
-        is_temporary(name) && !name.starts_with(own.as_bytes())
-    }
-}
-
-/// Returns true for the names that [`Context::temporary_name`] returns in this run or another.
-fn is_temporary(name: &[u8]) -> bool {
-    let parts = name
-        .strip_prefix(b".pcopy.")
-        .and_then(|rest| rest.strip_suffix(b".tmp"));
-    let Some((run, numbers)) = parts.and_then(|parts| parts.split_at_checked(16)) else {
-        return false;
-    };
-    let number = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
-    let mut parts = numbers.split(|&b| b == b'.');
-    run.iter().all(u8::is_ascii_hexdigit)
-        && parts.next() == Some(b"")
-        && parts.next().is_some_and(number)
-        && parts.next().is_some_and(number)
-        && parts.next().is_none()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_temporary;
-
-    #[test]
-    fn only_names_of_pcopy_are_temporary() {
-        assert!(is_temporary(b".pcopy.0123456789abcdef.7.12.tmp"));
-        for other in [
-            &b".pcopy.tmp"[..],
-            b".pcopy.0123456789abcdef..12.tmp",
-            b".pcopy.0123456789abcdef.7.tmp",
-            b".pcopy.0123456789abcdef.7.1.2.tmp",
-            b".pcopy.0123456789abcdeg.7.12.tmp",
-            b".pcopy.0123456789abcdef.7.12.tmp~",
-            b".pcopy.notes.tmp",
-        ] {
-            assert!(!is_temporary(other), "{}", other.escape_ascii());
         }
     }
 }

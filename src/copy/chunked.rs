@@ -1,248 +1,209 @@
-//! A large file in pieces: one worker prepares it ([`Copier::entry`]), several copy its pieces,
-//! one seals it.
+//! Files that several workers copy in chunks. One worker creates the file, several copy its chunks,
+//! and one commits or discards it. Until then it stands under a temporary name.
 
-use std::borrow::Cow;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
 
-use rustix::fs::{self, AtFlags, OFlags};
+use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::content::CopyMethod;
-use super::dir::{DirPair, open_prepared};
-use super::{Copier, Outcome, Partial, content, metadata};
+use super::content::{self, CopyMethod, Files};
+use super::dir::{DirPair, Owner};
+use super::file::NewFile;
+use super::metadata::{InitialMeta, SourceFile};
+use super::temp::{self, Unfinished};
+use super::{Copier, Entry, EntryResult};
+use crate::config::{Reflink, Sparse};
+use crate::fs::path::Name;
 use crate::fs::stat::{FileId, FileStat};
+use crate::fs::sys;
+use crate::protocol::entry::{Chunk, ChunkedFile, Decision};
 use crate::protocol::error::{At, CopyError, Reason, Step};
-use crate::protocol::{Action, ChunkedFile};
-use crate::scoreboard::Ending;
 
-/// Data in one piece: enough that dealing it costs nothing, little enough that all workers end
-/// at about the same time.
-const PIECE: u64 = 16 << 20;
-
-impl ChunkedFile {
-    /// The pieces: offsets and lengths. A file with holes has longer ones, with about as much
-    /// data in each.
-    pub(crate) fn pieces(&self) -> Vec<(u64, u64)> {
-        let FileStat {
-            size, allocated, ..
-        } = self.stamp;
-        let count = allocated.min(size).div_ceil(PIECE).max(1);
-        let length = size.div_ceil(count).next_multiple_of(1 << 20);
-        (0..size)
-            .step_by(length as usize)
-            .map(|offset| (offset, length.min(size - offset)))
-            .collect()
-    }
-}
+/// From this size on, a file is copied in chunks. A smaller one is finished by one worker before
+/// its chunks would be handed out (`benches/README.md`).
+const MIN_SIZE: u64 = 32 << 20;
 
 impl Copier {
-    /// Copies one piece.
-    ///
-    /// # Errors
-    /// [`Reason::Changed`] where the source is not what it was: sealing copies it anew then.
-    pub(crate) fn piece(
-        &mut self,
-        folder: &mut DirPair,
-        from: &CStr,
-        large: &ChunkedFile,
-        (offset, length): (u64, u64),
-    ) -> Result<(), CopyError> {
-        let stamp = &large.stamp;
-        let source = self.open_source(folder, from).at(Step::Open)?;
-        if FileStat::of(&fs::fstat(&source).at(Step::Look)?).inode != stamp.inode {
-            return Err(CopyError::new(Step::Read, Reason::Changed));
-        }
-        if large.written_as != large.name {
-            // Or another run would take it for a left-over.
-            folder.lock_for_temporaries();
-        }
-        let file = open_prepared(folder, large, OFlags::empty())?;
-        let range = (offset, length, CopyMethod::for_pieces(&file));
-        let copied = self.copy_range(&source, &file, stamp, range, folder)?;
-        if copied < length {
-            return Err(CopyError::new(Step::Read, Reason::Changed));
-        }
-        crate::fs::sys::close(file).at(Step::Close)
+    /// Returns true for a file that is large enough to be copied in chunks, if options allow it.
+    pub(super) fn is_chunkable(&self, stat: &FileStat) -> bool {
+        let config = &self.context.config;
+        stat.size >= MIN_SIZE
+            && stat.allocated >= MIN_SIZE
+            && config.jobs != Some(1)
+            && config.sparse == Sparse::Auto
+            && config.reflink != Reflink::Always
     }
 
-    /// Prepares a file to be copied in pieces, and says which one it is. None where it is to be
-    /// copied in one go: the file system lets files grow only by being written, or enough others
-    /// are being copied in pieces. All that are prepared have their space, and are to be removed
-    /// by a run that stops.
-    ///
-    /// # Errors
-    /// What ftruncate(2), fallocate(2) and fstat(2) say.
-    pub(super) fn prepare(
-        &self,
-        file: &OwnedFd,
-        stamp: &FileStat,
-    ) -> Result<Option<FileId>, CopyError> {
-        if !self.context.scoreboard.begin_large() {
+    /// Creates a file to be copied in chunks. Copies it at once if its extents can be shared, or if
+    /// chunks are not possible.
+    pub(super) fn copy_chunkable(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+        source: &SourceFile,
+        decision: Decision,
+    ) -> Result<EntryResult, CopyError> {
+        let temp = self.next_temp();
+        // Other workers open it again for each chunk, and the source may change meanwhile. Until
+        // it is complete, nobody but the owner gets access.
+        let new = self.create_file(dir, entry.to, temp, 0o600)?;
+        let files = Files::new(&source.fd, &new.fd, dir);
+        if !self.clone_whole(files)? {
+            if let Some(id) = self.preallocate(&new.fd, &source.stat)? {
+                let file = ChunkedFile {
+                    name: Name::new(entry.from.to_bytes()),
+                    temp: Name::new(new.unfinished.name().to_bytes()),
+                    id,
+                    stat: source.stat,
+                };
+                new.unfinished.hand_over();
+                return Ok(EntryResult::Chunked(file));
+            }
+            self.copy_whole(files, &source.stat)?;
+        }
+        self.finish_file(source, new, entry.to)?;
+        Ok(EntryResult::Done(decision))
+    }
+
+    /// Gives a new file its size and space, and returns its id. Returns `None` if it has to be
+    /// copied in one go: either its file system lets files grow only by being written, or enough
+    /// other files are being copied in chunks. The space of all of them is reserved, and a run that
+    /// stops has to remove them all, so there must not be too many.
+    fn preallocate(&self, file: &OwnedFd, stat: &FileStat) -> Result<Option<FileId>, CopyError> {
+        if !self.context.board.begin_chunked() {
             return Ok(None);
         }
-        let prepared = content::reserve(file, stamp).and_then(|reserved| {
+        let id = content::preallocate(file, stat).and_then(|is_preallocated| {
             let stat = fs::fstat(file).at(Step::LookAtDestination)?;
-            Ok(reserved.then(|| FileId::of(&stat)))
+            Ok(is_preallocated.then(|| FileId::of(&stat)))
         });
-        if !matches!(prepared, Ok(Some(_))) {
-            self.context.scoreboard.end_large();
+        if !matches!(id, Ok(Some(_))) {
+            self.context.board.end_chunked();
         }
-        prepared
+        id
     }
 
-    /// Completes a file whose pieces are all there.
-    ///
-    /// # Errors
-    /// What was tried and why it did not work. The incomplete file is removed then.
-    pub(crate) fn seal(
+    /// Copies one chunk. Fails with [`Reason::Changed`] if the source is not what it was. The file
+    /// has to be committed with `changed` then.
+    pub(crate) fn copy_chunk(
         &mut self,
-        folder: &mut DirPair,
+        dir: &mut DirPair,
         from: &CStr,
-        large: &ChunkedFile,
-        to: &CStr,
-        changed: bool,
-    ) -> Result<Outcome, CopyError> {
-        let partial = self.adopt(folder, large)?;
-        let source = self.open_source(folder, from).at(Step::Open)?;
-        let mut stamp = FileStat::of(&fs::fstat(&source).at(Step::Look)?);
-        let mut flags = OFlags::empty();
-        let again = changed || !stamp.has_same_contents(&large.stamp);
-        if again {
-            // The source changed while it was read: once more, by this worker alone.
-            flags = OFlags::TRUNC;
-        } else {
-            stamp = large.stamp;
+        file: &ChunkedFile,
+        chunk: Chunk,
+    ) -> Result<(), CopyError> {
+        let stat = &file.stat;
+        let source = self.open_source(dir, from).at(Step::Open)?;
+        if FileId::of(&fs::fstat(&source).at(Step::Look)?) != stat.inode {
+            return Err(CopyError::new(Step::Read, Reason::Changed));
         }
-        let file = match open_prepared(folder, large, flags) {
-            // A worker before this one died between the last step and its report.
-            Err(trouble) if trouble.reason == Errno::NOENT.into() => {
-                let there = folder.existing(to).at(Step::LookAtDestination)?;
-                let there = there.map(|stat| FileStat::of(&stat));
-                if there.is_none_or(|there| !self.is_copy(folder, &there, &stamp)) {
-                    return Err(trouble);
-                }
-                partial.keep();
-                return Ok(Outcome::Done(Ending::Copied, Action::Copy));
+        // Each job locks anew, since a lock ends with the job that took it.
+        temp::lock(dir);
+        let new = open_chunked(dir, file)?;
+        let range = chunk.offset..chunk.offset + chunk.length;
+        let files = Files::new(&source, &new, dir);
+        let copied = self.copy_range(files, stat, range, CopyMethod::for_chunks(&new))?;
+        if copied < chunk.length {
+            return Err(CopyError::new(Step::Read, Reason::Changed));
+        }
+        sys::close(new).at(Step::Close)
+    }
+
+    /// Finishes a file whose chunks are all there. With `changed`, or if the source has changed by
+    /// now, this worker copies the whole file again. If this fails, the file is removed.
+    pub(crate) fn commit_chunked(
+        &mut self,
+        dir: &mut DirPair,
+        from: &CStr,
+        to: &CStr,
+        file: &ChunkedFile,
+        changed: bool,
+    ) -> Result<EntryResult, CopyError> {
+        let unfinished = Unfinished::adopt(dir, &file.temp)?;
+        let source = self.open_source(dir, from).at(Step::Open)?;
+        let now = FileStat::of(&fs::fstat(&source).at(Step::Look)?);
+        let has_changed = changed || !now.same_contents(&file.stat);
+        let stat = if has_changed { now } else { file.stat };
+        let fd = match open_chunked(dir, file) {
+            Ok(fd) => fd,
+            Err(error) if error.reason == Errno::NOENT.into() => {
+                unfinished.keep();
+                return self.find_committed(dir, to, &stat, error);
             }
-            Err(trouble) => {
-                if trouble.reason == Reason::Replaced {
-                    // Not ours to remove.
-                    partial.keep();
+            Err(error) => {
+                if error.reason == Reason::Replaced {
+                    // What stands there now is not ours to remove.
+                    unfinished.keep();
                 }
-                return Err(trouble);
+                return Err(error);
             }
-            Ok(file) => file,
         };
-        if again {
-            self.copy_whole(&source, &file, &stamp, folder)?;
+        let source = SourceFile::new(source, stat, &self.context.config)?;
+        if has_changed {
+            fs::ftruncate(&fd, 0).at(Step::Write)?;
+            self.copy_whole(Files::new(&source.fd, &fd, dir), &stat)?;
         } else {
             // It was longer while it was not complete.
-            fs::ftruncate(&file, stamp.size).at(Step::Write)?;
+            fs::ftruncate(&fd, stat.size).at(Step::Write)?;
         }
-        folder.learn(file.as_fd()).at(Step::LookAtDestination)?;
-        let now = fs::fstat(&file).at(Step::LookAtDestination)?;
-        let has = metadata::InitialMeta {
-            owner: Some((now.st_uid, now.st_gid)),
-            mode: Some(now.st_mode & 0o7777).filter(|_| !folder.inherits()),
+        dir.observe_defaults(fd.as_fd())
+            .at(Step::LookAtDestination)?;
+        let old = fs::fstat(&fd).at(Step::LookAtDestination)?;
+        let meta = InitialMeta {
+            owner: Some(Owner::of(&old)),
+            mode: (!dir.has_default_acl()).then_some(old.st_mode & 0o7777),
         };
-        let attributes = metadata::list_attributes(source.as_fd(), &self.context.config)
-            .at(Step::ReadAttributes)?;
-        self.complete(
-            folder,
-            &source,
-            (file, partial),
-            &stamp,
-            has,
-            &attributes,
-            to,
-        )?;
-        Ok(Outcome::Done(Ending::Copied, Action::Copy))
+        let new = NewFile {
+            fd,
+            unfinished,
+            meta,
+        };
+        self.finish_file(&source, new, to)?;
+        Ok(EntryResult::Done(Decision::Create))
     }
 
-    /// Removes what there is of a large file.
-    ///
-    /// # Errors
-    /// In a dry run, where there is none.
-    pub(crate) fn abandon(
+    /// Handles a commit whose temporary file is gone. If another worker has renamed it into place
+    /// and crashed before it could report that, the entry is done.
+    fn find_committed(
         &mut self,
-        folder: &mut DirPair,
-        large: &ChunkedFile,
-    ) -> Result<(), CopyError> {
-        let partial = self.adopt(folder, large)?;
-        let there = fs::statat(
-            &partial.directory,
-            &*partial.name,
-            AtFlags::SYMLINK_NOFOLLOW,
-        );
-        if there.is_ok_and(|stat| FileId::of(&stat) != large.prepared) {
-            // Somebody else's by now.
-            partial.keep();
-        }
-        Ok(())
-    }
-
-    /// Takes over what another worker has prepared: it is removed unless it is completed.
-    ///
-    /// The slot does not say so. Should this worker die, the file is not to be cleared: the next
-    /// worker seals it.
-    fn adopt(
-        &self,
-        folder: &mut DirPair,
-        large: &ChunkedFile,
-    ) -> Result<Partial<'static>, CopyError> {
-        let name = large.written_as.to_c_string();
-        if large.written_as != large.name {
-            folder.lock_for_temporaries();
-        }
-        Ok(Partial {
-            directory: folder.share_destination()?,
-            name: Cow::Owned(name),
-            slot: self.slot,
-            armed: true,
-        })
-    }
-
-    /// Removes names under which a worker that died has left something incomplete.
-    ///
-    /// # Errors
-    /// What unlinkat(2) says.
-    pub(crate) fn clear(
-        &mut self,
-        folder: &DirPair,
-        names: &[crate::fs::path::Name],
-    ) -> Result<(), CopyError> {
-        if names.is_empty() || self.context.config.dry_run {
-            return Ok(());
-        }
-        let dir = Rc::clone(&folder.share_destination()?);
-        for name in names {
-            match fs::unlinkat(&dir, name.as_bytes(), AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(errno) => return Err(CopyError::new(Step::Remove, errno)),
+        dir: &mut DirPair,
+        to: &CStr,
+        stat: &FileStat,
+        error: CopyError,
+    ) -> Result<EntryResult, CopyError> {
+        let found = dir.stat_destination(to).at(Step::LookAtDestination)?;
+        match found.map(|found| FileStat::of(&found)) {
+            Some(found) if self.is_copy(dir, &found, stat) => {
+                Ok(EntryResult::Done(Decision::Create))
             }
+            _ => Err(error),
+        }
+    }
+
+    /// Removes a file of which chunks could not be copied.
+    pub(crate) fn discard_chunked(
+        &mut self,
+        dir: &mut DirPair,
+        file: &ChunkedFile,
+    ) -> Result<(), CopyError> {
+        let unfinished = Unfinished::adopt(dir, &file.temp)?;
+        if unfinished.is_replaced(file.id) {
+            // What stands there now is not ours to remove.
+            unfinished.keep();
         }
         Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn pieces_cover_the_file_once(size in 1_u64..1 << 40, part in 1_u64..=64) {
-            let large = ChunkedFile::sample("n", size, size / part);
-            let mut at = 0;
-            for (offset, length) in large.pieces() {
-                prop_assert_eq!(offset, at);
-                prop_assert!(length > 0);
-                at += length;
-            }
-            prop_assert_eq!(at, size);
-        }
+/// Opens a chunked file for writing.
+fn open_chunked(dir: &DirPair, file: &ChunkedFile) -> Result<OwnedFd, CopyError> {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let name = file.temp.as_bytes();
+    let fd = fs::openat(dir.destination()?, name, flags, Mode::empty()).at(Step::Write)?;
+    // Another process may have given the name to another file, which must not be written to.
+    if FileId::of(&fs::fstat(&fd).at(Step::LookAtDestination)?) != file.id {
+        return Err(CopyError::new(Step::Write, Reason::Replaced));
     }
+    Ok(fd)
 }

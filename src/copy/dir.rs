@@ -1,119 +1,140 @@
-//! A folder open on both sides, and what is known about it.
+//! A source directory and its destination, both open.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{self, AtFlags, FileType, Mode, Stat};
 use rustix::io::Errno;
 
 use crate::context::Context;
+use crate::fs::open::{DIRECTORY, open_dir, open_dir_following_links};
 use crate::fs::path::RelPath;
 use crate::fs::stat::{DirIds, FileId, FileStat};
-use crate::fs::xattr::{DEFAULT_ACL, strip_acls};
-use crate::protocol::ChunkedFile;
+use crate::fs::xattr;
+use crate::protocol::entry::DirOrigin;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
-/// A source folder and its destination.
+/// A source directory and its destination.
 pub(crate) struct DirPair {
     source: OwnedFd,
-    /// None in a dry run, where the destination has no such folder.
+    /// None in a dry run if there is no such directory.
     destination: Option<Rc<OwnedFd>>,
-    /// What the source folder was when it was opened.
-    pub(crate) stamp: FileStat,
-    /// Which folder the destination is.
-    there: Option<FileId>,
-    fresh: bool,
-    /// The owner that the kernel gives to what is made here; learned, since a set-group-id
-    /// folder, a mount option or a server may decide it.
-    given: Option<(u32, u32)>,
-    /// What is made here inherits an ACL.
-    inherits: Option<bool>,
-    locked: bool,
+    /// What the source directory was when it was opened.
+    pub(crate) stat: FileStat,
+    destination_id: Option<FileId>,
+    origin: DirOrigin,
+    /// The owner that the kernel gives to new entries here, once observed. A set-group-id
+    /// directory, a mount option or a server may decide it, so it cannot be computed.
+    default_owner: Option<Owner>,
+    /// Whether new entries here inherit an ACL, once observed.
+    has_default_acl: Option<bool>,
+    /// See `temp::lock`.
+    pub(super) has_temp_lock: bool,
+}
+
+/// Who owns an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+/// The devices of a source directory and its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Devices {
+    pub(super) source: u64,
+    pub(super) destination: u64,
+}
+
+/// How a subdirectory came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// It was made just now.
+    New,
+    /// This run had made it before, but the worker that did so crashed.
+    Resumed,
+    /// It existed already.
+    Merged,
 }
 
 impl DirPair {
-    /// Opens both sides. `fresh` says that this run has made the destination folder.
-    ///
-    /// # Errors
-    /// Where one side cannot be opened, or must not be.
+    /// Opens a directory of a target on both sides.
     pub(crate) fn open(
         context: &Context,
-        root: usize,
+        target: usize,
         path: &RelPath,
-        fresh: bool,
+        origin: DirOrigin,
     ) -> Result<Self, CopyError> {
-        let pair = &context.targets.list[root];
+        let target = &context.roots.list[target];
         let config = &context.config;
         let source = if config.dereference {
-            crate::fs::open::open_dir_following_links(pair.source.as_fd(), path)
+            open_dir_following_links(target.source.as_fd(), path)
         } else {
-            crate::fs::open::open_dir(pair.source.as_fd(), path)
+            open_dir(target.source.as_fd(), path)
         };
         let source = source.at(Step::OpenDirectory)?;
-        let stamp = FileStat::of(&fs::fstat(&source).at(Step::OpenDirectory)?);
-        let destination = match &pair.destination {
-            Some(destination) if !(fresh && config.dry_run) => {
-                match crate::fs::open::open_dir(destination.as_fd(), path) {
-                    Ok(folder) => Some(Rc::new(folder)),
-                    Err(Errno::NOENT) if config.dry_run => None,
-                    Err(errno) => {
-                        let reason = match errno {
-                            Errno::LOOP => Reason::LinkInTheWay,
-                            Errno::NOTDIR => in_the_way(destination.as_fd(), path),
-                            errno => errno.into(),
-                        };
-                        return Err(CopyError::new(Step::OpenDestinationDirectory, reason));
-                    }
-                }
+        let stat = FileStat::of(&fs::fstat(&source).at(Step::OpenDirectory)?);
+        let destination = match &target.destination {
+            // What a dry run "creates" does not exist, whether the job is a retry or not.
+            Some(root) if !(config.dry_run && origin.created) => {
+                open_destination(root.as_fd(), path, config.dry_run)?
             }
             _ => None,
         };
-        let mut folder = Self {
+        let mut dir = Self {
             source,
-            destination,
-            stamp,
-            there: None,
-            fresh,
-            given: None,
-            inherits: fresh.then_some(false),
-            locked: false,
+            destination: destination.map(Rc::new),
+            stat,
+            destination_id: None,
+            origin,
+            default_owner: None,
+            has_default_acl: None,
+            has_temp_lock: false,
         };
-        folder.look_at_destination(context)?;
-        Ok(folder)
+        dir.examine_destination(context)?;
+        Ok(dir)
     }
 
-    fn look_at_destination(&mut self, context: &Context) -> Result<(), CopyError> {
+    /// Checks that writing to the destination does not change a source, and takes over what is
+    /// known about a new directory.
+    ///
+    /// The shortcuts need `known_empty`; `created` is not enough. A directory is known to be empty
+    /// only until a job on it is retried. By then a crashed worker may have set its final owner
+    /// and default ACL, and these no longer say what new entries get. And mkdir(2) said only that
+    /// the name was taken, perhaps by another process.
+    fn examine_destination(&mut self, context: &Context) -> Result<(), CopyError> {
         let Some(destination) = &self.destination else {
             return Ok(());
         };
         let stat = fs::fstat(destination).at(Step::OpenDestinationDirectory)?;
-        self.there = Some(FileId::of(&stat));
-        if self.fresh {
-            // This folder was just made here, so files will be given the same owner; but where
-            // its group is not the process's, it may have it from a set-group-id folder above,
-            // and not hand it on.
-            let given = (stat.st_uid, stat.st_gid);
-            self.given = Some(given).filter(|&(_, group)| group == context.identity.group);
+        let id = FileId::of(&stat);
+        self.destination_id = Some(id);
+        if self.origin.known_empty {
+            // Its ACLs were removed when it was made.
+            self.has_default_acl = Some(false);
+            // It was made in the same way as its entries will be, so they get the same owner. But
+            // if its group is not this process's group, a set-group-id directory above may have
+            // handed that down, and this directory need not do the same.
+            if stat.st_gid == context.config.group {
+                self.default_owner = Some(Owner::of(&stat));
+            }
             return Ok(());
         }
-        if context
-            .targets
-            .is_in_source(destination.as_fd(), FileId::of(&stat))
-        {
-            let reason = Reason::LandsOnSource;
-            return Err(CopyError::new(Step::OpenDestinationDirectory, reason));
+        if context.roots.is_in_source(destination.as_fd(), id) {
+            let step = Step::OpenDestinationDirectory;
+            return Err(CopyError::new(step, Reason::LandsOnSource));
         }
         Ok(())
     }
 
-    /// Lets the owner write to a folder from an earlier run that does not allow it: its mode is
-    /// set again when it is finished. Where the folder is somebody else's, what is tried in it
-    /// fails and says so.
+    /// Makes an existing read-only directory writable while pcopy copies into it. Its final mode
+    /// is set at the end. If that is not allowed, creating entries fails and reports the reason.
     pub(crate) fn make_writable(&self, context: &Context) {
         let config = &context.config;
         if let Some(destination) = &self.destination
-            && !(context.identity.is_root || config.dry_run || self.fresh)
+            // On a retry, a directory of this run may have its final mode already.
+            && !(config.is_root || config.dry_run || self.origin.known_empty)
             && let Ok(stat) = fs::fstat(destination)
             && stat.st_mode & 0o300 != 0o300
         {
@@ -121,15 +142,12 @@ impl DirPair {
         }
     }
 
-    /// The source side.
     pub(crate) fn source(&self) -> BorrowedFd<'_> {
         self.source.as_fd()
     }
 
-    /// The destination side.
-    ///
-    /// # Errors
-    /// In a dry run, where the folder does not exist; nothing asks then.
+    /// Returns the destination side. Fails in a dry run if it does not exist: nothing needs it
+    /// then.
     pub(crate) fn destination(&self) -> Result<BorrowedFd<'_>, CopyError> {
         match &self.destination {
             Some(destination) => Ok(destination.as_fd()),
@@ -137,30 +155,36 @@ impl DirPair {
         }
     }
 
-    /// The destination side, shared.
+    /// Returns the destination side for something that outlives a borrow.
     pub(super) fn share_destination(&self) -> Result<Rc<OwnedFd>, CopyError> {
-        self.destination()?;
-        self.destination
-            .clone()
-            .ok_or(CopyError::new(Step::Create, Errno::NOENT))
+        match &self.destination {
+            Some(destination) => Ok(Rc::clone(destination)),
+            None => Err(CopyError::new(Step::OpenDestinationDirectory, Errno::NOENT)),
+        }
     }
 
-    /// True when this run has made the destination folder.
-    pub(crate) fn is_fresh(&self) -> bool {
-        self.fresh
+    /// Returns true if this run has made the destination, or would make it, in a dry run.
+    pub(crate) fn is_created(&self) -> bool {
+        self.origin.created || self.destination.is_none()
     }
 
-    /// True when nothing can be at the destination, so that no entry needs to be looked for.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.fresh || self.destination.is_none()
+    /// Returns true if no entry can be at the destination yet, so that none has to be looked for.
+    pub(crate) fn is_known_empty(&self) -> bool {
+        self.origin.known_empty || self.destination.is_none()
     }
 
-    /// What the destination has under a name.
-    ///
-    /// # Errors
-    /// Whatever fstatat(2) says but ENOENT.
-    pub(crate) fn existing(&self, name: &CStr) -> rustix::io::Result<Option<Stat>> {
-        let Some(destination) = self.destination.as_ref().filter(|_| !self.fresh) else {
+    /// Returns what the destination has under a name before this run writes there.
+    pub(super) fn existing(&self, name: &CStr) -> rustix::io::Result<Option<Stat>> {
+        if self.is_known_empty() {
+            Ok(None)
+        } else {
+            self.stat_destination(name)
+        }
+    }
+
+    /// Returns what the destination has under a name now.
+    pub(super) fn stat_destination(&self, name: &CStr) -> rustix::io::Result<Option<Stat>> {
+        let Some(destination) = &self.destination else {
             return Ok(None);
         };
         match fs::statat(destination, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -170,145 +194,115 @@ impl DirPair {
         }
     }
 
-    /// The devices of both sides.
-    pub(crate) fn devices(&self) -> (u64, u64) {
-        (
-            self.stamp.inode.dev,
-            self.there.map_or(0, |there| there.dev),
-        )
+    pub(super) fn devices(&self) -> Devices {
+        Devices {
+            source: self.stat.inode.dev,
+            destination: self.destination_id.map_or(0, |id| id.dev),
+        }
     }
 
-    /// Which folder it is at both sides.
-    pub(crate) fn pair(&self) -> DirIds {
+    /// Returns which directory it is on both sides.
+    pub(crate) fn ids(&self) -> DirIds {
         DirIds {
-            source: self.stamp.inode,
-            destination: self.there,
+            source: self.stat.inode,
+            destination: self.destination_id,
         }
     }
 
-    /// The owner and group that the kernel gives to new entries here, once that is known.
-    pub(crate) fn given(&self) -> Option<(u32, u32)> {
-        self.given
+    /// Returns the owner that the kernel gives to new entries here, once that is known.
+    pub(super) fn default_owner(&self) -> Option<Owner> {
+        self.default_owner
     }
 
-    /// Learns from the first file made here what the kernel gives to new entries.
-    ///
-    /// # Errors
-    /// What fstat(2) says.
-    pub(crate) fn learn(&mut self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
-        if self.given.is_none() {
-            let stat = fs::fstat(file)?;
-            self.given = Some((stat.st_uid, stat.st_gid));
+    /// Returns true if new entries inherit an ACL here, or if that is not known yet.
+    pub(super) fn has_default_acl(&self) -> bool {
+        self.has_default_acl.unwrap_or(true)
+    }
+
+    /// Observes from the first file made here what the kernel gives to new entries.
+    pub(super) fn observe_defaults(&mut self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        if self.default_owner.is_none() {
+            self.default_owner = Some(Owner::of(&fs::fstat(file)?));
         }
-        self.learn_inheritance();
+        self.observe_default_acl();
         Ok(())
     }
 
-    /// Learns whether what is made here inherits an ACL.
-    pub(super) fn learn_inheritance(&mut self) {
-        if self.inherits.is_none() {
-            let acl = self
-                .destination
-                .as_ref()
-                .map(|folder| fs::fgetxattr(folder, DEFAULT_ACL, &mut [0_u8; 1][..]));
-            // It is longer than the buffer.
-            self.inherits = Some(matches!(acl, Some(Ok(_) | Err(Errno::RANGE))));
+    /// Observes whether new entries inherit an ACL here.
+    pub(super) fn observe_default_acl(&mut self) {
+        if let (None, Some(destination)) = (self.has_default_acl, &self.destination) {
+            self.has_default_acl = Some(xattr::has_default_acl(destination.as_fd()));
         }
     }
 
-    /// True when the folder has a default ACL, which everything made in it inherits.
-    pub(crate) fn inherits(&self) -> bool {
-        self.inherits.unwrap_or(true)
-    }
-
-    /// Tells other runs that temporary files are being written here, so that they are not taken
-    /// for left-overs. Where locks are not to be had it is done without.
-    pub(crate) fn lock_for_temporaries(&mut self) {
-        if let (Some(folder), false) = (&self.destination, self.locked) {
-            let _ = fs::flock(folder, FlockOperation::NonBlockingLockShared);
-            self.locked = true;
-        }
-    }
-
-    /// Makes a subfolder at the destination. True when it is new, false when there is one.
-    ///
-    /// # Errors
-    /// What mkdirat(2) says, or that something else has the name.
-    pub(crate) fn make_subfolder(
+    /// Makes a subdirectory at the destination, or finds out what a dry run would do.
+    pub(crate) fn make_subdir(
         &mut self,
         name: &CStr,
         context: &Context,
-    ) -> Result<bool, CopyError> {
-        let Some(destination) = self.destination.clone() else {
-            return Ok(true);
-        };
-        match fs::mkdirat(
-            &destination,
-            name,
-            context.config.new_dir_mode(context.identity.umask),
-        ) {
-            Ok(()) => {}
-            // Whether it is a folder shows when it is opened, without following a link. In a
-            // folder that this run has made it is what another name has become, where the file
-            // system takes two names for one.
-            Err(Errno::EXIST) if !self.fresh => return Ok(false),
+    ) -> Result<Made, CopyError> {
+        let config = &context.config;
+        if config.dry_run {
+            let old = self.existing(name).at(Step::LookAtDestination)?;
+            return Ok(old.map_or(Made::New, |_| Made::Merged));
+        }
+        let destination = self.share_destination()?;
+        let mode = config.new_dir_mode();
+        let made = match fs::mkdirat(&destination, name, mode) {
+            Ok(()) => Made::New,
+            // Nothing had this name, so the file system takes two source names for one.
+            Err(Errno::EXIST) if self.origin.known_empty => {
+                return Err(CopyError::new(Step::MakeDirectory, Errno::EXIST));
+            }
+            Err(Errno::EXIST) if self.origin.created => Made::Resumed,
+            // Opening it, which follows no link, shows whether it is a directory.
+            Err(Errno::EXIST) => return Ok(Made::Merged),
             Err(errno) => return Err(CopyError::new(Step::MakeDirectory, errno)),
+        };
+        self.observe_default_acl();
+        // The worker that made a resumed one may have crashed before this.
+        if self.has_default_acl() {
+            let subdir =
+                fs::openat(&destination, name, DIRECTORY, Mode::empty()).at(Step::MakeDirectory)?;
+            xattr::strip_acls(subdir.as_fd(), mode).at(Step::SetAttributes)?;
         }
-        self.learn_inheritance();
-        if self.inherits() {
-            let folder = fs::openat(
-                &destination,
-                name,
-                crate::fs::open::DIRECTORY,
-                Mode::empty(),
-            )
-            .at(Step::MakeDirectory)?;
-            strip_acls(
-                folder.as_fd(),
-                context.config.new_dir_mode(context.identity.umask),
-            )
-            .at(Step::SetAttributes)?;
-        }
-        Ok(true)
-    }
-
-    /// What [`DirPair::make_subfolder`] would say.
-    ///
-    /// # Errors
-    /// What fstatat(2) says.
-    pub(crate) fn would_make_subfolder(&self, name: &CStr) -> Result<bool, CopyError> {
-        Ok(self.existing(name).at(Step::LookAtDestination)?.is_none())
+        Ok(made)
     }
 }
 
-/// Why a destination folder could not be opened: a link and a file both give ENOTDIR, depending
-/// on whether the name is the last one.
-fn in_the_way(root: BorrowedFd<'_>, path: &RelPath) -> Reason {
+impl Owner {
+    pub(super) fn of(stat: &Stat) -> Self {
+        Self {
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        }
+    }
+}
+
+/// Opens a destination directory. Returns `None` if it does not exist and this is a dry run.
+fn open_destination(
+    root: BorrowedFd<'_>,
+    path: &RelPath,
+    dry_run: bool,
+) -> Result<Option<OwnedFd>, CopyError> {
+    let reason = match open_dir(root, path) {
+        Ok(dir) => return Ok(Some(dir)),
+        Err(Errno::NOENT) if dry_run => return Ok(None),
+        Err(Errno::LOOP) => Reason::LinkInTheWay,
+        Err(Errno::NOTDIR) => obstacle(root, path),
+        Err(errno) => errno.into(),
+    };
+    Err(CopyError::new(Step::OpenDestinationDirectory, reason))
+}
+
+/// Returns why a destination directory could not be opened with ENOTDIR. The kernel says that of
+/// a file, and of a link if that is the last name of the path.
+fn obstacle(root: BorrowedFd<'_>, path: &RelPath) -> Reason {
     let (parent, name) = path.split_last();
-    let stat = crate::fs::open::open_dir(root, &parent)
+    let stat = open_dir(root, &parent)
         .and_then(|parent| fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW));
-    match stat.map(|stat| fs::FileType::from_raw_mode(stat.st_mode)) {
-        Ok(fs::FileType::Symlink) => Reason::LinkInTheWay,
+    match stat.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+        Ok(FileType::Symlink) => Reason::LinkInTheWay,
         _ => Reason::FileInTheWay,
     }
-}
-
-/// Opens a large file for writing that this run has prepared in a folder.
-pub(super) fn open_prepared(
-    folder: &DirPair,
-    large: &ChunkedFile,
-    flags: OFlags,
-) -> Result<OwnedFd, CopyError> {
-    let needed = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let name = large.written_as.as_bytes();
-    let file = fs::openat(folder.destination()?, name, needed, Mode::empty()).at(Step::Write)?;
-    // Who may write to the folder can give the name to another file, and would have that written.
-    let there = FileId::of(&fs::fstat(&file).at(Step::LookAtDestination)?);
-    if there != large.prepared {
-        return Err(CopyError::new(Step::Write, Reason::Replaced));
-    }
-    if flags.contains(OFlags::TRUNC) {
-        fs::ftruncate(&file, 0).at(Step::Write)?;
-    }
-    Ok(file)
 }

@@ -1,87 +1,89 @@
 //! Owner, attributes, mode, times: what makes a copy faithful.
 //!
-//! The order matters. The owner comes first, for chown(2) clears set-user-id bits and file
-//! capabilities; then attributes, an ACL among them, which changes the mode; then the mode; the
-//! times come last, for they are what tells a later run that the entry is complete: whatever a
-//! kill interrupts before, that run does again.
+//! The order matters. The owner comes first, because chown(2) clears set-user-id bits and file
+//! capabilities. Then come attributes, among them ACLs, which change the mode. Then comes the mode.
+//! The times come last, because they tell a later run that the entry is complete: if a kill
+//! interrupts anything before, that run copies the entry again.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{XattrFlags, removexattr};
 use rustix::io::Errno;
 
-use super::Copier;
-use super::dir::DirPair;
+use super::dir::{DirPair, Owner};
+use super::{Copier, file_type};
 use crate::config::{Config, Keep};
-use crate::context::Context;
+use crate::fs::proc::magic_link;
 use crate::fs::stat::FileStat;
-use crate::fs::xattr::ACCESS_ACL;
+use crate::fs::xattr::{self, ACCESS_ACL, ACL_PREFIX};
 use crate::protocol::NotKept;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
-const ACL_PREFIX: &[u8] = b"system.posix_acl_";
+/// A regular file at the source, open.
+pub(super) struct SourceFile {
+    pub(super) fd: OwnedFd,
+    /// What it was when it was opened.
+    pub(super) stat: FileStat,
+    /// The names of the attributes to keep.
+    pub(super) attributes: Vec<CString>,
+}
 
-/// What a new entry has already, so that it needs not be set.
-#[derive(Clone, Copy, Debug, Default)]
+impl SourceFile {
+    pub(super) fn new(fd: OwnedFd, stat: FileStat, config: &Config) -> Result<Self, CopyError> {
+        let attributes = list_attributes(fd.as_fd(), config).at(Step::ReadAttributes)?;
+        Ok(Self {
+            fd,
+            stat,
+            attributes,
+        })
+    }
+}
+
+/// What a new file has from its creation, so that it need not be set.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct InitialMeta {
-    /// Owner and group, where known.
-    pub(super) owner: Option<(u32, u32)>,
-    /// Permission bits, where known.
+    /// None if not known.
+    pub(super) owner: Option<Owner>,
+    /// None if an inherited ACL may have changed it.
     pub(super) mode: Option<u32>,
 }
 
-/// The owner and group that an entry can have at the destination: root gives everything away,
-/// others keep what they are given and can at most set the group.
+/// Returns the owner that an entry can get at the destination. Root can give every entry away.
+/// Other users keep the owner that the kernel gives to their entries, and can only set the group.
 pub(super) fn attainable_owner(
-    context: &Context,
-    given: Option<(u32, u32)>,
-    stamp: &FileStat,
-) -> (u32, u32) {
-    match given {
-        Some((uid, _)) if !context.identity.is_root => (uid, stamp.gid),
-        _ => (stamp.uid, stamp.gid),
-    }
+    config: &Config,
+    default_owner: Option<Owner>,
+    stat: &FileStat,
+) -> Owner {
+    let uid = match default_owner {
+        Some(owner) if !config.is_root => owner.uid,
+        _ => stat.uid,
+    };
+    Owner { uid, gid: stat.gid }
 }
 
-/// The names of an open file's attributes that are to be kept.
-pub(super) fn list_attributes(
-    file: BorrowedFd<'_>,
-    config: &Config,
-) -> rustix::io::Result<Vec<CString>> {
-    let (mode, xattr) = (config.preserve.mode, config.preserve.xattr);
-    if !mode.is_wanted() && !xattr.is_wanted() {
+/// Returns the mode of new files if modes are not kept.
+pub(super) fn default_file_mode(config: &Config) -> u32 {
+    0o666 & !config.umask
+}
+
+/// Returns the names of an open entry's attributes that are to be kept.
+fn list_attributes(entry: BorrowedFd<'_>, config: &Config) -> rustix::io::Result<Vec<CString>> {
+    if !keeps_attributes(config) {
         return Ok(Vec::new());
     }
-    let mut names = all_attributes(|buffer| fs::flistxattr(file, buffer))?;
-    names.retain(|name| keep_of(config, name).is_wanted());
+    let mut names = xattr::all_attributes(|buffer| fs::flistxattr(entry, buffer))?;
+    names.retain(|name| keep_of(config, name).wanted());
     Ok(names)
 }
 
-fn all_attributes(
-    list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
-) -> rustix::io::Result<Vec<CString>> {
-    let mut small = [0; 512];
-    let mut large;
-    let bytes = match list(&mut small) {
-        Ok(0) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(Vec::new()),
-        Ok(length) => &small[..length],
-        Err(Errno::RANGE) => {
-            // The most that the kernel gives: XATTR_LIST_MAX (xattr(7)).
-            large = vec![0; 65536];
-            let length = list(&mut large)?;
-            &large[..length]
-        }
-        Err(errno) => return Err(errno),
-    };
-    Ok(bytes
-        .split_inclusive(|&b| b == 0)
-        .filter_map(|name| CStr::from_bytes_with_nul(name).ok())
-        .map(CStr::to_owned)
-        .collect())
+fn keeps_attributes(config: &Config) -> bool {
+    config.preserve.mode.wanted() || config.preserve.xattr.wanted()
 }
 
-/// ACLs are a part of the mode, as cp(1) has it.
+/// Returns how much an attribute matters. ACLs belong to the mode, as in cp(1).
 fn keep_of(config: &Config, name: &CStr) -> Keep {
     if name.to_bytes().starts_with(ACL_PREFIX) {
         config.preserve.mode
@@ -90,115 +92,91 @@ fn keep_of(config: &Config, name: &CStr) -> Keep {
     }
 }
 
-fn get_attribute(
-    get: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
-) -> rustix::io::Result<Option<Vec<u8>>> {
-    let mut value = vec![0; 1024];
-    loop {
-        match get(&mut value) {
-            Ok(length) => {
-                value.truncate(length);
-                return Ok(Some(value));
-            }
-            // The most that the kernel gives: XATTR_SIZE_MAX (xattr(7)).
-            Err(Errno::RANGE) if value.len() < 65536 => value.resize(65536, 0),
-            // Gone since it was listed.
-            Err(Errno::NODATA) => return Ok(None),
-            Err(errno) => return Err(errno),
-        }
-    }
-}
-
-/// Bits that a copy may have whose owner or group could not be kept: a program that would run as
-/// somebody else than at the source must not.
-fn permissible(mode: u32, stamp: &FileStat, owner: Option<(u32, u32)>) -> u32 {
+/// Returns the mode that an entry may get with this owner. If the owner or group could not be
+/// kept, a program must not run with the rights of a user or group that it did not have at the
+/// source.
+fn permissible_mode(stat: &FileStat, denied: u32, owner: Option<Owner>) -> u32 {
+    let mode = stat.mode & 0o7777 & !denied;
     match owner {
-        Some((uid, _)) if uid != stamp.uid => mode & !0o6000,
-        Some((_, gid)) if gid != stamp.gid => mode & !0o2000,
+        Some(owner) if owner.uid != stat.uid => mode & !0o6000,
+        Some(owner) if owner.gid != stat.gid => mode & !0o2000,
         _ => mode,
     }
 }
 
-fn times(stamp: &FileStat) -> Timestamps {
+fn times(stat: &FileStat) -> Timestamps {
     let time = |(tv_sec, tv_nsec)| Timespec { tv_sec, tv_nsec };
     Timestamps {
-        last_access: time(stamp.atime),
-        last_modification: time(stamp.mtime),
+        last_access: time(stat.atime),
+        last_modification: time(stat.mtime),
     }
 }
 
 impl Copier {
-    /// Sets everything on an open regular file.
-    pub(super) fn dress_file(
+    /// Applies the source's metadata to an open regular file.
+    pub(super) fn apply_metadata(
         &mut self,
+        source: &SourceFile,
         file: BorrowedFd<'_>,
-        source: BorrowedFd<'_>,
-        stamp: &FileStat,
-        has: InitialMeta,
-        attributes: &[CString],
+        initial: InitialMeta,
     ) -> Result<(), CopyError> {
-        let owner = self.set_owner(has.owner, stamp, |uid, gid| fs::fchown(file, uid, gid))?;
-        if has.mode.is_none() {
-            self.drop_acl(file)?;
+        let stat = &source.stat;
+        let owner = self.set_owner(initial.owner, stat, |uid, gid| fs::fchown(file, uid, gid))?;
+        if initial.mode.is_none() {
+            xattr::remove_acl(file, ACCESS_ACL).at(Step::SetAttributes)?;
         }
         let denied = self.copy_attributes(
-            attributes,
-            |name, buffer| fs::fgetxattr(source, name, buffer),
+            &source.attributes,
+            |name, buffer| fs::fgetxattr(&source.fd, name, buffer),
             |name, value| fs::fsetxattr(file, name, value, XattrFlags::empty()),
         )?;
         let config = &self.context.config;
-        let mode = if config.preserve.mode.is_wanted() {
-            permissible(stamp.mode & 0o7777 & !denied, stamp, owner)
+        let mode = if config.preserve.mode.wanted() {
+            permissible_mode(stat, denied, owner)
         } else {
-            0o666 & !self.context.identity.umask
+            default_file_mode(config)
         };
-        if has.mode != Some(mode) || !attributes.is_empty() {
+        if initial.mode != Some(mode) || !source.attributes.is_empty() {
             self.set_mode(|| fs::fchmod(file, Mode::from_raw_mode(mode)))?;
         }
-        self.set_times(|| fs::futimens(file, &times(stamp)))
+        self.set_times(|| fs::futimens(file, &times(stat)))
     }
 
-    /// Sets everything on a folder whose entries are done. `stamp` is what the source folder
-    /// was before it was read.
-    ///
-    /// # Errors
-    /// What could not be set.
-    pub(crate) fn finish_folder(
-        &mut self,
-        folder: &DirPair,
-        stamp: &FileStat,
-    ) -> Result<(), CopyError> {
+    /// Applies the source's metadata to a directory whose entries are done. `stat` is what the
+    /// source directory was before it was listed.
+    pub(crate) fn finish_dir(&mut self, dir: &DirPair, stat: &FileStat) -> Result<(), CopyError> {
         let config = &self.context.config;
         if config.dry_run {
             return Ok(());
         }
-        let target = folder.destination()?;
-        let attributes = list_attributes(folder.source(), config).at(Step::ReadAttributes)?;
-        let now = FileStat::of(&fs::fstat(target).at(Step::LookAtDestination)?);
-        let has = Some((now.uid, now.gid));
-        let owner = self.set_owner(has, stamp, |uid, gid| fs::fchown(target, uid, gid))?;
-        let mut changed = owner != has;
-        if !folder.is_fresh() {
-            changed |= self.drop_attributes(target, &attributes)?;
+        let (source, target) = (dir.source(), dir.destination()?);
+        let attributes = list_attributes(source, config).at(Step::ReadAttributes)?;
+        let now = fs::fstat(target).at(Step::LookAtDestination)?;
+        let old_owner = Some(Owner::of(&now));
+        let now = FileStat::of(&now);
+        let owner = self.set_owner(old_owner, stat, |uid, gid| fs::fchown(target, uid, gid))?;
+        let mut changed = owner != old_owner;
+        if !dir.is_created() {
+            changed |= self.remove_other_attributes(target, &attributes)?;
         }
-        let source = folder.source();
         let denied = self.copy_attributes(
             &attributes,
             |name, buffer| fs::fgetxattr(source, name, buffer),
             |name, value| fs::fsetxattr(target, name, value, XattrFlags::empty()),
         )?;
-        let mode = if config.preserve.mode.is_wanted() {
-            permissible(stamp.mode & 0o7777 & !denied, stamp, owner)
-        } else if folder.is_fresh() {
-            0o777 & !self.context.identity.umask
+        let mode = if config.preserve.mode.wanted() {
+            permissible_mode(stat, denied, owner)
+        } else if dir.is_created() {
+            0o777 & !config.umask
         } else {
             now.mode & 0o7777
         };
+        // A change of owner clears mode bits, and ACLs change them.
         if now.mode & 0o7777 != mode || changed || !attributes.is_empty() {
             self.set_mode(|| fs::fchmod(target, Mode::from_raw_mode(mode)))?;
         }
-        if now.mtime != stamp.mtime {
-            self.set_times(|| fs::futimens(target, &times(stamp)))?;
+        if now.mtime != stat.mtime {
+            self.set_times(|| fs::futimens(target, &times(stat)))?;
         }
         if config.fsync {
             fs::fsync(target).at(Step::Sync)?;
@@ -206,120 +184,136 @@ impl Copier {
         Ok(())
     }
 
-    /// Sets everything on an entry that cannot be opened: a link, a FIFO, a socket, a device.
-    pub(super) fn dress_by_name(
+    /// Applies the source's metadata to an entry that cannot be opened: a symbolic link, a FIFO, a
+    /// socket, a device.
+    pub(super) fn apply_metadata_by_path(
         &mut self,
-        folder: &DirPair,
+        dir: &DirPair,
         from: &CStr,
         name: &CStr,
-        stamp: &FileStat,
+        stat: &FileStat,
     ) -> Result<(), CopyError> {
-        let dir = folder.destination()?;
-        let is_link = fs::FileType::from_raw_mode(stamp.mode) == fs::FileType::Symlink;
-        let here = fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())
-            .at(Step::Create)?;
-        let now = FileStat::of(&fs::fstat(&here).at(Step::LookAtDestination)?);
-        // Who may write to the folder can give the name to something else.
-        let kind = |stamp: &FileStat| (fs::FileType::from_raw_mode(stamp.mode), stamp.rdev);
-        if kind(&now) != kind(stamp) {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let entry = fs::openat(dir.destination()?, name, flags, Mode::empty()).at(Step::Create)?;
+        let now = fs::fstat(&entry).at(Step::LookAtDestination)?;
+        let old_owner = Some(Owner::of(&now));
+        let now = FileStat::of(&now);
+        // Another process may have given the name to something else.
+        if (file_type(&now), now.rdev) != (file_type(stat), stat.rdev) {
             return Err(CopyError::new(Step::LookAtDestination, Reason::Replaced));
         }
-        let has = Some((now.uid, now.gid));
-        let owner = self.set_owner(has, stamp, |uid, gid| {
-            fs::chownat(&here, c"", uid, gid, AtFlags::EMPTY_PATH)
+        let owner = self.set_owner(old_owner, stat, |uid, gid| {
+            fs::chownat(&entry, c"", uid, gid, AtFlags::EMPTY_PATH)
         })?;
-        let denied = self.copy_attributes_by_name(folder, from, &here)?;
-        if !is_link && self.context.config.preserve.mode.is_wanted() {
-            let mode = permissible(stamp.mode & 0o7777 & !denied, stamp, owner);
+        let denied = self.copy_attributes_by_path(dir, from, &entry)?;
+        let is_link = file_type(stat) == FileType::Symlink;
+        if !is_link && self.context.config.preserve.mode.wanted() {
+            let mode = permissible_mode(stat, denied, owner);
             // An ACL or the change of owner may have changed it.
-            let now = fs::fstat(&here).at(Step::LookAtDestination)?.st_mode & 0o7777;
+            let now = fs::fstat(&entry).at(Step::LookAtDestination)?.st_mode & 0o7777;
             if now != mode {
-                let path = magic_link(&here);
+                let path = magic_link(&entry);
                 self.set_mode(|| fs::chmod(path.as_c_str(), Mode::from_raw_mode(mode)))?;
             }
         }
-        self.set_times(|| fs::utimensat(dir, name, &times(stamp), AtFlags::SYMLINK_NOFOLLOW))
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let to = dir.destination()?;
+        self.set_times(|| fs::utimensat(to, name, &times(stat), flags))
     }
 
-    fn copy_attributes_by_name(
+    /// Copies the attributes of an entry that cannot be opened. Returns mode bits to clear, as
+    /// [`Copier::copy_attributes`] does.
+    fn copy_attributes_by_path(
         &mut self,
-        folder: &DirPair,
+        dir: &DirPair,
         from: &CStr,
-        here: &OwnedFd,
+        entry: &OwnedFd,
     ) -> Result<u32, CopyError> {
         let config = &self.context.config;
-        if !config.preserve.xattr.is_wanted() && !config.preserve.mode.is_wanted() {
+        if !keeps_attributes(config) {
             return Ok(0);
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let there =
-            fs::openat(folder.source(), from, flags, Mode::empty()).at(Step::ReadAttributes)?;
-        let (from, to) = (magic_link(&there), magic_link(here));
-        if folder.inherits() {
-            let _ = fs::removexattr(to.as_c_str(), ACCESS_ACL);
+        let source =
+            fs::openat(dir.source(), from, flags, Mode::empty()).at(Step::ReadAttributes)?;
+        let (from, to) = (magic_link(&source), magic_link(entry));
+        if dir.has_default_acl() {
+            let _ = removexattr(to.as_c_str(), ACCESS_ACL);
         }
-        let mut names = match all_attributes(|buffer| fs::listxattr(from.as_c_str(), buffer)) {
-            // No /proc to reach it by.
+        let mut names = match xattr::all_attributes(|buffer| fs::listxattr(&*from, buffer)) {
+            // /proc is not mounted, so there is no way to get at them.
             Err(Errno::NOENT) => return Ok(0),
             result => result.at(Step::ReadAttributes)?,
         };
-        names.retain(|name| keep_of(config, name).is_wanted());
+        names.retain(|name| keep_of(config, name).wanted());
         self.copy_attributes(
             &names,
-            |name, buffer| fs::getxattr(from.as_c_str(), name, buffer),
-            |name, value| fs::setxattr(to.as_c_str(), name, value, XattrFlags::empty()),
+            |name, buffer| fs::getxattr(&*from, name, buffer),
+            |name, value| fs::setxattr(&*to, name, value, XattrFlags::empty()),
         )
     }
 
-    /// Gives the owner that the entry has then, as far as it is known.
+    /// Sets the owner as far as possible. Returns the owner that the entry has then, if known.
     fn set_owner(
         &mut self,
-        has: Option<(u32, u32)>,
-        stamp: &FileStat,
-        chown: impl Fn(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>,
-    ) -> Result<Option<(u32, u32)>, CopyError> {
+        old: Option<Owner>,
+        stat: &FileStat,
+        chown: impl FnOnce(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>,
+    ) -> Result<Option<Owner>, CopyError> {
         let config = &self.context.config;
         let keep = config.preserve.ownership;
-        let wanted = attainable_owner(self.context, has, stamp);
-        if !keep.is_wanted()
-            || has == Some(wanted) && (keep == Keep::BestEffort || wanted.0 == stamp.uid)
-        {
-            return Ok(has);
+        let mut wanted = attainable_owner(config, old, stat);
+        if keep == Keep::Required {
+            // Tried even if it will be refused: that has to be reported.
+            wanted.uid = stat.uid;
         }
-        let uid = Some(wanted.0).filter(|&uid| has.is_none_or(|has| has.0 != uid));
-        let uid = uid.or((keep == Keep::Required).then_some(stamp.uid));
-        match chown(uid.map(Uid::from_raw), Some(Gid::from_raw(wanted.1))) {
-            Ok(()) => Ok(Some((uid.unwrap_or(wanted.0), wanted.1))),
+        if !keep.wanted() || old == Some(wanted) {
+            return Ok(old);
+        }
+        let is_new_uid = keep == Keep::Required || old.is_none_or(|old| old.uid != wanted.uid);
+        let uid = is_new_uid.then_some(Uid::from_raw(wanted.uid));
+        match chown(uid, Some(Gid::from_raw(wanted.gid))) {
+            Ok(()) => Ok(Some(wanted)),
             Err(errno) => {
-                self.tolerate(keep, errno, Step::SetOwner, |not| not.ownership = true)?;
-                Ok(has)
+                self.tolerate(keep, errno, Step::SetOwner, |not_kept| {
+                    not_kept.ownership = true;
+                })?;
+                Ok(old)
             }
         }
     }
 
-    fn set_mode(&mut self, chmod: impl Fn() -> rustix::io::Result<()>) -> Result<(), CopyError> {
+    fn set_mode(
+        &mut self,
+        chmod: impl FnOnce() -> rustix::io::Result<()>,
+    ) -> Result<(), CopyError> {
         match chmod() {
             Ok(()) => Ok(()),
             Err(errno) => {
                 let keep = self.context.config.preserve.mode;
-                self.tolerate(keep, errno, Step::SetMode, |not| not.mode = true)
+                self.tolerate(keep, errno, Step::SetMode, |not_kept| not_kept.mode = true)
             }
         }
     }
 
-    fn set_times(&mut self, utimens: impl Fn() -> rustix::io::Result<()>) -> Result<(), CopyError> {
+    fn set_times(
+        &mut self,
+        utimens: impl FnOnce() -> rustix::io::Result<()>,
+    ) -> Result<(), CopyError> {
         let keep = self.context.config.preserve.timestamps;
-        if !keep.is_wanted() {
+        if !keep.wanted() {
             return Ok(());
         }
         match utimens() {
             Ok(()) => Ok(()),
-            Err(errno) => self.tolerate(keep, errno, Step::SetTimes, |not| not.timestamps = true),
+            Err(errno) => self.tolerate(keep, errno, Step::SetTimes, |not_kept| {
+                not_kept.timestamps = true;
+            }),
         }
     }
 
-    /// Gives the bits that the mode must not have: where an ACL cannot be kept, its mask, which
-    /// stands in the place of the group's rights, would become these.
+    /// Copies attributes. Returns mode bits to clear: if the ACL is lost, the group bits (which
+    /// hold its mask) would grant that mask to the group.
     fn copy_attributes(
         &mut self,
         names: &[CString],
@@ -329,92 +323,79 @@ impl Copier {
         let mut denied = 0;
         for name in names {
             let is_acl = name.as_c_str() == ACCESS_ACL;
-            let keep = keep_of(&self.context.config, name);
-            let value = match get_attribute(|buffer| get(name, buffer)) {
+            let value = match xattr::get_attribute(|buffer| get(name, buffer)) {
                 Ok(Some(value)) => value,
                 Ok(None) => continue,
                 Err(errno) => {
-                    self.tolerate(keep, errno, Step::ReadAttributes, |not| not.xattr = true)?;
+                    self.tolerate_attribute(name, errno, Step::ReadAttributes)?;
                     denied |= if is_acl { 0o070 } else { 0 };
                     continue;
                 }
             };
             if let Err(errno) = set(name, &value) {
-                self.tolerate(keep, errno, Step::SetAttributes, |not| not.xattr = true)?;
-                denied |= if is_acl { denied_to_group(&value) } else { 0 };
+                self.tolerate_attribute(name, errno, Step::SetAttributes)?;
+                denied |= if is_acl {
+                    xattr::denied_to_group(&value)
+                } else {
+                    0
+                };
             }
         }
         Ok(denied)
     }
 
-    /// Removes the ACL that a new file has inherited from its folder.
-    fn drop_acl(&self, file: BorrowedFd<'_>) -> Result<(), CopyError> {
-        match fs::fremovexattr(file, ACCESS_ACL) {
-            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-            Err(errno) => Err(CopyError::new(Step::SetAttributes, errno)),
-        }
-    }
-
-    /// Removes a merged folder's ACLs and user attributes that the source folder has not. What
-    /// the system sets by itself, security labels above all, stays. True when one went.
-    fn drop_attributes(
+    /// Removes a merged directory's ACLs and user attributes that the source does not have. Keeps
+    /// those that the system sets by itself, above all security labels. Returns true if one was
+    /// removed.
+    fn remove_other_attributes(
         &mut self,
         target: BorrowedFd<'_>,
         keep: &[CString],
     ) -> Result<bool, CopyError> {
-        let there = list_attributes(target, &self.context.config).at(Step::SetAttributes)?;
-        let mut dropped = false;
-        for name in there.iter().filter(|name| !keep.contains(name)) {
+        let old = list_attributes(target, &self.context.config).at(Step::SetAttributes)?;
+        let mut removed = false;
+        for name in old.iter().filter(|name| !keep.contains(name)) {
             let bytes = name.to_bytes();
             if bytes.starts_with(b"user.") || bytes.starts_with(ACL_PREFIX) {
                 match fs::fremovexattr(target, name) {
-                    Ok(()) => dropped = true,
+                    Ok(()) => removed = true,
                     Err(Errno::NODATA) => {}
-                    Err(errno) => {
-                        let keep = keep_of(&self.context.config, name);
-                        self.tolerate(keep, errno, Step::SetAttributes, |not| not.xattr = true)?;
-                    }
+                    Err(errno) => self.tolerate_attribute(name, errno, Step::SetAttributes)?,
                 }
             }
         }
-        Ok(dropped)
+        Ok(removed)
     }
 
-    /// Decides about something that could not be set: what was asked for by name is a failure;
-    /// what a normal user may not is nobody's fault; what the file system cannot hold is told
-    /// once for the run.
+    fn tolerate_attribute(
+        &mut self,
+        name: &CStr,
+        errno: Errno,
+        step: Step,
+    ) -> Result<(), CopyError> {
+        let keep = keep_of(&self.context.config, name);
+        self.tolerate(keep, errno, step, |not_kept| not_kept.xattr = true)
+    }
+
+    /// Decides about something that could not be set. It is an error if the user named it as
+    /// required. What a normal user is not allowed to set is ignored. What the file system cannot
+    /// hold is noted, to be reported once for the run.
     fn tolerate(
         &mut self,
         keep: Keep,
         errno: Errno,
         step: Step,
-        note: impl Fn(&mut NotKept),
+        note: impl FnOnce(&mut NotKept),
     ) -> Result<(), CopyError> {
-        let failure = Err(CopyError::new(step, errno));
+        let error = Err(CopyError::new(step, errno));
         match errno {
-            _ if keep == Keep::Required => failure,
-            Errno::PERM | Errno::ACCESS if !self.context.identity.is_root => Ok(()),
+            _ if keep == Keep::Required => error,
+            Errno::PERM | Errno::ACCESS if !self.context.config.is_root => Ok(()),
             Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL => {
                 note(&mut self.not_kept);
                 Ok(())
             }
-            _ => failure,
+            _ => error,
         }
     }
-}
-
-/// The group's mode bits that an ACL does not give to the owning group itself. It has a header of
-/// four bytes, and entries of eight: tag, rights, ID, all little-endian (linux/posix_acl_xattr.h).
-fn denied_to_group(acl: &[u8]) -> u32 {
-    const GROUP_OBJ: [u8; 2] = [4, 0];
-    let entries = acl.get(4..).unwrap_or_default().chunks_exact(8);
-    let mut of_group = entries.filter(|entry| entry[..2] == GROUP_OBJ);
-    let rights = of_group.next().map_or(0, |entry| u32::from(entry[2]) & 7);
-    0o070 & !(rights << 3)
-}
-
-/// A path that leads to exactly the open entry, be it a link or a device: some calls know no
-/// other way.
-pub(super) fn magic_link(entry: &OwnedFd) -> CString {
-    CString::new(format!("/proc/thread-self/fd/{}", entry.as_raw_fd())).unwrap_or_default()
 }

@@ -1,8 +1,10 @@
 //! What Linux offers for files and directories. Knows nothing of the rest of pcopy.
 
+pub(crate) mod granularity;
 pub(crate) mod list;
 pub(crate) mod open;
 pub(crate) mod path;
+pub(crate) mod proc;
 pub(crate) mod stat;
 pub(crate) mod sys;
 pub(crate) mod xattr;

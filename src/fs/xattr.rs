@@ -1,30 +1,121 @@
-//! Extended attributes that hold POSIX ACLs (acl(5)).
+//! Extended attributes, and the ACLs that Linux stores as such.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{self, Mode};
-use rustix::io::Errno;
+use rustix::io::{Errno, Result};
 
-/// The attribute that holds an entry's own ACL.
+/// Every ACL's attribute name begins like this.
+pub(crate) const ACL_PREFIX: &[u8] = b"system.posix_acl_";
+/// The ACL of an entry itself.
 pub(crate) const ACCESS_ACL: &CStr = c"system.posix_acl_access";
-
-/// The attribute that holds the ACL a directory hands down to new entries.
+/// The ACL that new entries inherit from their directory (acl(5)).
 pub(crate) const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 
-/// Removes the ACLs that a new directory has inherited, and sets its mode again.
-///
-/// Its own ACLs are set when its entries are done. Until then the entries must not inherit any.
-pub(crate) fn strip_acls(dir: BorrowedFd<'_>, mode: Mode) -> rustix::io::Result<()> {
-    for acl in [DEFAULT_ACL, ACCESS_ACL] {
-        match fs::fremovexattr(dir, acl) {
-            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => {}
+/// The kernel's limit for a list of names: XATTR_LIST_MAX (xattr(7)).
+const LIST_MAX: usize = 65536;
+/// The kernel's limit for a value: XATTR_SIZE_MAX (xattr(7)).
+const VALUE_MAX: usize = 65536;
+
+/// Returns the names of an entry's attributes. `list` is one of the listxattr(2) calls.
+pub(crate) fn all_attributes(list: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Vec<CString>> {
+    // Most entries have none, or few: no allocation then.
+    let mut small = [0; 512];
+    let mut large;
+    let bytes = match list(&mut small) {
+        Ok(0) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(Vec::new()),
+        Ok(length) => &small[..length],
+        Err(Errno::RANGE) => {
+            large = vec![0; LIST_MAX];
+            let length = list(&mut large)?;
+            &large[..length]
+        }
+        Err(errno) => return Err(errno),
+    };
+    Ok(bytes
+        .split_inclusive(|&b| b == 0)
+        .filter_map(|name| CStr::from_bytes_with_nul(name).ok())
+        .map(CStr::to_owned)
+        .collect())
+}
+
+/// Returns an attribute's value, or `None` if it was removed since it was listed. `get` is one of
+/// the getxattr(2) calls.
+pub(crate) fn get_attribute(get: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Option<Vec<u8>>> {
+    let mut value = vec![0; 1024];
+    loop {
+        match get(&mut value) {
+            Ok(length) => {
+                value.truncate(length);
+                return Ok(Some(value));
+            }
+            Err(Errno::RANGE) if value.len() < VALUE_MAX => value.resize(VALUE_MAX, 0),
+            Err(Errno::NODATA) => return Ok(None),
             Err(errno) => return Err(errno),
         }
     }
+}
+
+/// Returns true if new entries inherit an ACL from this directory.
+pub(crate) fn has_default_acl(dir: BorrowedFd<'_>) -> bool {
+    // Any ACL is longer than the buffer.
+    let found = fs::fgetxattr(dir, DEFAULT_ACL, &mut [0_u8; 1][..]);
+    matches!(found, Ok(_) | Err(Errno::RANGE))
+}
+
+/// Removes an ACL from an open entry. An ACL that is not there, or cannot be, is no error.
+pub(crate) fn remove_acl(entry: BorrowedFd<'_>, acl: &CStr) -> Result<()> {
+    match fs::fremovexattr(entry, acl) {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Removes the ACLs that a new directory has inherited, and sets its mode. Its own ACLs are set
+/// once its entries are done. Until then those must not inherit anything.
+pub(crate) fn strip_acls(dir: BorrowedFd<'_>, mode: Mode) -> Result<()> {
+    remove_acl(dir, DEFAULT_ACL)?;
+    remove_acl(dir, ACCESS_ACL)?;
     match fs::fchmod(dir, mode) {
-        // A file system without modes. Setting the final mode fails too, and is reported.
+        // A file system without modes. This fails again, and is reported, when the directory gets
+        // its final mode.
         Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         result => result,
+    }
+}
+
+/// Returns the group's mode bits that an access ACL does not grant to the owning group itself.
+pub(crate) fn denied_to_group(acl: &[u8]) -> u32 {
+    // A header of four bytes, then entries of eight: tag, rights, ID, all little-endian
+    // (linux/posix_acl_xattr.h).
+    const GROUP_OBJ: [u8; 2] = [4, 0];
+    let mut entries = acl.get(4..).unwrap_or_default().chunks_exact(8);
+    let of_group = entries.find(|entry| entry[..2] == GROUP_OBJ);
+    let rights = of_group.map_or(0, |entry| u32::from(entry[2]) & 7);
+    0o070 & !(rights << 3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_group_keeps_no_more_than_its_acl_entry_grants() {
+        let entry = |tag: u8, rights: u8| [tag, 0, rights, 0, 0xff, 0xff, 0xff, 0xff];
+        let acl = |group_rights| {
+            [
+                &[2, 0, 0, 0][..],
+                &entry(1, 7),
+                &entry(4, group_rights),
+                &entry(16, 7),
+            ]
+            .concat()
+        };
+        assert_eq!(denied_to_group(&acl(7)), 0);
+        assert_eq!(denied_to_group(&acl(5)), 0o020);
+        assert_eq!(denied_to_group(&acl(0)), 0o070);
+        // An ACL that cannot be read grants nothing.
+        assert_eq!(denied_to_group(b"short"), 0o070);
     }
 }

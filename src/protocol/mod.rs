@@ -1,6 +1,7 @@
 //! What the parent and the workers say to each other: jobs one way, reports the other. The same
 //! types in both modes; in process mode they cross a socket (`engine::wire`).
 
+pub(crate) mod entry;
 pub(crate) mod error;
 pub(crate) mod wire;
 
@@ -8,6 +9,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
+use entry::{Chunk, ChunkedFile, Decision, HardLinks};
 use error::CopyError;
 
 use crate::fs::path::{Name, Names, RelPath};
@@ -50,9 +52,7 @@ pub(crate) enum JobKind {
         names: Names,
         /// As in [`JobKind::Directory`].
         fresh: bool,
-        /// Copy an entry with several hard links too, instead of reporting it: it is the first
-        /// of its group.
-        first_link: bool,
+        hard_links: HardLinks,
     },
     /// Make these entries hard links to a file that this run has copied.
     HardLinks {
@@ -71,10 +71,8 @@ pub(crate) enum JobKind {
     Chunk {
         /// The file.
         large: ChunkedFile,
-        /// First byte of the part.
-        offset: u64,
-        /// Length of the part in bytes.
-        length: u64,
+        /// The part.
+        chunk: Chunk,
     },
     /// Every part of a large file is there: set its metadata and give it its name.
     Commit {
@@ -104,45 +102,6 @@ pub(crate) struct Again {
     pub(crate) clear: Vec<Name>,
     /// So many entries are done and counted already; they will look unchanged.
     pub(crate) counted: u64,
-}
-
-/// A file that several workers copy in pieces.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ChunkedFile {
-    /// Its name.
-    pub(crate) name: Name,
-    /// The name under which it is being written; its own one where nothing stood there.
-    pub(crate) written_as: Name,
-    /// The file at the destination.
-    pub(crate) prepared: FileId,
-    /// What the source file was when it was opened.
-    pub(crate) stamp: FileStat,
-}
-
-#[cfg(test)]
-impl ChunkedFile {
-    /// One for tests.
-    pub(crate) fn sample(name: &str, size: u64, allocated: u64) -> Self {
-        let none = (0, 0);
-        Self {
-            name: Name::new(name.as_bytes()),
-            written_as: Name::new(name.as_bytes()),
-            prepared: FileId { dev: 1, ino: 3 },
-            stamp: FileStat {
-                inode: FileId { dev: 1, ino: 2 },
-                mode: 0,
-                uid: 0,
-                gid: 0,
-                size,
-                allocated,
-                links: 1,
-                rdev: 0,
-                atime: none,
-                mtime: none,
-                ctime: none,
-            },
-        }
-    }
 }
 
 /// What a worker says, some of it about each job that it had to do with.
@@ -231,61 +190,7 @@ pub(crate) struct Line {
     /// The entry; none stands for the folder.
     pub(crate) name: Option<Name>,
     /// What was done, or would be.
-    pub(crate) action: Action,
-}
-
-/// What is done with an entry, and why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the texts below say it
-pub(crate) enum Action {
-    MakeDirectory,
-    MergeDirectory,
-    Copy,
-    ReplaceOtherKind,
-    ReplaceSize,
-    ReplaceTime,
-    ReplaceTarget,
-    ReplaceAlways,
-    ReplaceOlder,
-    Link,
-    LeaveUnchanged,
-    LeaveSame,
-    SkipExisting,
-    SkipNewer,
-}
-
-impl Action {
-    /// The verb and the reason of a dry run's line.
-    pub(crate) const fn plan(self) -> (&'static str, &'static str) {
-        match self {
-            Self::MakeDirectory => ("make", "new"),
-            Self::MergeDirectory => ("merge", "folder exists"),
-            Self::Copy => ("copy", "new"),
-            Self::ReplaceOtherKind => ("replace", "type differs"),
-            Self::ReplaceSize => ("replace", "size differs"),
-            Self::ReplaceTime => ("replace", "time differs"),
-            Self::ReplaceTarget => ("replace", "target differs"),
-            Self::ReplaceAlways => ("replace", "asked for"),
-            Self::ReplaceOlder => ("replace", "older"),
-            Self::Link => ("link", "hard link"),
-            Self::LeaveUnchanged => ("leave", "unchanged"),
-            Self::LeaveSame => ("leave", "same file"),
-            Self::SkipExisting => ("skip", "exists"),
-            Self::SkipNewer => ("skip", "not older"),
-        }
-    }
-
-    /// True when something is made or replaced.
-    pub(crate) const fn changes(self) -> bool {
-        !matches!(
-            self,
-            Self::MergeDirectory
-                | Self::LeaveUnchanged
-                | Self::LeaveSame
-                | Self::SkipExisting
-                | Self::SkipNewer
-        )
-    }
+    pub(crate) action: Decision,
 }
 
 /// What the destination could not hold although nobody is to blame: told once for the run.

@@ -173,6 +173,7 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> 
 mod tests {
     use super::*;
     use crate::fs::path::{Kind, Name, Names, RelPath};
+    use crate::protocol::entry::HardLinks;
     use crate::protocol::error::{CopyError, Reason, Step};
     use crate::protocol::{Again, EntryError, Job, JobKind, JobUpdate, Report};
     use proptest::prelude::*;
@@ -209,7 +210,7 @@ mod tests {
             task: JobKind::Entries {
                 names: Names::one(Kind::File, b"f"),
                 fresh: true,
-                first_link: false,
+                hard_links: HardLinks::Report,
             },
             again: Some(Again {
                 clear: vec![Name::new(b"s")],

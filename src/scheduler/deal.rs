@@ -106,11 +106,10 @@ impl Scheduler {
                 large,
                 rest,
             } => {
-                let (offset, length) = rest.pop()?;
+                let chunk = rest.pop()?;
                 let task = JobKind::Chunk {
                     large: large.clone(),
-                    offset,
-                    length,
+                    chunk,
                 };
                 (Part::new(*folder, task, 0), rest.is_empty())
             }

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use super::{Dealt, LargeFile, Part, Scheduler, Todo};
 use crate::fs::path::{Name, Names};
 use crate::fs::stat::FileId;
-use crate::protocol::{ChunkedFile, HardLink, JobId, JobKind};
+use crate::protocol::entry::{ChunkedFile, HardLinks};
+use crate::protocol::{HardLink, JobId, JobKind};
 use crate::scheduler::hard_links::{Decision, Link, Target};
 use crate::scheduler::tree::FolderId;
 
@@ -33,7 +34,7 @@ impl Scheduler {
                 let copied = sealed && dealt.failed.is_empty() && !dealt.folder_failed;
                 let file = self.large.remove(&key);
                 if file.is_some() {
-                    self.context.scoreboard.end_large();
+                    self.context.board.end_chunked();
                 }
                 match file.and_then(|file| file.first) {
                     Some(inode) if copied => {
@@ -115,7 +116,7 @@ impl Scheduler {
         let task = JobKind::Entries {
             names,
             fresh: self.tree.get(folder).fresh,
-            first_link: true,
+            hard_links: HardLinks::Copy,
         };
         self.push_part(Part {
             firsts,
@@ -172,7 +173,7 @@ impl Scheduler {
     }
 
     pub(super) fn begin_large(&mut self, folder: FolderId, job: JobId, large: ChunkedFile) {
-        let mut rest = large.pieces();
+        let mut rest = large.chunks();
         rest.reverse();
         self.tree.add_parts(folder, 1);
         // It is the file that says now whether it is copied, not the job.

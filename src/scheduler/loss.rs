@@ -10,7 +10,7 @@ use crate::protocol::error::{CopyError, Death, Reason, Step};
 use crate::protocol::{EntryError, Job, JobId, JobKind};
 use crate::scheduler::watchdog::Stall;
 use crate::scoreboard::WriteTarget;
-use crate::ui::Side;
+use crate::ui::paths::Side;
 
 /// What a worker that died at a job has left.
 #[derive(Default)]
@@ -28,12 +28,12 @@ struct Left {
 impl Scheduler {
     pub(super) fn lost(&mut self, worker: usize, jobs: &[JobId], death: Death) {
         match death {
-            Death::Unknown => self.summary.left_behind += 1,
+            Death::Unknown => self.tally.left_behind += 1,
             Death::Signal(_) | Death::Exit(_) => {}
         }
-        self.summary.replaced += 1;
+        self.tally.replaced += 1;
         let stalled = self.watch.forget(worker);
-        let slot = self.context.scoreboard.slot(worker);
+        let slot = self.context.board.slot(worker);
         let current = slot.job();
         let at = jobs.iter().position(|&id| Some(id) == current);
         for (place, &id) in jobs.iter().enumerate() {
@@ -62,7 +62,7 @@ impl Scheduler {
 
     /// InitialMeta others do what was dealt to a worker that is stuck, or slow, and what it has not begun.
     fn take_back(&mut self, worker: usize) {
-        let slot = self.context.scoreboard.slot(worker);
+        let slot = self.context.board.slot(worker);
         let Some(current) = slot.job() else {
             return;
         };
@@ -87,7 +87,7 @@ impl Scheduler {
     /// The job that a worker died at: it is done again, without the entry that has now cost two
     /// workers.
     fn blame(&mut self, worker: usize, dealt: Dealt, death: Death, stalled: Option<Duration>) {
-        let slot = self.context.scoreboard.slot(worker);
+        let slot = self.context.board.slot(worker);
         let entry = slot.entry();
         let mut left = Left {
             counted: slot.done_in_job(),
@@ -96,7 +96,7 @@ impl Scheduler {
             given_up: None,
         };
         let how_far = match (&dealt.job.task, &entry) {
-            (JobKind::Chunk { offset, .. }, _) => *offset,
+            (JobKind::Chunk { chunk, .. }, _) => chunk.offset,
             // Two deaths in a folder of a million files need not have the same cause.
             (_, None) => left.counted,
             (_, Some(_)) => 0,
@@ -131,14 +131,14 @@ impl Scheduler {
 
     /// The name under which a worker is writing, or was when it died.
     pub(super) fn partial_of(&self, worker: usize, job: &Job) -> Option<Name> {
-        let slot = self.context.scoreboard.slot(worker);
-        match slot.is_making() {
-            WriteTarget::Nothing => None,
-            WriteTarget::Temporary(number) => {
-                let name = self.context.temporary_name(worker, number);
+        let slot = self.context.board.slot(worker);
+        match slot.writing() {
+            WriteTarget::None => None,
+            WriteTarget::Temp(number) => {
+                let name = crate::copy::temp::name(self.context, worker, number);
                 Some(Name::new(name.as_bytes()))
             }
-            WriteTarget::Entry => match &self.context.targets.list[job.root as usize].single {
+            WriteTarget::Final => match &self.context.roots.list[job.root as usize].single {
                 Some(single) => Some(Name::new(single.to.as_bytes())),
                 None => slot.entry(),
             },
@@ -219,9 +219,9 @@ impl Scheduler {
         if self.engine.busy() > 0 || self.stopped.is_some() {
             return;
         }
-        self.summary.failed += 1;
-        self.ui
-            .error("all workers died and none can be started; run pcopy again to resume");
+        self.tally.failed += 1;
+        self.progress
+            .error("no worker is left and none can be started; a second run continues");
         self.stop();
     }
 
@@ -245,17 +245,17 @@ impl Scheduler {
             }
             Stall::Unkillable { worker } => return self.engine.abandon(worker),
         };
-        let slot = self.context.scoreboard.slot(worker);
+        let slot = self.context.board.slot(worker);
         let dealt = slot.job().and_then(|id| self.dealt.get(&id));
         let path = dealt.map_or_else(String::new, |dealt| {
             let entry = slot.entry();
             let job = &dealt.job;
-            self.ui
+            self.paths
                 .show(Side::Source, job.root, &job.path, entry.as_ref())
         });
         let label = self.engine.label(worker);
-        self.ui.error(&format!(
-            "{path}: no progress for {} s ({label}); still waiting",
+        self.progress.error(&format!(
+            "{path}: no progress for {} s by {label}; still waiting",
             after.as_secs()
         ));
     }

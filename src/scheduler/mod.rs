@@ -22,12 +22,15 @@ use crate::context::Context;
 use crate::engine::{Engine, Event};
 use crate::fs::path::{Name, Names, RelPath};
 use crate::fs::stat::FileId;
-use crate::protocol::{Again, ChunkedFile, Job, JobId, JobKind};
+use crate::protocol::entry::{Chunk, ChunkedFile, HardLinks};
+use crate::protocol::{Again, Job, JobId, JobKind};
 use crate::scheduler::hard_links::Links;
 use crate::scheduler::tree::{FolderId, Tree};
 use crate::scheduler::watchdog::Watchdog;
 use crate::signals::Signals;
-use crate::ui::{Side, Summary, Ui};
+use crate::ui::paths::{Paths, Side};
+use crate::ui::progress::Progress;
+use crate::ui::summary::Summary;
 
 /// How long the loop waits for a report before it looks around.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
@@ -53,7 +56,7 @@ enum Todo {
     Pieces {
         folder: FolderId,
         large: ChunkedFile,
-        rest: Vec<(u64, u64)>,
+        rest: Vec<Chunk>,
     },
 }
 
@@ -115,8 +118,9 @@ pub(crate) struct Scheduler {
     engine: Box<dyn Engine>,
     crew: WorkerLimit,
     signals: Signals,
-    ui: Ui,
-    summary: Summary,
+    paths: Paths,
+    progress: Progress,
+    tally: Summary,
     tree: Tree,
     links: Links,
     todo: Vec<Todo>,
@@ -149,8 +153,9 @@ impl Scheduler {
             engine,
             crew,
             signals,
-            ui: Ui::new(context),
-            summary: Summary::default(),
+            paths: Paths::new(context),
+            progress: Progress::new(context.config.progress),
+            tally: Summary::default(),
             tree: Tree::default(),
             links: Links::default(),
             todo: Vec::new(),
@@ -166,22 +171,22 @@ impl Scheduler {
             stopped: None,
         };
         // The last one first: what is pushed last is dealt first.
-        for (root, pair) in context.targets.list.iter().enumerate().rev() {
-            let folder = run.tree.open_root(root as u32, pair.created);
+        for (root, pair) in context.roots.list.iter().enumerate().rev() {
+            let folder = run.tree.open_root(root as u32, pair.fresh);
             let task = match &pair.single {
                 None => JobKind::Directory {
-                    fresh: pair.created,
+                    fresh: pair.fresh,
                     above: Vec::new(),
                     skip: HashSet::new(),
                 },
                 Some(single) => JobKind::Entries {
                     names: Names::one(single.kind, single.from.as_bytes()),
-                    fresh: pair.created,
-                    first_link: false,
+                    fresh: pair.fresh,
+                    hard_links: HardLinks::Report,
                 },
             };
             if pair.single.is_some() {
-                context.scoreboard.slot(0).found(1);
+                context.board.slot(0).found(1);
             }
             run.push(folder, task, 1);
         }
@@ -196,7 +201,7 @@ impl Scheduler {
             self.handle(event);
             self.look_around();
             if let Some(since) = self.stopped {
-                let patience = if self.summary.is_full && self.summary.signal.is_none() {
+                let patience = if self.tally.full && self.tally.signal.is_none() {
                     STOPPING * 100
                 } else {
                     STOPPING
@@ -236,16 +241,26 @@ impl Scheduler {
             STOPPING
         };
         if !self.engine.shut_down(patience) && self.engine.slots() > 0 {
-            self.summary.left_behind = self.summary.left_behind.max(1);
+            self.tally.left_behind = self.tally.left_behind.max(1);
         }
-        self.ui.end();
-        self.summary.counts = self.context.scoreboard.counts(self.engine.slots());
-        self.ui.print_summary(&self.summary);
-        self.summary.exit_status()
+        self.progress.end();
+        if self.context.config.summary {
+            let counts = self.context.board.counts(self.engine.slots());
+            let took = self.progress.elapsed();
+            let line = self
+                .tally
+                .summary(&counts, took, self.context.config.dry_run);
+            self.progress.error(&line);
+        }
+        self.tally.exit_status()
     }
 
     fn patience(&self) -> Duration {
-        let mut patience = self.ui.period().unwrap_or(LOOK_AROUND).min(LOOK_AROUND);
+        let mut patience = self
+            .progress
+            .period()
+            .unwrap_or(LOOK_AROUND)
+            .min(LOOK_AROUND);
         if self.crew.can_grow() {
             patience = patience.min(autoscale::PERIOD);
         }
@@ -259,38 +274,38 @@ impl Scheduler {
     }
 
     fn look_around(&mut self) {
-        if self.summary.signal.is_none()
+        if self.tally.signal.is_none()
             && let Some(signal) = self.signals.caught()
         {
-            self.summary.signal = Some(signal);
+            self.tally.signal = Some(signal);
             self.stop();
         }
-        if self.stopped.is_none() && self.context.scoreboard.is_stopping() {
+        if self.stopped.is_none() && self.context.board.is_stopping() {
             // A worker has stopped all, since nothing more can be written. It may have died
             // before it could say so.
-            self.summary.is_full = true;
+            self.tally.full = true;
             self.stop();
         }
         let now = Instant::now();
-        self.head_start = self.head_start && self.ui.elapsed() < HEAD_START;
-        let board = self.context.scoreboard;
+        self.head_start = self.head_start && self.progress.elapsed() < HEAD_START;
+        let board = self.context.board;
         if let Some(limit) = self.crew.look(now, self.engine.busy(), Ticks::now) {
             self.engine.set_limit(limit);
         }
         for alarm in self.watch.look(now, board, self.engine.slots()) {
             self.alarm(alarm);
         }
-        if self.ui.period().is_some() {
+        if self.progress.period().is_some() {
             let slots = self.engine.slots();
             let counted = !self.is_counting();
-            let (ui, dealt) = (&self.ui, &self.dealt);
-            ui.update(counted, &board.counts(slots), || {
+            let (paths, dealt) = (&self.paths, &self.dealt);
+            self.progress.update(counted, &board.counts(slots), || {
                 let current = (0..slots).find_map(|worker| {
                     let slot = board.slot(worker);
                     let entry = slot.entry()?;
                     let dealt = dealt.get(&slot.job()?)?;
                     let job = &dealt.job;
-                    Some(ui.show(Side::Source, job.root, &job.path, Some(&entry)))
+                    Some(paths.show(Side::Source, job.root, &job.path, Some(&entry)))
                 });
                 current.unwrap_or_default()
             });

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Scheduler, Todo};
 use crate::fs::path::Name;
+use crate::protocol::entry::HardLinks;
 use crate::protocol::error::Reason;
 use crate::protocol::{EntryError, Job, JobId, JobKind, JobUpdate, Line, Report};
 
@@ -66,7 +67,7 @@ impl Scheduler {
             let task = JobKind::Entries {
                 names: news.shared,
                 fresh: self.tree.get(folder).fresh,
-                first_link: false,
+                hard_links: HardLinks::Report,
             };
             self.push(folder, task, 1);
         }

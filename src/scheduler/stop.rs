@@ -99,7 +99,7 @@ impl Scheduler {
         }
         for ((folder, _), file) in std::mem::take(&mut self.large) {
             let open = self.tree.get(folder);
-            let name = file.large.written_as;
+            let name = file.large.temp;
             partials.push((open.root as usize, open.path.clone(), name));
         }
         let (done, wait) = crossbeam_channel::bounded::<()>(1);

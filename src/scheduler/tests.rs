@@ -11,9 +11,10 @@ use super::*;
 use crate::cli::Cli;
 use crate::config::Config;
 use crate::fs::path::Kind;
+use crate::protocol::entry::{ChunkedFile, Outcome};
 use crate::protocol::error::{CopyError, Death, Reason, Step};
 use crate::protocol::{EntryError, HardLink, JobUpdate, Report};
-use crate::scoreboard::{Ending, Scoreboard, WorkerSlot, WriteTarget};
+use crate::scoreboard::{Scoreboard, WorkerSlot, WriteTarget};
 use crate::targets::Targets;
 
 /// Jobs that have been dealt and that no test has taken.
@@ -174,7 +175,7 @@ fn making_a() -> (Stage, Arc<Job>) {
     let slot = stage.begin(0, &job);
     slot.opened();
     slot.begin_entry(b"a");
-    slot.making(WriteTarget::Entry);
+    slot.set_writing(WriteTarget::Final);
     (stage, job)
 }
 
@@ -200,7 +201,7 @@ fn what_a_worker_has_made_anew_is_not_removed() {
         ..JobUpdate::default()
     });
     slot.begin_entry(b"b");
-    slot.making(WriteTarget::Entry);
+    slot.set_writing(WriteTarget::Final);
     stage.dies(1, &job);
 
     let piece = stage.job();
@@ -221,7 +222,7 @@ fn a_small_file_that_a_worker_has_made_anew_is_not_removed() {
     let slot = stage.begin(1, &job);
     slot.opened();
     slot.begin_entry(b"a");
-    slot.end_entry(Ending::Copied);
+    slot.end_entry(Outcome::Copied);
     slot.begin_entry(b"b");
     stage.dies(1, &job);
     assert!(cleared(&stage.job()).is_empty());
@@ -261,7 +262,7 @@ fn a_folder_is_given_up_where_two_workers_get_no_further() {
         let slot = stage.begin(worker, &job);
         slot.opened();
         for _ in 0..done {
-            slot.end_entry(Ending::Copied);
+            slot.end_entry(Outcome::Copied);
         }
         slot.begin_folder();
         stage.dies(worker, &job);

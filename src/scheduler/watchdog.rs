@@ -201,7 +201,7 @@ mod tests {
         let mut watch = Watchdog::new(None);
         let start = Instant::now() + Duration::from_secs(1);
         for second in 0..100 {
-            board.slot(0).beat();
+            board.slot(0).heartbeat();
             let now = start + Duration::from_secs(second);
             assert_eq!(watch.look(now, board, 2), []);
         }

@@ -10,13 +10,11 @@ use rustix::process::Pid;
 
 use crate::fs::path::Name;
 use crate::fs::sys;
+use crate::protocol::entry::Outcome;
 
 /// Words for an entry's name: at most 255 bytes on file systems of Linux, and 255 UTF-16 units on
 /// NTFS, exFAT and shares, which are up to 765 bytes.
 const NAME_WORDS: usize = 3 * 32;
-
-/// Words of one slot: 1 KiB.
-const SLOT_WORDS: usize = 128;
 
 /// Files that are copied in pieces at one time.
 const LARGE_AT_ONCE: u64 = 16;
@@ -26,42 +24,46 @@ const LARGE_AT_ONCE: u64 = 16;
 const TAKEN: u64 = 1 << 63;
 
 /// What the parent tells all workers.
+#[derive(Default)]
+#[repr(C)]
 pub(crate) struct Common {
-    stop: &'static AtomicU64,
-    wanted: &'static AtomicU64,
-    large: &'static AtomicU64,
+    stop: AtomicU64,
+    wanted: AtomicU64,
+    large: AtomicU64,
 }
 
 /// What one worker tells the parent. Slots are 1 KiB apart, so that two workers never write to
 /// the same cache line.
+#[derive(Default)]
+#[repr(C, align(1024))]
 pub(crate) struct WorkerSlot {
-    pid: &'static AtomicU64,
-    job: &'static AtomicU64,
-    taken: &'static AtomicU64,
-    is_open: &'static AtomicU64,
-    done_in_job: &'static AtomicU64,
-    beat: &'static AtomicU64,
-    found: &'static AtomicU64,
-    sized: &'static AtomicU64,
-    bytes_found: &'static AtomicU64,
-    copied: &'static AtomicU64,
-    unchanged: &'static AtomicU64,
-    skipped: &'static AtomicU64,
-    bytes: &'static AtomicU64,
-    making: &'static AtomicU64,
-    name_length: &'static AtomicU64,
-    name: &'static [AtomicU64],
+    pid: AtomicU64,
+    job: AtomicU64,
+    taken: AtomicU64,
+    is_open: AtomicU64,
+    done_in_job: AtomicU64,
+    beat: AtomicU64,
+    found: AtomicU64,
+    sized: AtomicU64,
+    bytes_found: AtomicU64,
+    copied: AtomicU64,
+    unchanged: AtomicU64,
+    skipped: AtomicU64,
+    bytes: AtomicU64,
+    making: AtomicU64,
+    name_length: AtomicU64,
+    name: [[AtomicU64; 32]; NAME_WORDS / 32],
 }
 
 /// Under which name a worker is writing an entry at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WriteTarget {
     /// Nothing is being written.
-    Nothing,
+    None,
     /// Under the entry's own name, which did not exist before.
-    Entry,
+    Final,
     /// Under the worker's temporary name of this number.
-    Temporary(u32),
+    Temp(u32),
 }
 
 /// Sums over all workers.
@@ -90,39 +92,7 @@ impl Counts {
     }
 }
 
-/// How an entry that went well ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// Made or replaced.
-    Copied,
-    /// The same already.
-    Unchanged,
-    /// Left alone because `--overwrite` says so.
-    Skipped,
-}
-
 impl WorkerSlot {
-    fn new(words: &'static [AtomicU64; SLOT_WORDS]) -> Self {
-        Self {
-            pid: &words[0],
-            job: &words[1],
-            taken: &words[2],
-            is_open: &words[3],
-            done_in_job: &words[4],
-            beat: &words[5],
-            found: &words[6],
-            sized: &words[7],
-            bytes_found: &words[8],
-            copied: &words[9],
-            unchanged: &words[10],
-            skipped: &words[11],
-            bytes: &words[12],
-            making: &words[13],
-            name_length: &words[14],
-            name: &words[SLOT_WORDS - NAME_WORDS..],
-        }
-    }
-
     /// The worker is a process and lives.
     pub(crate) fn set_pid(&self, pid: Pid) {
         self.pid.store(pid.as_raw_nonzero().get() as u64, Release);
@@ -148,7 +118,7 @@ impl WorkerSlot {
         let begun = self
             .job
             .fetch_update(AcqRel, Acquire, |word| (!is_taken(word)).then_some(job));
-        self.beat();
+        self.heartbeat();
         begun.is_ok()
     }
 
@@ -156,7 +126,7 @@ impl WorkerSlot {
     pub(crate) fn idle(&self) {
         self.job.fetch_and(TAKEN, AcqRel);
         self.name_length.store(0, Release);
-        self.beat();
+        self.heartbeat();
     }
 
     /// The parent takes back what was dealt to the worker, up to a job, while it is at another
@@ -185,67 +155,67 @@ impl WorkerSlot {
     /// The worker turns to the folder as such.
     pub(crate) fn begin_folder(&self) {
         self.name_length.store(0, Release);
-        self.beat();
+        self.heartbeat();
     }
 
     /// The worker turns to an entry of its job.
     pub(crate) fn begin_entry(&self, name: &[u8]) {
         self.name_length.store(0, Relaxed);
-        for (word, bytes) in self.name.iter().zip(name.chunks(8)) {
+        for (word, bytes) in self.name.as_flattened().iter().zip(name.chunks(8)) {
             let mut whole = [0; 8];
             whole[..bytes.len()].copy_from_slice(bytes);
             word.store(u64::from_ne_bytes(whole), Relaxed);
         }
         self.name_length.store(name.len() as u64, Release);
-        self.beat();
+        self.heartbeat();
     }
 
     /// Progress was made: the worker is not stuck.
-    pub(crate) fn beat(&self) {
-        add(self.beat, 1);
+    pub(crate) fn heartbeat(&self) {
+        add(&self.beat, 1);
     }
 
     /// The worker writes under this name from now on.
-    pub(crate) fn making(&self, what: WriteTarget) {
+    pub(crate) fn set_writing(&self, what: WriteTarget) {
         let word = match what {
-            WriteTarget::Nothing => 0,
-            WriteTarget::Entry => 1,
-            WriteTarget::Temporary(number) => 2 + u64::from(number),
+            WriteTarget::None => 0,
+            WriteTarget::Final => 1,
+            WriteTarget::Temp(number) => 2 + u64::from(number),
         };
         self.making.store(word, Release);
     }
 
     /// An entry is done.
-    pub(crate) fn end_entry(&self, ending: Ending) {
+    pub(crate) fn end_entry(&self, ending: Outcome) {
         let counter = match ending {
-            Ending::Copied => self.copied,
-            Ending::Unchanged => self.unchanged,
-            Ending::Skipped => self.skipped,
+            Outcome::Copied => &self.copied,
+            Outcome::Unchanged => &self.unchanged,
+            Outcome::Skipped => &self.skipped,
         };
         add(counter, 1);
-        add(self.done_in_job, 1);
+        add(&self.done_in_job, 1);
     }
 
     /// An entry is done that an earlier worker had counted before it died.
     pub(crate) fn end_counted_entry(&self) {
-        add(self.done_in_job, 1);
+        add(&self.done_in_job, 1);
     }
 
     /// Entries were found.
     pub(crate) fn found(&self, entries: u64) {
-        add(self.found, entries);
+        add(&self.found, entries);
     }
 
     /// The size of a regular file is known.
-    pub(crate) fn bytes_found(&self, bytes: u64) {
-        add(self.sized, 1);
-        add(self.bytes_found, bytes);
+    pub(crate) fn add_size(&self, bytes: u64) {
+        add(&self.sized, 1);
+        add(&self.bytes_found, bytes);
     }
 
     /// Bytes were copied. That is progress.
-    pub(crate) fn bytes(&self, bytes: u64) {
-        add(self.bytes, bytes);
-        self.beat();
+    pub(crate) fn add_bytes(&self, bytes: u64) {
+        add(&self.bytes, bytes);
+        self.heartbeat();
     }
 
     /// The job that the worker is at.
@@ -269,11 +239,11 @@ impl WorkerSlot {
     }
 
     /// What the worker is writing under.
-    pub(crate) fn is_making(&self) -> WriteTarget {
+    pub(crate) fn writing(&self) -> WriteTarget {
         match self.making.load(Acquire) {
-            0 => WriteTarget::Nothing,
-            1 => WriteTarget::Entry,
-            word => WriteTarget::Temporary((word - 2) as u32),
+            0 => WriteTarget::None,
+            1 => WriteTarget::Final,
+            word => WriteTarget::Temp((word - 2) as u32),
         }
     }
 
@@ -284,6 +254,7 @@ impl WorkerSlot {
         let length = self.name_length.load(Acquire).min(8 * NAME_WORDS as u64) as usize;
         let mut name: Vec<u8> = self
             .name
+            .as_flattened()
             .iter()
             .take(length.div_ceil(8))
             .flat_map(|word| word.load(Relaxed).to_ne_bytes())
@@ -312,17 +283,9 @@ impl Scoreboard {
     /// # Errors
     /// ENOMEM.
     pub(crate) fn new(workers: usize) -> io::Result<Self> {
-        let words = sys::shared_words((workers + 1) * SLOT_WORDS)?;
-        let (first, slots) = words.split_at(SLOT_WORDS);
-        let common = Common {
-            stop: &first[0],
-            wanted: &first[1],
-            large: &first[2],
-        };
-        let slots = slots.as_chunks().0.iter().map(WorkerSlot::new);
         Ok(Self {
-            common: Box::leak(Box::new(common)),
-            slots: slots.collect::<Vec<_>>().leak(),
+            common: &sys::shared_memory(1)?[0],
+            slots: sys::shared_memory(workers)?,
         })
     }
 
@@ -332,14 +295,14 @@ impl Scoreboard {
     }
 
     /// A file is to be copied in pieces. False where there are enough of them.
-    pub(crate) fn begin_large(&self) -> bool {
+    pub(crate) fn begin_chunked(&self) -> bool {
         let more = |files| (files < LARGE_AT_ONCE).then_some(files + 1);
-        let large = self.common.large;
+        let large = &self.common.large;
         large.fetch_update(AcqRel, Acquire, more).is_ok()
     }
 
     /// A file that was copied in pieces is complete, or given up.
-    pub(crate) fn end_large(&self) {
+    pub(crate) fn end_chunked(&self) {
         let less = |files: u64| files.checked_sub(1);
         let _ = self.common.large.fetch_update(AcqRel, Acquire, less);
     }
@@ -408,10 +371,10 @@ mod tests {
             slot.begin_entry(name);
             assert_eq!(slot.entry(), Some(Name::new(name)));
         }
-        slot.making(WriteTarget::Temporary(7));
-        assert_eq!(slot.is_making(), WriteTarget::Temporary(7));
-        slot.end_entry(Ending::Copied);
-        slot.bytes(10);
+        slot.set_writing(WriteTarget::Temp(7));
+        assert_eq!(slot.writing(), WriteTarget::Temp(7));
+        slot.end_entry(Outcome::Copied);
+        slot.add_bytes(10);
         assert_eq!((slot.job(), slot.done_in_job()), (Some(7), 1));
         let counts = board.counts(3);
         assert_eq!((counts.copied, counts.bytes), (1, 10));

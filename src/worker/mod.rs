@@ -6,19 +6,18 @@ use std::ffi::CStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{self, AtFlags, FileType, FlockOperation};
+use rustix::fs::{self, AtFlags, FileType};
 
 use crate::context::Context;
-use crate::copy::dir::DirPair;
-use crate::copy::{Copier, Outcome};
+use crate::copy::dir::{DirPair, Made};
+use crate::copy::{Copier, Entry, EntryResult, LinkTarget, temp};
 use crate::fs::list::{self, Listing};
 use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::DirIds;
+use crate::protocol::entry::{Chunk, ChunkedFile, Decision, DirOrigin, HardLinks, Outcome};
 use crate::protocol::error::{At, CopyError, Reason, Step};
-use crate::protocol::{
-    Action, Again, ChunkedFile, EntryError, HardLink, Job, JobKind, JobUpdate, Line, Report,
-};
-use crate::scoreboard::{Ending, WorkerSlot};
+use crate::protocol::{Again, EntryError, HardLink, Job, JobKind, JobUpdate, Line, Report};
+use crate::scoreboard::{WorkerSlot, WriteTarget};
 
 /// Entries that are listed before they are copied, and the most in one job: enough that opening
 /// a folder again for a job costs nothing, little enough for a message.
@@ -62,7 +61,7 @@ impl Worker {
     pub(crate) fn new(context: &'static Context, number: usize, own_current_folder: bool) -> Self {
         Self {
             context,
-            slot: context.scoreboard.slot(number),
+            slot: context.board.slot(number),
             copier: Copier::new(context, number),
             own_current_folder,
             report: Report::default(),
@@ -83,7 +82,7 @@ impl Worker {
         let mut next = 0;
         while next < end && !self.gone {
             let left = end - next;
-            if left >= 2 && self.context.scoreboard.take_wanted() {
+            if left >= 2 && self.context.board.take_wanted() {
                 let back = &jobs[end - left / 2..end];
                 let ids = back.iter().map(|job| job.borrow().id);
                 self.report.returned.extend(ids);
@@ -116,29 +115,25 @@ impl Worker {
             JobKind::Entries {
                 names,
                 fresh,
-                first_link,
+                hard_links,
             } => self.open(job, *fresh, &again).and_then(|mut folder| {
-                let root = &self.context.targets.list[job.root as usize];
-                if root.single.is_some() && root.is_first && !folder.is_empty() {
+                let root = &self.context.roots.list[job.root as usize];
+                if root.single.is_some() && root.is_first && !folder.is_known_empty() {
                     self.remove_left_overs(&folder);
                 }
                 let mut names = names.clone();
-                self.copy(job, &mut folder, (&mut names, None), *first_link, port);
+                self.copy(job, &mut folder, (&mut names, None), *hard_links, port);
                 self.sync_name(job, &folder)
             }),
             JobKind::HardLinks { .. } => self.links(job, &again, port),
-            JobKind::Chunk {
-                large,
-                offset,
-                length,
-            } => self.piece(job, large, *offset, *length, &again),
+            JobKind::Chunk { large, chunk } => self.piece(job, large, *chunk, &again),
             JobKind::Commit { large, changed } => self.seal(job, large, *changed, &again),
             JobKind::Discard { large } => self
                 .open(job, false, &again)
-                .and_then(|mut folder| self.copier.abandon(&mut folder, large)),
+                .and_then(|mut folder| self.copier.discard_chunked(&mut folder, large)),
             JobKind::FinishDirectory { stamp, fresh } => self
                 .open(job, *fresh, &again)
-                .and_then(|folder| self.copier.finish_folder(&folder, stamp)),
+                .and_then(|folder| self.copier.finish_dir(&folder, stamp)),
         };
         if let Err(trouble) = result {
             self.fail(None, trouble);
@@ -151,8 +146,10 @@ impl Worker {
     }
 
     fn open(&mut self, job: &Job, fresh: bool, again: &Again) -> Result<DirPair, CopyError> {
-        let folder = DirPair::open(self.context, job.root as usize, &job.path, fresh)?;
-        self.copier.clear(&folder, &again.clear)?;
+        let folder = DirPair::open(self.context, job.root as usize, &job.path, origin(fresh))?;
+        for name in &again.clear {
+            self.copier.remove_temp(&folder, name)?;
+        }
         self.slot.opened();
         Ok(folder)
     }
@@ -165,16 +162,16 @@ impl Worker {
         again: &Again,
         port: &mut dyn Port,
     ) -> Result<(), CopyError> {
-        let root = &self.context.targets.list[job.root as usize];
+        let root = &self.context.roots.list[job.root as usize];
         let mut folder = self.open(job, fresh, again)?;
         folder.make_writable(self.context);
-        let stamp = folder.stamp;
+        let stamp = folder.stat;
         // Other file systems are left out, but the folder that one is mounted on is there.
         let config = &self.context.config;
         let elsewhere = config.one_file_system && stamp.inode.dev != root.device;
         let here = Some(stamp.inode);
         let is_above = above.iter().any(|above| above.destination == here);
-        if !elsewhere && (is_above || self.context.targets.is_destination(stamp.inode)) {
+        if !elsewhere && (is_above || self.context.roots.is_destination(stamp.inode)) {
             return Err(CopyError::new(Step::OpenDirectory, Reason::IsDestination));
         }
         // Without links a folder can be met below itself only where it is mounted there, and
@@ -183,29 +180,29 @@ impl Worker {
             return Err(CopyError::new(Step::OpenDirectory, Reason::Loop));
         }
         if self.context.config.verbose && fresh || self.context.config.dry_run {
-            let new = folder.is_empty();
+            let new = folder.is_created();
             self.news.lines.push(Line {
                 name: None,
                 action: if new {
-                    Action::MakeDirectory
+                    Decision::MakeDirectory
                 } else {
-                    Action::MergeDirectory
+                    Decision::MergeDirectory
                 },
             });
         }
-        self.pair = Some(folder.pair());
+        self.pair = Some(folder.ids());
         if !elsewhere {
-            if !folder.is_empty() {
+            if !folder.is_known_empty() {
                 self.remove_left_overs(&folder);
             }
             self.list(job, &mut folder, port)?;
         }
-        if self.has_children() || self.context.scoreboard.is_stopping() {
+        if self.has_children() || self.context.board.is_stopping() {
             self.news.unfinished = Some(Box::new(stamp));
             return Ok(());
         }
         self.slot.begin_folder();
-        self.copier.finish_folder(&folder, &stamp)
+        self.copier.finish_dir(&folder, &stamp)
     }
 
     /// True when something in the folder is left to be done by other jobs.
@@ -232,7 +229,7 @@ impl Worker {
                 self.send_news(port);
             }
             let rest = Some(&mut listing);
-            self.copy(job, folder, (&mut names, rest), false, port);
+            self.copy(job, folder, (&mut names, rest), HardLinks::Report, port);
             names.clear();
         }
     }
@@ -267,7 +264,7 @@ impl Worker {
                 }
                 Err(trouble) => self.fail(Some(name), trouble),
             }
-            let is_wanted = self.has_subfolders() && self.context.scoreboard.take_wanted();
+            let is_wanted = self.has_subfolders() && self.context.board.take_wanted();
             if self.size > REPORT_SIZE || is_wanted {
                 self.send_news(port);
             }
@@ -281,7 +278,7 @@ impl Worker {
 
     /// True when nobody listens any more, or the run is to stop.
     fn is_to_end(&self) -> bool {
-        self.gone || self.context.scoreboard.is_stopping()
+        self.gone || self.context.board.is_stopping()
     }
 
     /// Following links, a link is what it leads to.
@@ -295,14 +292,9 @@ impl Worker {
 
     fn subfolder(&mut self, folder: &mut DirPair, name: &CStr) {
         self.slot.begin_entry(name.to_bytes());
-        let made = if self.context.config.dry_run {
-            folder.would_make_subfolder(name)
-        } else {
-            folder.make_subfolder(name, self.context)
-        };
-        match made {
-            Ok(true) => self.news.made.push(Kind::Directory, name.to_bytes()),
-            Ok(false) => self.news.merged.push(Kind::Directory, name.to_bytes()),
+        match folder.make_subdir(name, self.context) {
+            Ok(Made::New | Made::Resumed) => self.news.made.push(Kind::Directory, name.to_bytes()),
+            Ok(Made::Merged) => self.news.merged.push(Kind::Directory, name.to_bytes()),
             Err(trouble) => self.fail(Some(name), trouble),
         }
         self.size += name.count_bytes();
@@ -319,16 +311,16 @@ impl Worker {
         job: &Job,
         folder: &mut DirPair,
         (names, mut listing): (&mut Names, Option<&mut Listing>),
-        first_link: bool,
+        hard_links: HardLinks,
         port: &mut dyn Port,
     ) {
-        let root = &self.context.targets.list[job.root as usize];
+        let root = &self.context.roots.list[job.root as usize];
         let mut left = names.len();
         let mut offset = 0;
         while left > 0 && !self.is_to_end() {
             // Entries that an earlier worker has counted are passed quickly, and only here.
-            let may_share = left >= 2 && !first_link && self.counted == 0;
-            if may_share && self.context.scoreboard.take_wanted() {
+            let may_share = left >= 2 && hard_links == HardLinks::Report && self.counted == 0;
+            if may_share && self.context.board.take_wanted() {
                 if let Some(listing) = &mut listing {
                     let before = names.len();
                     self.list_more(job, folder, listing, names, port);
@@ -346,21 +338,30 @@ impl Worker {
             self.slot.begin_entry(name.to_bytes());
             let to = root.name_at_destination(name);
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                self.copier.entry(folder, kind, name, to, first_link)
+                let entry = Entry {
+                    kind,
+                    from: name,
+                    to,
+                    hard_links,
+                    suspect: false,
+                };
+                self.copier.copy_entry(folder, entry)
             }));
             self.conclude(kind, name, outcome.unwrap_or_else(|_| bug()));
             if !self.news.large.is_empty() {
                 // At once: should this worker die, nobody else would know what it has prepared.
                 self.send_news(port);
+                self.slot.set_writing(WriteTarget::None);
             }
             self.tick(port);
         }
     }
 
-    fn conclude(&mut self, kind: Kind, name: &CStr, outcome: Result<Outcome, CopyError>) {
+    fn conclude(&mut self, kind: Kind, name: &CStr, outcome: Result<EntryResult, CopyError>) {
         match outcome {
-            Ok(Outcome::Done(ending, action)) => {
-                if ending == Ending::Unchanged && self.counted > 0 {
+            Ok(EntryResult::Done(action)) => {
+                let ending = action.outcome();
+                if ending == Outcome::Unchanged && self.counted > 0 {
                     self.counted -= 1;
                     self.slot.end_counted_entry();
                 } else {
@@ -371,7 +372,7 @@ impl Worker {
                     self.line(name, action);
                 }
             }
-            Ok(Outcome::HardLink(stamp)) => {
+            Ok(EntryResult::HardLink(stamp)) => {
                 self.size += name.count_bytes() + size_of::<HardLink>();
                 self.news.links.push(HardLink {
                     names: Names::one(kind, name.to_bytes()),
@@ -379,7 +380,7 @@ impl Worker {
                     count: stamp.links,
                 });
             }
-            Ok(Outcome::ChunkedFile(large)) => {
+            Ok(EntryResult::Chunked(large)) => {
                 self.size += name.count_bytes() + size_of::<ChunkedFile>();
                 self.news.large.push(large);
             }
@@ -399,8 +400,8 @@ impl Worker {
             return Ok(());
         };
         let mut folder = self.open(job, *fresh, again)?;
-        let target = DirPair::open(self.context, *to_root as usize, to_folder, false)?;
-        let roots = &self.context.targets.list;
+        let target = DirPair::open(self.context, *to_root as usize, to_folder, origin(false))?;
+        let roots = &self.context.roots.list;
         let (root, to_root) = (&roots[job.root as usize], &roots[*to_root as usize]);
         let to_name = to_name.to_c_string();
         let to_name = to_root.name_at_destination(&to_name);
@@ -410,9 +411,18 @@ impl Worker {
             }
             self.slot.begin_entry(name.to_bytes());
             let to = root.name_at_destination(name);
-            let outcome = self
-                .copier
-                .hard_link(&mut folder, (&target, to_name), (kind, name, to));
+            let target = LinkTarget {
+                dir: &target,
+                name: to_name,
+            };
+            let entry = Entry {
+                kind,
+                from: name,
+                to,
+                hard_links: HardLinks::Report,
+                suspect: false,
+            };
+            let outcome = self.copier.hard_link(&mut folder, target, entry);
             self.conclude(kind, name, outcome);
             self.tick(port);
         }
@@ -423,15 +433,13 @@ impl Worker {
         &mut self,
         job: &Job,
         large: &ChunkedFile,
-        offset: u64,
-        length: u64,
+        chunk: Chunk,
         again: &Again,
     ) -> Result<(), CopyError> {
         let mut folder = self.open(job, false, again)?;
         self.slot.begin_entry(large.name.as_bytes());
         let from = large.name.to_c_string();
-        let part = (offset, length);
-        if let Err(trouble) = self.copier.piece(&mut folder, &from, large, part) {
+        if let Err(trouble) = self.copier.copy_chunk(&mut folder, &from, large, chunk) {
             self.fail(Some(&from), trouble);
         }
         Ok(())
@@ -447,8 +455,10 @@ impl Worker {
         let mut folder = self.open(job, false, again)?;
         self.slot.begin_entry(large.name.as_bytes());
         let from = large.name.to_c_string();
-        let to = self.context.targets.list[job.root as usize].name_at_destination(&from);
-        let outcome = self.copier.seal(&mut folder, &from, large, to, changed);
+        let to = self.context.roots.list[job.root as usize].name_at_destination(&from);
+        let outcome = self
+            .copier
+            .commit_chunked(&mut folder, &from, to, large, changed);
         self.conclude(Kind::File, &from, outcome);
         self.sync_name(job, &folder)
     }
@@ -456,46 +466,18 @@ impl Worker {
     /// With `--fsync`: a single file's name is in a folder that nobody finishes.
     fn sync_name(&self, job: &Job, folder: &DirPair) -> Result<(), CopyError> {
         let config = &self.context.config;
-        let single = self.context.targets.list[job.root as usize]
-            .single
-            .is_some();
+        let single = self.context.roots.list[job.root as usize].single.is_some();
         if !single || !config.fsync || config.dry_run {
             return Ok(());
         }
         fs::fsync(folder.destination()?).at(Step::Sync)
     }
 
-    /// Removes the temporary files that a run which was killed has left in the destination
-    /// folder. Where another run is writing temporary files in it nothing is removed.
     fn remove_left_overs(&mut self, folder: &DirPair) {
-        let Ok(destination) = folder.destination() else {
-            return;
-        };
-        if self.context.config.dry_run {
-            return;
-        }
-        let mut left_overs = Vec::new();
-        // What cannot be listed shows when it is worked on.
-        let mut listing = Listing::of(list::path_to(destination, self.own_current_folder));
-        while let Some((_, name)) = listing.read() {
-            self.slot.beat();
-            // One that is named is what somebody wants to rescue.
-            let is_named = || self.context.targets.is_single(name.to_bytes());
-            if self.context.is_left_over(name.to_bytes()) && !is_named() {
-                left_overs.push(name.to_owned());
-            }
-        }
-        if left_overs.is_empty() {
-            return;
-        }
-        let lock = fs::flock(destination, FlockOperation::NonBlockingLockExclusive);
-        if lock == Err(rustix::io::Errno::WOULDBLOCK) {
-            return;
-        }
-        for name in left_overs {
-            let _ = fs::unlinkat(destination, &name, AtFlags::empty());
-        }
-        let _ = fs::flock(destination, FlockOperation::Unlock);
+        let slot = self.slot;
+        temp::remove_leftovers(self.context, folder, self.own_current_folder, || {
+            slot.heartbeat();
+        });
     }
 
     fn fail(&mut self, name: Option<&CStr>, trouble: CopyError) {
@@ -508,12 +490,12 @@ impl Worker {
         };
         if failure.error.is_full_destination() {
             // At once, not when the parent has heard of it: whatever is begun now fails too.
-            self.context.scoreboard.stop();
+            self.context.board.stop();
         }
         self.news.failures.push(failure);
     }
 
-    fn line(&mut self, name: &CStr, action: Action) {
+    fn line(&mut self, name: &CStr, action: Decision) {
         self.size += name.count_bytes() + size_of::<Line>();
         self.news.lines.push(Line {
             name: Some(Name::new(name.to_bytes())),
@@ -559,6 +541,13 @@ impl Worker {
     }
 }
 
-fn bug() -> Result<Outcome, CopyError> {
+fn origin(fresh: bool) -> DirOrigin {
+    DirOrigin {
+        created: fresh,
+        known_empty: fresh,
+    }
+}
+
+fn bug() -> Result<EntryResult, CopyError> {
     Err(CopyError::new(Step::Copy, Reason::Bug))
 }

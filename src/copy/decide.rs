@@ -1,0 +1,196 @@
+//! Compares an entry with what the destination has, and decides what to do with it.
+
+use std::ffi::CStr;
+use std::ops::ControlFlow;
+
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
+
+use super::dir::DirPair;
+use super::{Copier, Entry, EntryResult, file_type};
+use crate::config::Overwrite;
+use crate::fs::granularity::{Granularity, PROBE};
+use crate::fs::stat::FileStat;
+use crate::protocol::entry::{Decision, HardLinks};
+use crate::protocol::error::{At, CopyError, Reason, Step};
+
+impl Copier {
+    /// Decides what to do with an entry. Breaks with the result if there is nothing to write.
+    ///
+    /// The source is not examined if the destination has nothing of that name, which saves a
+    /// system call: the caller opens it next.
+    pub(super) fn decide(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+    ) -> Result<ControlFlow<EntryResult, Decision>, CopyError> {
+        let dry_run = self.context.config.dry_run;
+        let old = dir.existing(entry.to).at(Step::LookAtDestination)?;
+        if old.is_none() && !dry_run {
+            return Ok(ControlFlow::Continue(Decision::Create));
+        }
+        let new = self.stat_source(dir, entry.from)?;
+        if self.should_report(&new, entry.hard_links) {
+            return Ok(ControlFlow::Break(EntryResult::HardLink(new)));
+        }
+        let decision = match old {
+            Some(old) => self.compare(dir, entry, &FileStat::of(&old), &new)?,
+            None => Decision::Create,
+        };
+        if !decision.changes() {
+            return Ok(ControlFlow::Break(EntryResult::Done(decision)));
+        }
+        if dry_run {
+            if file_type(&new) == FileType::RegularFile {
+                self.slot.add_bytes(new.size);
+            }
+            return Ok(ControlFlow::Break(EntryResult::Done(decision)));
+        }
+        Ok(ControlFlow::Continue(decision))
+    }
+
+    /// Decides about an entry if the destination has something of that name.
+    fn compare(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+        old: &FileStat,
+        new: &FileStat,
+    ) -> Result<Decision, CopyError> {
+        if new.inode == old.inode {
+            return Ok(Decision::LeaveSame);
+        }
+        if file_type(old) == FileType::Directory {
+            return Err(CopyError::new(Step::Create, Reason::DirectoryInTheWay));
+        }
+        if self.context.roots.is_source(old.inode) {
+            return Err(CopyError::new(Step::Create, Reason::IsSource));
+        }
+        let mut difference = self.difference(dir, entry, old, new)?;
+        if entry.suspect {
+            // Its times were to be set last, so those are what may be wrong.
+            difference = difference.or(Some(Decision::ReplaceTime));
+        }
+        Ok(self.apply_overwrite(difference, old, new))
+    }
+
+    /// Returns in which way the destination's entry differs from the source's.
+    fn difference(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+        old: &FileStat,
+        new: &FileStat,
+    ) -> Result<Option<Decision>, CopyError> {
+        if file_type(old) != file_type(new) {
+            return Ok(Some(Decision::ReplaceOtherKind));
+        }
+        if file_type(new) == FileType::Symlink {
+            let from = fs::readlinkat(dir.source(), entry.from, Vec::new()).at(Step::ReadLink)?;
+            let to = fs::readlinkat(dir.destination()?, entry.to, Vec::new())
+                .at(Step::LookAtDestination)?;
+            if from != to {
+                return Ok(Some(Decision::ReplaceTarget));
+            }
+        } else if (old.size, old.rdev) != (new.size, new.rdev) {
+            return Ok(Some(Decision::ReplaceSize));
+        }
+        Ok((!self.is_same_time(dir, old, new)).then_some(Decision::ReplaceTime))
+    }
+
+    /// Applies `--overwrite` to an existing entry that differs, or does not.
+    pub(super) fn apply_overwrite(
+        &self,
+        difference: Option<Decision>,
+        old: &FileStat,
+        new: &FileStat,
+    ) -> Decision {
+        match self.context.config.overwrite {
+            Overwrite::Always => Decision::ReplaceAlways,
+            Overwrite::Changed => difference.unwrap_or(Decision::LeaveUnchanged),
+            Overwrite::Older | Overwrite::Never if difference.is_none() => Decision::LeaveUnchanged,
+            Overwrite::Older if old.mtime < new.mtime => Decision::ReplaceOlder,
+            Overwrite::Older => Decision::SkipNewer,
+            Overwrite::Never => Decision::SkipExisting,
+        }
+    }
+
+    /// Returns true if the destination's entry looks like a copy of the source's.
+    pub(super) fn is_copy(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
+        file_type(old) == file_type(new)
+            && (old.size, old.rdev) == (new.size, new.rdev)
+            && (!self.context.config.preserve.timestamps.wanted()
+                || self.is_same_time(dir, old, new))
+    }
+
+    /// Returns true for one of several hard links that the parent has to decide about.
+    pub(super) fn should_report(&self, stat: &FileStat, hard_links: HardLinks) -> bool {
+        hard_links == HardLinks::Report
+            && stat.links > 1
+            && self.context.config.preserve.links.wanted()
+    }
+
+    pub(super) fn stat_source(&self, dir: &DirPair, from: &CStr) -> Result<FileStat, CopyError> {
+        let flags = if self.context.config.dereference {
+            AtFlags::empty()
+        } else {
+            AtFlags::SYMLINK_NOFOLLOW
+        };
+        let stat = fs::statat(dir.source(), from, flags).at(Step::Look)?;
+        Ok(FileStat::of(&stat))
+    }
+
+    /// Returns true if the destination's time is the source's, as far as the destination's file
+    /// system can store it. The granularity is measured, not assumed. So a change within the same
+    /// second goes unnoticed only if the file system cannot express it.
+    fn is_same_time(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
+        if old.mtime == new.mtime {
+            return true;
+        }
+        if !Granularity::may_keep(new.mtime, old.mtime) {
+            return false;
+        }
+        let granularity = if self.context.config.dry_run {
+            Granularity::guessed_from(old)
+        } else {
+            self.granularity(dir)
+        };
+        granularity.keeps(new.mtime, old.mtime)
+    }
+
+    /// Returns the destination's granularity, which is measured once for each file system.
+    fn granularity(&mut self, dir: &mut DirPair) -> Granularity {
+        let device = dir.devices().destination;
+        let known = self
+            .granularities
+            .iter()
+            .find(|(known, _)| *known == device);
+        if let Some((_, granularity)) = known {
+            return *granularity;
+        }
+        // If no file can be created here, none can be replaced either.
+        let granularity = self.measure(dir).unwrap_or(Granularity::Exact);
+        self.granularities.push((device, granularity));
+        granularity
+    }
+
+    /// Sets the time of a temporary file and reads it back.
+    fn measure(&mut self, dir: &mut DirPair) -> Result<Granularity, CopyError> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let target = self.next_temp();
+        // Dropping `_unfinished` at the end removes the file.
+        let (file, _unfinished) = self.create(dir, c"", target, |dir, name| {
+            fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).at(Step::Create)
+        })?;
+        let time = Timespec {
+            tv_sec: PROBE.0,
+            tv_nsec: PROBE.1,
+        };
+        let times = Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        fs::futimens(&file, &times).at(Step::SetTimes)?;
+        let stat = fs::fstat(&file).at(Step::LookAtDestination)?;
+        Ok(Granularity::learned_from(FileStat::of(&stat).mtime))
+    }
+}

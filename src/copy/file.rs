@@ -1,0 +1,165 @@
+//! Regular files.
+
+use std::ffi::CStr;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{self, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::content::Files;
+use super::dir::DirPair;
+use super::metadata::{self, InitialMeta, SourceFile};
+use super::temp::Unfinished;
+use super::{Copier, Entry, EntryResult, file_type};
+use crate::fs::proc::magic_link;
+use crate::fs::stat::FileStat;
+use crate::fs::sys;
+use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::scoreboard::WriteTarget;
+
+/// An unfinished file at the destination, open.
+pub(super) struct NewFile<'a> {
+    pub(super) fd: OwnedFd,
+    pub(super) unfinished: Unfinished<'a>,
+    pub(super) meta: InitialMeta,
+}
+
+impl Copier {
+    /// Copies a regular file, or creates one that is to be copied in chunks.
+    ///
+    /// A small new file takes nine system calls: openat, fstat and flistxattr on the source;
+    /// openat and copy_file_range for the new file; fstat once more, futimens, and close twice.
+    pub(super) fn copy_file(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+    ) -> Result<EntryResult, CopyError> {
+        let decision = match self.decide(dir, entry)? {
+            ControlFlow::Continue(decision) => decision,
+            ControlFlow::Break(result) => return Ok(result),
+        };
+        let fd = self.open_source(dir, entry.from).at(Step::Open)?;
+        let stat = FileStat::of(&fs::fstat(&fd).at(Step::Look)?);
+        if file_type(&stat) != FileType::RegularFile {
+            // It was one when the directory was listed.
+            drop(fd);
+            return self.copy_special(dir, entry);
+        }
+        if self.should_report(&stat, entry.hard_links) {
+            return Ok(EntryResult::HardLink(stat));
+        }
+        self.slot.add_size(stat.size);
+        let source = SourceFile::new(fd, stat, &self.context.config)?;
+        if self.is_chunkable(&source.stat) {
+            return self.copy_chunkable(dir, entry, &source, decision);
+        }
+        let target = self.write_target(decision);
+        let mode = self.initial_mode(dir, &source);
+        let new = self.create_file(dir, entry.to, target, mode)?;
+        let files = Files::new(&source.fd, &new.fd, dir);
+        self.copy_whole(files, &source.stat)?;
+        self.finish_file(&source, new, entry.to)?;
+        Ok(EntryResult::Done(decision))
+    }
+
+    /// Creates a file at the destination, and observes what the kernel has given it.
+    pub(super) fn create_file<'a>(
+        &mut self,
+        dir: &mut DirPair,
+        to: &'a CStr,
+        target: WriteTarget,
+        mode: u32,
+    ) -> Result<NewFile<'a>, CopyError> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let (fd, unfinished) = self.create(dir, to, target, |dir, name| {
+            fs::openat(dir, name, flags, Mode::from_raw_mode(mode)).at(Step::Create)
+        })?;
+        dir.observe_defaults(fd.as_fd())
+            .at(Step::LookAtDestination)?;
+        let meta = InitialMeta {
+            owner: dir.default_owner(),
+            // An inherited ACL changes the mode.
+            mode: (!dir.has_default_acl()).then_some(mode),
+        };
+        Ok(NewFile {
+            fd,
+            unfinished,
+            meta,
+        })
+    }
+
+    /// Finishes a file whose contents are there: checks that the source has not changed meanwhile,
+    /// applies the metadata, closes the file and renames it into place.
+    pub(super) fn finish_file(
+        &mut self,
+        source: &SourceFile,
+        new: NewFile<'_>,
+        to: &CStr,
+    ) -> Result<(), CopyError> {
+        let now = FileStat::of(&fs::fstat(&source.fd).at(Step::Look)?);
+        if !source.stat.same_contents(&now) {
+            return Err(CopyError::new(Step::Read, Reason::Changed));
+        }
+        self.apply_metadata(source, new.fd.as_fd(), new.meta)?;
+        if self.context.config.fsync {
+            fs::fsync(&new.fd).at(Step::Sync)?;
+        }
+        sys::close(new.fd).at(Step::Close)?;
+        new.unfinished.commit(to)
+    }
+
+    pub(super) fn open_source(&self, dir: &DirPair, from: &CStr) -> rustix::io::Result<OwnedFd> {
+        // NONBLOCK: a FIFO may have taken the file's place, and opening that must not wait.
+        let mut flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        if !self.context.config.dereference {
+            flags |= OFlags::NOFOLLOW;
+        }
+        let open = |flags| fs::openat(dir.source(), from, flags, Mode::empty());
+        if self.context.config.is_root {
+            // This keeps the source's access times. Other users may ask for it too, but only for
+            // their own files: for every other file they would pay with a call that fails.
+            match open(flags | OFlags::NOATIME) {
+                Err(Errno::PERM | Errno::AGAIN) => {}
+                result => return result,
+            }
+        }
+        match open(flags) {
+            // A process, perhaps a file server, holds a lease on it (fcntl(2)). Opening it without
+            // NONBLOCK waits until the lease is given up. That is safe for a regular file only.
+            Err(Errno::AGAIN) => {
+                let entry = open(flags | OFlags::PATH)?;
+                let stat = fs::fstat(&entry)?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    return Err(Errno::AGAIN);
+                }
+                let waiting = flags.difference(OFlags::NONBLOCK | OFlags::NOFOLLOW);
+                fs::open(magic_link(&entry), waiting, Mode::empty())
+            }
+            result => result,
+        }
+    }
+
+    /// Returns the mode to create a file with. That is its final mode if nothing has to happen
+    /// before other users may access the file, which saves a chmod(2). Otherwise only the owner
+    /// gets access.
+    fn initial_mode(&self, dir: &DirPair, source: &SourceFile) -> u32 {
+        let config = &self.context.config;
+        if !config.preserve.mode.wanted() {
+            return metadata::default_file_mode(config);
+        }
+        let Some(owner) = dir.default_owner() else {
+            return 0o600;
+        };
+        let stat = &source.stat;
+        let has_final_owner = !config.preserve.ownership.wanted()
+            || owner == metadata::attainable_owner(config, Some(owner), stat);
+        // An inherited ACL would grant others what the group bits allow.
+        let is_final = has_final_owner
+            && source.attributes.is_empty()
+            && stat.mode & 0o7000 == 0
+            && !dir.has_default_acl();
+        if is_final { stat.mode & 0o777 } else { 0o600 }
+    }
+}

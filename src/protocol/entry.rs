@@ -1,0 +1,191 @@
+//! What the parent and the workers say about one entry, or one directory.
+
+use serde::{Deserialize, Serialize};
+
+use crate::fs::path::Name;
+use crate::fs::stat::{FileId, FileStat};
+
+/// Bytes of data in one chunk. Large enough that handing it out costs nothing, small enough that
+/// all workers end at about the same time.
+const CHUNK_SIZE: u64 = 16 << 20;
+/// Chunks begin at multiples of this.
+const CHUNK_ALIGNMENT: u64 = 1 << 20;
+
+/// What to do with an entry, or what was done, and why. Printed by `-n` and `-v`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Decision {
+    Create,
+    ReplaceOtherKind,
+    ReplaceSize,
+    ReplaceTime,
+    ReplaceTarget,
+    ReplaceAlways,
+    ReplaceOlder,
+    HardLink,
+    LeaveUnchanged,
+    LeaveSame,
+    SkipExisting,
+    SkipNewer,
+    MakeDirectory,
+    MergeDirectory,
+}
+
+impl Decision {
+    /// Returns the verb and the reason in a dry run's line.
+    pub(crate) const fn plan(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Create => ("copy", "new"),
+            Self::ReplaceOtherKind => ("replace", "type differs"),
+            Self::ReplaceSize => ("replace", "size differs"),
+            Self::ReplaceTime => ("replace", "time differs"),
+            Self::ReplaceTarget => ("replace", "target differs"),
+            Self::ReplaceAlways => ("replace", "asked for"),
+            Self::ReplaceOlder => ("replace", "older"),
+            Self::HardLink => ("link", "hard link"),
+            Self::LeaveUnchanged => ("leave", "unchanged"),
+            Self::LeaveSame => ("leave", "same file"),
+            Self::SkipExisting => ("skip", "exists"),
+            Self::SkipNewer => ("skip", "not older"),
+            Self::MakeDirectory => ("make", "new"),
+            Self::MergeDirectory => ("merge", "directory exists"),
+        }
+    }
+
+    /// Returns true if something is made or replaced.
+    pub(crate) const fn changes(self) -> bool {
+        matches!(self.outcome(), Outcome::Copied)
+    }
+
+    /// Returns how the entry is counted. Directories are not counted.
+    pub(crate) const fn outcome(self) -> Outcome {
+        match self {
+            Self::Create
+            | Self::ReplaceOtherKind
+            | Self::ReplaceSize
+            | Self::ReplaceTime
+            | Self::ReplaceTarget
+            | Self::ReplaceAlways
+            | Self::ReplaceOlder
+            | Self::HardLink
+            | Self::MakeDirectory => Outcome::Copied,
+            Self::LeaveUnchanged | Self::LeaveSame | Self::MergeDirectory => Outcome::Unchanged,
+            Self::SkipExisting | Self::SkipNewer => Outcome::Skipped,
+        }
+    }
+}
+
+/// How a finished entry is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Made or replaced.
+    Copied,
+    /// The same already.
+    Unchanged,
+    /// Left alone because of `--overwrite`.
+    Skipped,
+}
+
+/// How a job treats entries with several hard links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum HardLinks {
+    /// Report them: the parent decides which one is copied and which ones become links.
+    Report,
+    /// Copy them like any other entry.
+    Copy,
+}
+
+/// What is known about a destination directory before a job opens it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DirOrigin {
+    /// This run has made the directory.
+    pub(crate) created: bool,
+    /// None of the job's entries can be there yet, and the directory's own metadata is still what
+    /// it was made with. Implies `created`. A retry loses it.
+    pub(crate) known_empty: bool,
+}
+
+/// A file that several workers copy in chunks. It stands under a temporary name until all of them
+/// are there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChunkedFile {
+    /// The source's name.
+    pub(crate) name: Name,
+    /// The temporary name at the destination.
+    pub(crate) temp: Name,
+    /// The file that stands under the temporary name.
+    pub(crate) id: FileId,
+    /// What the source was when it was opened.
+    pub(crate) stat: FileStat,
+}
+
+impl ChunkedFile {
+    /// Divides the file into chunks. Those of a sparse file are longer, so that each holds about
+    /// as much data.
+    pub(crate) fn chunks(&self) -> Vec<Chunk> {
+        let FileStat {
+            size, allocated, ..
+        } = self.stat;
+        let count = allocated.min(size).div_ceil(CHUNK_SIZE).max(1);
+        let length = size.div_ceil(count).next_multiple_of(CHUNK_ALIGNMENT);
+        (0..size)
+            .step_by(length as usize)
+            .map(|offset| Chunk {
+                offset,
+                length: length.min(size - offset),
+            })
+            .collect()
+    }
+}
+
+/// A part of a [`ChunkedFile`], in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Chunk {
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+#[cfg(test)]
+impl ChunkedFile {
+    /// Returns one for tests.
+    pub(crate) fn sample(name: &str, size: u64, allocated: u64) -> Self {
+        let none = (0, 0);
+        Self {
+            name: Name::new(name.as_bytes()),
+            temp: Name::new(format!(".{name}.tmp").as_bytes()),
+            id: FileId { dev: 1, ino: 3 },
+            stat: FileStat {
+                inode: FileId { dev: 1, ino: 2 },
+                mode: 0,
+                uid: 0,
+                gid: 0,
+                size,
+                allocated,
+                links: 1,
+                rdev: 0,
+                atime: none,
+                mtime: none,
+                ctime: none,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn chunks_cover_the_file_once(size in 1_u64..1 << 40, part in 1_u64..=64) {
+            let file = ChunkedFile::sample("n", size, size / part);
+            let mut end = 0;
+            for chunk in file.chunks() {
+                prop_assert_eq!(chunk.offset, end);
+                prop_assert!(chunk.length > 0);
+                end += chunk.length;
+            }
+            prop_assert_eq!(end, size);
+        }
+    }
+}
