@@ -1,7 +1,7 @@
-//! pcopy copies folders in parallel on Linux: faithful, safe and fast by default.
+//! pcopy copies directories in parallel on Linux: faithful, safe and fast by default.
 //!
-//! This is the program as a library, so that its parts can be tested and documented; [`run`] is
-//! the story of a run. `CONTRIBUTING.md` says where a change goes.
+//! This is the program as a library. [`run`] is the story of a run; `ARCHITECTURE.md` says how its
+//! parts work together, and `CONTRIBUTING.md` where a change goes.
 
 pub mod cli;
 pub mod config;
@@ -24,6 +24,7 @@ use context::{Context, Identity};
 use engine::Engine;
 use engine::processes::Processes;
 use engine::threads::Threads;
+use scheduler::Scheduler;
 use scheduler::autoscale::WorkerLimit;
 use scoreboard::Scoreboard;
 use signals::Signals;
@@ -35,13 +36,14 @@ const REPLACEMENTS: usize = 4096;
 /// Copies what the configuration says and returns the exit status.
 ///
 /// # Errors
-/// When nothing could be started. What goes wrong later is told on stderr, entry by entry, and
-/// in the exit status.
+/// If nothing could be started. What goes wrong later is printed entry by entry, and shows in the
+/// exit status.
 pub fn run(config: Config) -> Result<i32> {
-    let crew = WorkerLimit::new(config.jobs);
+    let limit = WorkerLimit::new(config.jobs);
     let identity = Identity::take_over();
     let targets = Targets::open(&config, identity.umask)?;
-    let scoreboard = Scoreboard::new(crew.limit() + crew.most() + REPLACEMENTS)
+    let workers = limit.limit() + limit.max() + REPLACEMENTS;
+    let scoreboard = Scoreboard::new(workers, limit.max() * scheduler::JOBS_PER_WORKER)
         .context("cannot share memory")?;
     let context: &'static Context = Box::leak(Box::new(Context {
         config,
@@ -50,12 +52,12 @@ pub fn run(config: Config) -> Result<i32> {
         scoreboard,
     }));
     let engine: Box<dyn Engine> = match context.config.mode {
-        Mode::Thread => Box::new(Threads::new(context, crew.most(), crew.limit())?),
-        // Before any thread exists: the fork_server is forked here.
-        Mode::Process => Box::new(Processes::new(context, crew.limit())?),
+        Mode::Thread => Box::new(Threads::new(context, limit.max(), limit.limit())?),
+        // Before any thread exists: the fork server is forked here.
+        Mode::Process => Box::new(Processes::new(context, limit.limit())?),
     };
     let signals = Signals::take_over()?;
-    Ok(scheduler::Scheduler::new(context, engine, crew, signals).run())
+    Ok(Scheduler::new(context, engine, limit, signals).run())
 }
 
 /// Prints the error that kept a run from starting, and returns the exit status.

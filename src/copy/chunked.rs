@@ -71,7 +71,7 @@ impl Copier {
     /// other files are being copied in chunks. The space of all of them is reserved, and a run that
     /// stops has to remove them all, so there must not be too many.
     fn preallocate(&self, file: &OwnedFd, stat: &FileStat) -> Result<Option<FileId>, CopyError> {
-        if !self.context.board.begin_chunked() {
+        if !self.context.scoreboard.begin_chunked() {
             return Ok(None);
         }
         let id = content::preallocate(file, stat).and_then(|is_preallocated| {
@@ -79,7 +79,7 @@ impl Copier {
             Ok(is_preallocated.then(|| FileId::of(&stat)))
         });
         if !matches!(id, Ok(Some(_))) {
-            self.context.board.end_chunked();
+            self.context.scoreboard.end_chunked();
         }
         id
     }
@@ -95,7 +95,7 @@ impl Copier {
     ) -> Result<(), CopyError> {
         let stat = &file.stat;
         let source = self.open_source(dir, from).at(Step::Open)?;
-        if FileId::of(&fs::fstat(&source).at(Step::Look)?) != stat.inode {
+        if FileId::of(&fs::fstat(&source).at(Step::Look)?) != stat.id {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
         // Each job locks anew, since a lock ends with the job that took it.
@@ -123,7 +123,7 @@ impl Copier {
         let unfinished = Unfinished::adopt(dir, &file.temp)?;
         let source = self.open_source(dir, from).at(Step::Open)?;
         let now = FileStat::of(&fs::fstat(&source).at(Step::Look)?);
-        let has_changed = changed || !now.same_contents(&file.stat);
+        let has_changed = changed || !now.has_same_contents(&file.stat);
         let stat = if has_changed { now } else { file.stat };
         let fd = match open_chunked(dir, file) {
             Ok(fd) => fd,

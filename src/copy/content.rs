@@ -314,7 +314,7 @@ impl Copier {
     }
 
     fn check_stop(&self) -> Result<(), CopyError> {
-        if self.context.board.is_stopping() {
+        if self.context.scoreboard.is_stopping() {
             return Err(CopyError::new(Step::Copy, Reason::Stopped));
         }
         Ok(())
@@ -332,7 +332,7 @@ enum Zeros {
 /// Returns true for a file that ended before its size and still claims that size. In /sys each
 /// file claims 4096 bytes and has fewer. Such file systems have no blocks.
 fn claims_size(source: &OwnedFd, stat: &FileStat) -> bool {
-    fs::fstat(source).is_ok_and(|now| stat.same_contents(&FileStat::of(&now)))
+    fs::fstat(source).is_ok_and(|now| stat.has_same_contents(&FileStat::of(&now)))
         && fs::fstatfs(source).is_ok_and(|statfs| statfs.f_blocks == 0)
 }
 

@@ -56,13 +56,13 @@ impl Copier {
         old: &FileStat,
         new: &FileStat,
     ) -> Result<Decision, CopyError> {
-        if new.inode == old.inode {
+        if new.id == old.id {
             return Ok(Decision::LeaveSame);
         }
         if file_type(old) == FileType::Directory {
             return Err(CopyError::new(Step::Create, Reason::DirectoryInTheWay));
         }
-        if self.context.roots.is_source(old.inode) {
+        if self.context.targets.is_source(old.id) {
             return Err(CopyError::new(Step::Create, Reason::IsSource));
         }
         let mut difference = self.difference(dir, entry, old, new)?;
@@ -118,7 +118,7 @@ impl Copier {
     pub(super) fn is_copy(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
         file_type(old) == file_type(new)
             && (old.size, old.rdev) == (new.size, new.rdev)
-            && (!self.context.config.preserve.timestamps.wanted()
+            && (!self.context.config.preserve.timestamps.is_wanted()
                 || self.is_same_time(dir, old, new))
     }
 
@@ -126,7 +126,7 @@ impl Copier {
     pub(super) fn should_report(&self, stat: &FileStat, hard_links: HardLinks) -> bool {
         hard_links == HardLinks::Report
             && stat.links > 1
-            && self.context.config.preserve.links.wanted()
+            && self.context.config.preserve.links.is_wanted()
     }
 
     pub(super) fn stat_source(&self, dir: &DirPair, from: &CStr) -> Result<FileStat, CopyError> {

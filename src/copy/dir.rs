@@ -66,7 +66,7 @@ impl DirPair {
         path: &RelPath,
         origin: DirOrigin,
     ) -> Result<Self, CopyError> {
-        let target = &context.roots.list[target];
+        let target = &context.targets.list[target];
         let config = &context.config;
         let source = if config.dereference {
             open_dir_following_links(target.source.as_fd(), path)
@@ -116,12 +116,12 @@ impl DirPair {
             // It was made in the same way as its entries will be, so they get the same owner. But
             // if its group is not this process's group, a set-group-id directory above may have
             // handed that down, and this directory need not do the same.
-            if stat.st_gid == context.config.group {
+            if stat.st_gid == context.identity.group {
                 self.default_owner = Some(Owner::of(&stat));
             }
             return Ok(());
         }
-        if context.roots.is_in_source(destination.as_fd(), id) {
+        if context.targets.is_in_source(destination.as_fd(), id) {
             let step = Step::OpenDestinationDirectory;
             return Err(CopyError::new(step, Reason::LandsOnSource));
         }
@@ -134,7 +134,7 @@ impl DirPair {
         let config = &context.config;
         if let Some(destination) = &self.destination
             // On a retry, a directory of this run may have its final mode already.
-            && !(config.is_root || config.dry_run || self.origin.known_empty)
+            && !(context.identity.is_root || config.dry_run || self.origin.known_empty)
             && let Ok(stat) = fs::fstat(destination)
             && stat.st_mode & 0o300 != 0o300
         {
@@ -196,7 +196,7 @@ impl DirPair {
 
     pub(super) fn devices(&self) -> Devices {
         Devices {
-            source: self.stat.inode.dev,
+            source: self.stat.id.dev,
             destination: self.destination_id.map_or(0, |id| id.dev),
         }
     }
@@ -204,7 +204,7 @@ impl DirPair {
     /// Returns which directory it is on both sides.
     pub(crate) fn ids(&self) -> DirIds {
         DirIds {
-            source: self.stat.inode,
+            source: self.stat.id,
             destination: self.destination_id,
         }
     }
@@ -247,7 +247,7 @@ impl DirPair {
             return Ok(old.map_or(Made::New, |_| Made::Merged));
         }
         let destination = self.share_destination()?;
-        let mode = config.new_dir_mode();
+        let mode = config.new_dir_mode(context.identity.umask);
         let made = match fs::mkdirat(&destination, name, mode) {
             Ok(()) => Made::New,
             // Nothing had this name, so the file system takes two source names for one.

@@ -99,7 +99,7 @@ impl Copier {
         to: &CStr,
     ) -> Result<(), CopyError> {
         let now = FileStat::of(&fs::fstat(&source.fd).at(Step::Look)?);
-        if !source.stat.same_contents(&now) {
+        if !source.stat.has_same_contents(&now) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
         self.apply_metadata(source, new.fd.as_fd(), new.meta)?;
@@ -117,7 +117,7 @@ impl Copier {
             flags |= OFlags::NOFOLLOW;
         }
         let open = |flags| fs::openat(dir.source(), from, flags, Mode::empty());
-        if self.context.config.is_root {
+        if self.context.identity.is_root {
             // This keeps the source's access times. Other users may ask for it too, but only for
             // their own files: for every other file they would pay with a call that fails.
             match open(flags | OFlags::NOATIME) {
@@ -146,15 +146,15 @@ impl Copier {
     /// gets access.
     fn initial_mode(&self, dir: &DirPair, source: &SourceFile) -> u32 {
         let config = &self.context.config;
-        if !config.preserve.mode.wanted() {
-            return metadata::default_file_mode(config);
+        if !config.preserve.mode.is_wanted() {
+            return metadata::default_file_mode(&self.context.identity);
         }
         let Some(owner) = dir.default_owner() else {
             return 0o600;
         };
         let stat = &source.stat;
-        let has_final_owner = !config.preserve.ownership.wanted()
-            || owner == metadata::attainable_owner(config, Some(owner), stat);
+        let has_final_owner = !config.preserve.ownership.is_wanted()
+            || owner == metadata::attainable_owner(&self.context.identity, Some(owner), stat);
         // An inherited ACL would grant others what the group bits allow.
         let is_final = has_final_owner
             && source.attributes.is_empty()

@@ -38,12 +38,12 @@ impl Copier {
         let old = dir.existing(entry.to).at(Step::LookAtDestination)?;
         let old = old.map(|stat| FileStat::of(&stat));
         if let Some(old) = &old
-            && self.stat_source(dir, entry.from)?.inode == old.inode
+            && self.stat_source(dir, entry.from)?.id == old.id
         {
             return Ok(EntryResult::Done(Decision::LeaveSame));
         }
         if let (Some(old), Some(leader)) = (&old, &leader)
-            && old.inode == leader.inode
+            && old.id == leader.id
         {
             // In a dry run they are the same even if the leader would be replaced.
             let is_replaced = config.dry_run && self.would_replace(dir, entry, leader)?;
@@ -69,7 +69,7 @@ impl Copier {
             Some(old) if file_type(&old) == FileType::Directory => {
                 return Err(CopyError::new(Step::Link, Reason::DirectoryInTheWay));
             }
-            Some(old) if self.context.roots.is_source(old.inode) => {
+            Some(old) if self.context.targets.is_source(old.id) => {
                 return Err(CopyError::new(Step::Link, Reason::IsSource));
             }
             Some(_) if config.overwrite == Overwrite::Never => {

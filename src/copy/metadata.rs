@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::dir::{DirPair, Owner};
 use super::{Copier, file_type};
 use crate::config::{Config, Keep};
+use crate::context::Identity;
 use crate::fs::proc::magic_link;
 use crate::fs::stat::FileStat;
 use crate::fs::xattr::{self, ACCESS_ACL, ACL_PREFIX};
@@ -53,20 +54,20 @@ pub(super) struct InitialMeta {
 /// Returns the owner that an entry can get at the destination. Root can give every entry away.
 /// Other users keep the owner that the kernel gives to their entries, and can only set the group.
 pub(super) fn attainable_owner(
-    config: &Config,
+    identity: &Identity,
     default_owner: Option<Owner>,
     stat: &FileStat,
 ) -> Owner {
     let uid = match default_owner {
-        Some(owner) if !config.is_root => owner.uid,
+        Some(owner) if !identity.is_root => owner.uid,
         _ => stat.uid,
     };
     Owner { uid, gid: stat.gid }
 }
 
 /// Returns the mode of new files if modes are not kept.
-pub(super) fn default_file_mode(config: &Config) -> u32 {
-    0o666 & !config.umask
+pub(super) fn default_file_mode(identity: &Identity) -> u32 {
+    0o666 & !identity.umask
 }
 
 /// Returns the names of an open entry's attributes that are to be kept.
@@ -75,12 +76,12 @@ fn list_attributes(entry: BorrowedFd<'_>, config: &Config) -> rustix::io::Result
         return Ok(Vec::new());
     }
     let mut names = xattr::all_attributes(|buffer| fs::flistxattr(entry, buffer))?;
-    names.retain(|name| keep_of(config, name).wanted());
+    names.retain(|name| keep_of(config, name).is_wanted());
     Ok(names)
 }
 
 fn keeps_attributes(config: &Config) -> bool {
-    config.preserve.mode.wanted() || config.preserve.xattr.wanted()
+    config.preserve.mode.is_wanted() || config.preserve.xattr.is_wanted()
 }
 
 /// Returns how much an attribute matters. ACLs belong to the mode, as in cp(1).
@@ -131,10 +132,10 @@ impl Copier {
             |name, value| fs::fsetxattr(file, name, value, XattrFlags::empty()),
         )?;
         let config = &self.context.config;
-        let mode = if config.preserve.mode.wanted() {
+        let mode = if config.preserve.mode.is_wanted() {
             permissible_mode(stat, denied, owner)
         } else {
-            default_file_mode(config)
+            default_file_mode(&self.context.identity)
         };
         if initial.mode != Some(mode) || !source.attributes.is_empty() {
             self.set_mode(|| fs::fchmod(file, Mode::from_raw_mode(mode)))?;
@@ -164,10 +165,10 @@ impl Copier {
             |name, buffer| fs::fgetxattr(source, name, buffer),
             |name, value| fs::fsetxattr(target, name, value, XattrFlags::empty()),
         )?;
-        let mode = if config.preserve.mode.wanted() {
+        let mode = if config.preserve.mode.is_wanted() {
             permissible_mode(stat, denied, owner)
         } else if dir.is_created() {
-            0o777 & !config.umask
+            0o777 & !self.context.identity.umask
         } else {
             now.mode & 0o7777
         };
@@ -207,7 +208,7 @@ impl Copier {
         })?;
         let denied = self.copy_attributes_by_path(dir, from, &entry)?;
         let is_link = file_type(stat) == FileType::Symlink;
-        if !is_link && self.context.config.preserve.mode.wanted() {
+        if !is_link && self.context.config.preserve.mode.is_wanted() {
             let mode = permissible_mode(stat, denied, owner);
             // An ACL or the change of owner may have changed it.
             let now = fs::fstat(&entry).at(Step::LookAtDestination)?.st_mode & 0o7777;
@@ -245,7 +246,7 @@ impl Copier {
             Err(Errno::NOENT) => return Ok(0),
             result => result.at(Step::ReadAttributes)?,
         };
-        names.retain(|name| keep_of(config, name).wanted());
+        names.retain(|name| keep_of(config, name).is_wanted());
         self.copy_attributes(
             &names,
             |name, buffer| fs::getxattr(&*from, name, buffer),
@@ -262,12 +263,12 @@ impl Copier {
     ) -> Result<Option<Owner>, CopyError> {
         let config = &self.context.config;
         let keep = config.preserve.ownership;
-        let mut wanted = attainable_owner(config, old, stat);
+        let mut wanted = attainable_owner(&self.context.identity, old, stat);
         if keep == Keep::Required {
             // Tried even if it will be refused: that has to be reported.
             wanted.uid = stat.uid;
         }
-        if !keep.wanted() || old == Some(wanted) {
+        if !keep.is_wanted() || old == Some(wanted) {
             return Ok(old);
         }
         let is_new_uid = keep == Keep::Required || old.is_none_or(|old| old.uid != wanted.uid);
@@ -301,7 +302,7 @@ impl Copier {
         utimens: impl FnOnce() -> rustix::io::Result<()>,
     ) -> Result<(), CopyError> {
         let keep = self.context.config.preserve.timestamps;
-        if !keep.wanted() {
+        if !keep.is_wanted() {
             return Ok(());
         }
         match utimens() {
@@ -390,7 +391,7 @@ impl Copier {
         let error = Err(CopyError::new(step, errno));
         match errno {
             _ if keep == Keep::Required => error,
-            Errno::PERM | Errno::ACCESS if !self.context.config.is_root => Ok(()),
+            Errno::PERM | Errno::ACCESS if !self.context.identity.is_root => Ok(()),
             Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL => {
                 note(&mut self.not_kept);
                 Ok(())

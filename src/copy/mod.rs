@@ -57,7 +57,7 @@ pub(crate) enum EntryResult {
 /// Copies entries for one worker.
 pub(crate) struct Copier {
     context: &'static Context,
-    slot: &'static WorkerSlot,
+    slot: WorkerSlot,
     worker: usize,
     /// The number of temporary names this worker has used.
     temps: u32,
@@ -74,7 +74,7 @@ impl Copier {
     pub(crate) fn new(context: &'static Context, worker: usize) -> Self {
         Self {
             context,
-            slot: context.board.slot(worker),
+            slot: context.scoreboard.slot(worker),
             worker,
             temps: 0,
             buffer: Vec::new(),

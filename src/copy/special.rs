@@ -55,8 +55,8 @@ impl Copier {
     fn initial_special_mode(&self, stat: &FileStat) -> u32 {
         let config = &self.context.config;
         match config.preserve.mode {
-            Keep::No => metadata::default_file_mode(config),
-            _ if config.preserve.ownership.wanted() => 0o600 & stat.mode,
+            Keep::No => metadata::default_file_mode(&self.context.identity),
+            _ if config.preserve.ownership.is_wanted() => 0o600 & stat.mode,
             _ => stat.mode & 0o777,
         }
     }

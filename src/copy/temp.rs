@@ -32,14 +32,14 @@ use crate::scoreboard::{WorkerSlot, WriteTarget};
 /// Returns a worker's temporary name of this number. Each entry gets a name of its own: that of a
 /// chunked file is in use until all chunks are there, and its worker goes on to other entries.
 pub(crate) fn name(context: &Context, worker: usize, number: u32) -> CString {
-    let name = format!(".pcopy.{:016x}.{worker}.{number}.tmp", context.config.run);
+    let name = format!(".pcopy.{:016x}.{worker}.{number}.tmp", context.identity.run);
     CString::new(name).unwrap_or_default()
 }
 
 /// Returns true for a temporary name of another run. This run's own temporary files are in use, or
 /// soon removed by the worker that made them.
 fn is_leftover(context: &Context, name: &[u8]) -> bool {
-    let own = format!(".pcopy.{:016x}.", context.config.run);
+    let own = format!(".pcopy.{:016x}.", context.identity.run);
     is_temporary(name) && !name.starts_with(own.as_bytes())
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn remove_leftovers(
     while let Some((_, name)) = listing.read() {
         heartbeat();
         // If the user names one as a source, it is to be rescued.
-        let is_source = || context.roots.is_single(name.to_bytes());
+        let is_source = || context.targets.is_single(name.to_bytes());
         if is_leftover(context, name.to_bytes()) && !is_source() {
             leftovers.push(name.to_owned());
         }
@@ -112,7 +112,7 @@ pub(super) struct Unfinished<'a> {
     dir: Rc<OwnedFd>,
     name: Cow<'a, CStr>,
     /// The slot that says so. None for a chunked file that another worker has begun.
-    slot: Option<&'static WorkerSlot>,
+    slot: Option<WorkerSlot>,
     remove_on_drop: bool,
 }
 

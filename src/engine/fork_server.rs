@@ -1,9 +1,9 @@
 //! The fork server of process mode, and what its children do.
 //!
-//! The parent has threads and must not fork. So before it has any it forks the fork_server, a small
-//! process with one thread, and that forks the workers: when there is work for one, and when one is to be
-//! replaced. Workers are made siblings of the fork_server, so that the parent learns how they end,
-//! and so that they go on should the fork_server die.
+//! The parent has threads and must not fork. So before it has any it forks the fork server, a
+//! small process with one thread, and that one forks the workers: when there is work for one, and
+//! when one must be replaced. Workers are siblings of the fork server (CLONE_PARENT), so the
+//! parent learns how they end, and they go on if the fork server dies.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -22,27 +22,26 @@ use signal_hook::consts::{SIGCONT, SIGXFSZ};
 
 use crate::context::Context;
 use crate::fs::sys::{self, Fork};
-use crate::protocol::wire::Wire;
+use crate::protocol::wire::{self, Wire};
 use crate::protocol::{Job, Report};
 use crate::signals::STOP_SIGNALS;
-use crate::worker::{Port, Worker};
+use crate::worker::{ReportSink, Worker};
 
-/// The parent's end of the connection to the fork_server.
+/// The parent's end of the connection to the fork server.
 pub(super) struct ForkServer {
     control: OwnedFd,
-    /// Its process number.
     pub(super) pid: Pid,
 }
 
 impl ForkServer {
-    /// Forks the fork_server. This process has one thread.
+    /// Forks the fork server. This process must have one thread.
     ///
     /// # Errors
-    /// Where the system allows no further process or descriptor.
+    /// If the system allows no further process or descriptor.
     pub(super) fn start(context: &'static Context) -> Result<Self> {
-        // A SIGSTOP that comes during a fork reaches the child once it runs. The SIGCONT after it
-        // takes that back only where it is not ignored, as it is without a handler: the child
-        // would stay stopped (Linux 6.18, __send_signal_locked). All that are forked inherit it.
+        // A SIGSTOP that comes during a fork reaches the child once it runs. The SIGCONT that
+        // follows cancels it only if it has a handler; without one the child would stay stopped
+        // (Linux 6.18, __send_signal_locked). All forked processes inherit the handler.
         signal_hook::flag::register(SIGCONT, Arc::default()).context("cannot handle signals")?;
         let (here, there) = Wire::pair().context("cannot make a socket")?;
         let parent = getpid();
@@ -56,29 +55,31 @@ impl ForkServer {
         }
     }
 
-    /// Asks for a worker of this number that is to listen to this socket. It is there at once
-    /// for messages; should the worker not come to life, the socket's other end is closed.
+    /// Asks for a worker of this number that listens to this socket. Messages can be sent to it
+    /// at once. If the worker does not come to life, the other end of the socket is closed.
     ///
     /// # Errors
-    /// Where the fork_server is no more.
-    pub(super) fn ask(&self, worker: usize, socket: &OwnedFd) -> rustix::io::Result<()> {
-        let number = (worker as u64).to_ne_bytes();
+    /// If the fork server has ended.
+    pub(super) fn start_worker(&self, number: usize, socket: &OwnedFd) -> rustix::io::Result<()> {
+        let number = (number as u64).to_ne_bytes();
         let fds = [socket.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
         let data = [IoSlice::new(&number)];
-        sendmsg(&self.control, &data, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+        wire::send_patiently(|| {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+            sendmsg(&self.control, &data, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+        })
     }
 }
 
-/// The fork_server's life: fork a worker whenever the parent asks, end when the parent does.
+/// Forks a worker whenever the parent asks. Ends when the parent does.
 fn serve(context: &'static Context, control: OwnedFd, parent: Pid) {
-    become_child("pcopy: fork_server", "pcopy: fork_server", parent);
+    become_child("pcopy: forker", "pcopy: fork server", parent);
     while let Some((number, socket)) = next_request(&control) {
-        // Where no process can be had, the socket is closed here, and so the parent knows.
+        // If the system allows no process, the socket is closed here, which tells the parent.
         if let Ok(Fork::Child) = sys::fork_sibling() {
-            // Held by workers too, it would not tell the parent that the fork_server is no more.
+            // If workers held it too, the parent would not notice the end of the fork server.
             drop(control);
             work(context, number, socket, parent);
             sys::exit_now(0)
@@ -104,7 +105,7 @@ fn next_request(control: &OwnedFd) -> Option<(usize, OwnedFd)> {
     (received.bytes == number.len()).then_some((u64::from_ne_bytes(number) as usize, socket))
 }
 
-/// A worker's life: take jobs from the socket until the other end is closed.
+/// Takes batches of jobs from the socket and runs them until the other end is closed.
 fn work(context: &'static Context, number: usize, socket: OwnedFd, parent: Pid) {
     let shown = number + 1;
     become_child(
@@ -114,37 +115,39 @@ fn work(context: &'static Context, number: usize, socket: OwnedFd, parent: Pid) 
     );
     context.scoreboard.slot(number).set_pid(getpid());
     let mut wire = Wire::new(socket, usize::MAX);
-    // Forked, it has a current folder and descriptors of its own already.
+    // A forked process has a current directory and descriptors of its own.
     let mut worker = Worker::new(context, number, true);
-    while let Ok(jobs) = wire.receive::<Vec<Job>>(true) {
-        if !worker.run(&jobs, &mut Socket(&mut wire)) {
-            break;
-        }
+    while let Ok(batch) = wire.receive::<Vec<Job>>(true) {
+        worker.run_batch(&batch, &mut Socket(&mut wire));
     }
 }
 
 struct Socket<'a>(&'a mut Wire);
 
-impl Port for Socket<'_> {
-    fn send(&mut self, report: Report) -> bool {
-        self.0.send(&report, true).is_ok()
+impl ReportSink for Socket<'_> {
+    /// Ends the process if the report cannot be sent. The parent then takes everything that was
+    /// not reported for not done, and gives it to another worker.
+    fn send(&mut self, report: Report) {
+        if self.0.send(&report, true).is_err() {
+            sys::exit_now(1);
+        }
     }
 }
 
-/// What every forked process does first.
+/// Prepares a forked process.
 fn become_child(name: &str, title: &str, parent: Pid) {
-    // Nobody is left over when the parent ends, whatever ends it.
+    // No process outlives the parent, whatever ends it.
     let died_with = set_parent_process_death_signal(Some(Signal::KILL));
     if died_with.is_err() || getppid() != Some(parent) {
         sys::exit_now(1);
     }
-    // Ctrl-C reaches the whole group: what is to be stopped and tidied up is the parent's
-    // decision. A handler instead of ignoring, so that nothing is inherited by accident.
-    // SIGXFSZ: a file that is larger than `ulimit -f` allows is an error, not the end.
+    // Ctrl-C reaches the whole group, but the parent decides what to stop and to tidy up. A
+    // handler that does nothing is not inherited by programs, as ignoring would be.
+    // SIGXFSZ: a file larger than `ulimit -f` allows is an error, not the end.
     for signal in STOP_SIGNALS.into_iter().chain([SIGXFSZ]) {
         let _ = signal_hook::flag::register(signal, Arc::default());
     }
-    // One that cannot be ended must not hold the reader of a pipe up.
+    // A process that cannot be killed must not keep the reader of a pipe waiting.
     if let Ok(null) = fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
         let _ = rustix::stdio::dup2_stdin(&null);
         let _ = rustix::stdio::dup2_stdout(&null);
@@ -156,7 +159,7 @@ fn become_child(name: &str, title: &str, parent: Pid) {
     sys::set_command_line(title);
 }
 
-/// A process's short name has 15 bytes (PR_SET_NAME(2const)).
+/// Returns a worker's name for top(1), at most 15 bytes (PR_SET_NAME(2const)).
 fn short_name(number: usize) -> String {
     let long = format!("pcopy: worker {number}");
     if long.len() <= 15 {

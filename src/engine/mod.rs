@@ -1,78 +1,88 @@
-//! Engines run jobs on workers and answer with reports: [`threads`] on a rayon pool,
-//! [`processes`] on forked processes. Whatever carries jobs elsewhere one day, over a network
-//! say, is another one.
+//! Engines run jobs on workers and return their reports: [`threads`] on a rayon pool,
+//! [`processes`] on forked processes. Another way to carry jobs, over a network say, would be a
+//! third one.
 
-pub(crate) mod fork_server;
+mod fork_server;
 pub(crate) mod processes;
 pub(crate) mod threads;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::protocol::error::Death;
-use crate::protocol::{Job, JobId, Report};
+use crate::protocol::{Job, Report};
 
-/// Runs jobs.
+/// How long a killed worker may take to die before it is given up. On a busy machine that takes a
+/// while; only one that hangs in a call to a dead disk or server takes longer than this.
+pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Runs batches of jobs.
 pub(crate) trait Engine {
-    /// How many deals can be taken now: one for each idle worker, the ones not started yet
-    /// included, and some more for each, so that nobody waits for the parent.
-    fn room(&self) -> usize;
+    /// Returns how many batches can be sent now: one for each idle worker, including those that
+    /// have not been started, and some more so that no worker waits for the parent.
+    fn free_slots(&self) -> usize;
 
-    /// How many workers have nothing to do, the ones not started yet included.
+    /// Returns how many workers have nothing to do, including those that have not been started.
     fn idle(&self) -> usize;
 
-    /// How many deals have not ended.
+    /// Returns how many batches have been sent and not ended.
     fn busy(&self) -> usize;
 
-    /// Gives some jobs to a worker; starts one where all are busy and the limit allows.
-    fn deal(&mut self, jobs: Vec<Arc<Job>>);
+    /// Sends a batch to a worker. Starts a worker if all are busy and the limit allows.
+    fn send(&mut self, batch: Vec<Arc<Job>>) -> Sent;
 
-    /// Jobs that were dealt to this very worker and that it has not ended, whoever has them now.
-    fn waiting(&self, worker: usize) -> Vec<JobId>;
+    /// Returns the next thing that happens, or `None` if that takes longer than `timeout`.
+    fn next(&mut self, timeout: Duration) -> Option<Event>;
 
-    /// The next thing that a worker says, or none within `patience`.
-    fn next(&mut self, patience: Duration) -> Option<Event>;
-
-    /// At most so many workers from now on.
+    /// Sets the most workers from now on.
     fn set_limit(&mut self, workers: usize);
 
-    /// How many slots of the board have been used: workers started so far.
-    fn slots(&self) -> usize;
+    /// Sends nothing more to a worker that makes no progress, or again to one that does.
+    fn set_stuck(&mut self, worker: usize, is_stuck: bool);
 
-    /// A worker as it is shown: `[thread 3]`, `[pid 4711]`.
+    /// Returns how many workers have been started so far: their slots on the scoreboard.
+    fn started(&self) -> usize;
+
+    /// Returns a worker as messages name it: `[thread 3]`, `[pid 4711]`.
     fn label(&self, worker: usize) -> String;
 
-    /// Ends a worker by force. False where that cannot be done.
+    /// Kills a worker. Returns false if that cannot be done.
     fn kill(&mut self, worker: usize) -> bool;
 
-    /// Gives a worker up that could not even be killed: what it was at is reported as lost.
+    /// Gives up a worker that was killed and does not die. It is reported as lost.
     fn abandon(&mut self, worker: usize);
 
-    /// Ends all workers. False where some had to be left behind.
-    fn shut_down(&mut self, patience: Duration) -> bool;
+    /// Ends all workers: waits for `timeout`, kills them, and waits for `kill_timeout`. Returns
+    /// how many are still there.
+    fn shut_down(&mut self, timeout: Duration, kill_timeout: Duration) -> usize;
+
+    /// Returns the present time. A simulation has its own.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 }
 
-/// What an engine tells.
+/// Where a batch went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// To this worker's own queue.
+    To(usize),
+    /// To the queue of all workers.
+    ToAll,
+    /// Nowhere: no worker is alive and none can be started.
+    NoWorkers,
+}
+
+/// What happens in an engine.
 pub(crate) enum Event {
-    /// A worker reports.
     Report {
-        /// Its number.
         worker: usize,
-        /// What it says.
         report: Report,
     },
-    /// A worker is no more.
+    /// A worker has ended. Its number is not used again.
     Lost {
-        /// Its number, not used again.
         worker: usize,
-        /// The jobs that it had not ended.
-        jobs: Vec<JobId>,
-        /// What ended it.
         death: Death,
-    },
-    /// No worker is left and none can be started.
-    NoWorkers {
-        /// The jobs that were to be dealt.
-        jobs: Vec<JobId>,
+        is_left_behind: bool,
     },
 }

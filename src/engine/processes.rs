@@ -1,239 +1,340 @@
-//! Workers that are forked processes, seen from the parent: deal, listen, replace.
+//! Workers that are forked processes, seen from the parent: send, listen, replace.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_open,
+    pidfd_send_signal, waitid, waitpid,
+};
 
 use super::fork_server::ForkServer;
-use super::{Engine, Event};
+use super::{Engine, Event, KILL_TIMEOUT, Sent};
 use crate::context::Context;
 use crate::protocol::error::Death;
 use crate::protocol::wire::{LONGEST_REPORT, Wire, WireError};
-use crate::protocol::{Job, JobId, Report};
+use crate::protocol::{Job, Report};
 
-/// How long a worker that closed its socket is given until it is ended by force.
-const ENDING: Duration = Duration::from_millis(100);
-
-/// How often to look for ended processes that no closed socket has told of, in waits for
-/// reports: each look is a system call.
+/// Batches in flight for each process: one that runs and one that waits. Four brought nothing.
+const QUEUE_DEPTH: usize = 2;
+/// How long a worker that closed its socket may take to end before it is killed.
+const EXIT_TIMEOUT: Duration = Duration::from_millis(200);
+/// How often to look for ended processes that no event has announced, in waits for reports: each
+/// look is a system call.
 const REAP_EVERY: u32 = 64;
+/// Workers in a row that never came to life, until no more are started.
+const MAX_STILLBORN: usize = 3;
 
-/// The processes.
+/// The engine of `--mode process`.
 pub(crate) struct Processes {
     context: &'static Context,
     fork_server: Option<ForkServer>,
-    workers: Vec<Process>,
+    workers: Vec<Worker>,
+    /// Workers that have closed their socket, or were killed, and have not been reaped.
+    ending: Vec<Ending>,
     limit: usize,
-    slots: usize,
+    started: usize,
     events: VecDeque<Event>,
-    /// Left behind: they could not be ended.
-    stuck: Vec<Pid>,
-    /// Workers in a row that never came to life.
+    /// Processes that do not die. They are reaped if they ever do.
+    left_behind: Vec<ChildProcess>,
     stillborn: usize,
     waits: u32,
 }
 
-struct Process {
+/// A worker that takes jobs.
+struct Worker {
     number: usize,
     wire: Wire,
-    deals: usize,
-    jobs: Vec<JobId>,
+    in_flight: usize,
+    is_stuck: bool,
+}
+
+/// A worker that takes no more jobs and is on its way out.
+struct Ending {
+    number: usize,
+    process: ChildProcess,
+    since: Instant,
+    is_killed: bool,
+}
+
+/// A child of this process. Its pidfd, on kernels that have it (Linux 5.4), names exactly this
+/// process. Its number does so too until it is reaped, and only this file reaps it.
+struct ChildProcess {
+    pid: Pid,
+    pidfd: Option<OwnedFd>,
+}
+
+impl ChildProcess {
+    /// Opens the process of this number. Returns `None` if it is no child of this process: the
+    /// number comes from memory that a damaged worker may have overwritten.
+    fn open(pid: Pid) -> Option<Self> {
+        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+            return Some(Self { pid, pidfd: None });
+        };
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        match waitid(WaitId::PidFd(pidfd.as_fd()), look) {
+            Err(Errno::CHILD) => None,
+            _ => Some(Self {
+                pid,
+                pidfd: Some(pidfd),
+            }),
+        }
+    }
+
+    fn kill(&self) -> bool {
+        match &self.pidfd {
+            Some(pidfd) => pidfd_send_signal(pidfd, Signal::KILL).is_ok(),
+            None => kill_process(self.pid, Signal::KILL).is_ok(),
+        }
+    }
+
+    /// Returns how the process ended; `None` if it still runs.
+    fn reap(&self) -> Option<Death> {
+        let ended = match &self.pidfd {
+            Some(pidfd) => {
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+                let ended = waitid(WaitId::PidFd(pidfd.as_fd()), options);
+                ended.map(|ended| ended.map(|it| (it.terminating_signal(), it.exit_status())))
+            }
+            None => {
+                let ended = waitpid(Some(self.pid), WaitOptions::NOHANG);
+                ended.map(|ended| ended.map(|(_, it)| (it.terminating_signal(), it.exit_status())))
+            }
+        };
+        match ended {
+            Ok(None) | Err(Errno::INTR) => None,
+            Ok(Some((Some(signal), _))) => Some(Death::Signal(signal)),
+            Ok(Some((_, Some(status)))) => Some(Death::Exit(status)),
+            Ok(Some(_)) | Err(_) => Some(Death::Unknown),
+        }
+    }
 }
 
 impl Processes {
-    /// Forks the fork_server. No thread must exist yet. Workers are forked when there is work.
+    /// Forks the fork server. No thread must exist yet. Workers are forked when there is work.
     ///
     /// # Errors
-    /// Where the fork_server cannot be had.
+    /// If the fork server cannot be started.
     pub(crate) fn new(context: &'static Context, limit: usize) -> Result<Self> {
         Ok(Self {
             context,
             fork_server: Some(ForkServer::start(context)?),
             workers: Vec::new(),
+            ending: Vec::new(),
             limit,
-            slots: 0,
+            started: 0,
             events: VecDeque::new(),
-            stuck: Vec::new(),
+            left_behind: Vec::new(),
             stillborn: 0,
             waits: 0,
         })
     }
 
-    /// Starts a worker. None where that cannot be done any more.
+    /// Starts a worker. Returns `None` if that cannot be done any more.
     fn start_one(&mut self) -> Option<usize> {
-        if self.slots == self.context.scoreboard.room() || self.stillborn > 2 {
+        let scoreboard = &self.context.scoreboard;
+        if self.started == scoreboard.capacity() || self.stillborn >= MAX_STILLBORN {
             return None;
         }
         let fork_server = self.fork_server.as_ref()?;
         let (here, there) = Wire::pair().ok()?;
-        if fork_server.ask(self.slots, &there).is_err() {
+        if fork_server.start_worker(self.started, &there).is_err() {
             // It is dead: no more replacements. The workers that live go on.
             let _ = waitpid(Some(fork_server.pid), WaitOptions::NOHANG);
             self.fork_server = None;
             return None;
         }
-        self.workers.push(Process {
-            number: self.slots,
+        self.workers.push(Worker {
+            number: self.started,
             wire: Wire::new(here, LONGEST_REPORT),
-            deals: 0,
-            jobs: Vec::new(),
+            in_flight: 0,
+            is_stuck: false,
         });
-        self.slots += 1;
+        self.started += 1;
         Some(self.workers.len() - 1)
     }
 
-    /// The worker that a deal goes to: an idle one, else a new one, else the least busy.
+    /// Chooses the worker for a batch: an idle one, else a new one, else the least busy.
     fn choose(&mut self) -> Option<usize> {
         let least = (0..self.workers.len()).min_by_key(|&at| {
             let worker = &self.workers[at];
-            // One that is stuck comes last.
-            (self.is_stuck(worker), worker.deals)
+            (worker.is_stuck, worker.in_flight)
         });
         match least {
-            Some(at) if self.workers[at].deals == 0 => Some(at),
+            Some(at) if self.workers[at].in_flight == 0 => Some(at),
             _ if self.workers.len() < self.limit => self.start_one().or(least),
             least => least,
         }
     }
 
-    /// True for a worker that makes no progress, and that others have taken the work of.
-    fn is_stuck(&self, worker: &Process) -> bool {
-        worker.deals > 0 && self.context.scoreboard.slot(worker.number).is_taken_from()
-    }
-
-    /// Reads what a worker has to say, or that it is no more.
+    /// Reads what a worker has to say, or that it has closed its socket.
     fn listen(&mut self, at: usize) {
         let worker = &mut self.workers[at];
         match worker.wire.receive::<Report>(false) {
             Ok(report) => {
                 self.stillborn = 0;
-                let over = |id: &JobId| {
-                    report.returned.contains(id)
-                        || report.news.iter().any(|news| news.ended && news.job == *id)
-                };
-                worker.jobs.retain(|id| !over(id));
-                if report.deal_ended {
-                    worker.deals = worker.deals.saturating_sub(1);
+                if report.is_batch_done {
+                    worker.in_flight = worker.in_flight.saturating_sub(1);
                 }
                 let worker = worker.number;
                 self.events.push_back(Event::Report { worker, report });
             }
             Err(WireError::Nothing) => {}
-            Err(WireError::Closed) => self.bury(at),
-            Err(WireError::Garbage) => {
-                // Whatever it is, it must not go on with jobs that others are about to get.
-                self.kill(self.workers[at].number);
-                self.bury(at);
-            }
+            Err(WireError::Closed) => self.dismiss(at, false),
+            // It must not go on with jobs that others are about to get.
+            Err(WireError::Garbage) => self.dismiss(at, true),
         }
     }
 
-    /// A worker is no more, or about to be.
-    fn bury(&mut self, at: usize) {
+    /// Sends nothing more to a worker and waits for its end.
+    fn dismiss(&mut self, at: usize, kill: bool) {
         let worker = self.workers.swap_remove(at);
-        let pid = self.context.scoreboard.slot(worker.number).pid();
-        let death = match pid {
-            Some(pid) => self.reap(pid),
-            None => {
-                self.stillborn += 1;
-                Death::Unknown
-            }
+        let number = worker.number;
+        let Some(pid) = self.context.scoreboard.slot(number).pid() else {
+            self.stillborn += 1;
+            return self.push_lost(number, Death::Unknown, false);
         };
+        let Some(process) = ChildProcess::open(pid) else {
+            return self.push_lost(number, Death::Unknown, false);
+        };
+        let is_killed = kill && process.kill();
+        self.ending.push(Ending {
+            number,
+            process,
+            since: Instant::now(),
+            is_killed,
+        });
+        self.reap_ending();
+    }
+
+    fn push_lost(&mut self, worker: usize, death: Death, is_left_behind: bool) {
         self.events.push_back(Event::Lost {
-            worker: worker.number,
-            jobs: worker.jobs,
+            worker,
             death,
+            is_left_behind,
         });
     }
 
-    fn reap(&mut self, pid: Pid) -> Death {
-        let since = Instant::now();
-        loop {
-            match waitpid(Some(pid), WaitOptions::NOHANG) {
-                Ok(Some((_, status))) => return death_of(status),
-                Ok(None) if since.elapsed() < ENDING => {
-                    std::thread::sleep(Duration::from_micros(100));
-                }
-                Ok(None) if since.elapsed() < 2 * ENDING => {
-                    let _ = kill_process(pid, Signal::KILL);
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Ok(None) => {
-                    self.stuck.push(pid);
-                    return Death::Unknown;
-                }
-                Err(Errno::INTR) => {}
-                Err(_) => return Death::Unknown,
+    /// Reports the workers that have ended as lost, and gives up those that do not die.
+    fn reap_ending(&mut self) {
+        let now = Instant::now();
+        for mut ending in std::mem::take(&mut self.ending) {
+            if let Some(death) = ending.process.reap() {
+                self.push_lost(ending.number, death, false);
+                continue;
+            }
+            let waited = now - ending.since;
+            if !ending.is_killed && waited > EXIT_TIMEOUT {
+                ending.process.kill();
+                ending.is_killed = true;
+            }
+            if waited > KILL_TIMEOUT {
+                self.push_lost(ending.number, Death::Unknown, true);
+                self.left_behind.push(ending.process);
+            } else {
+                self.ending.push(ending);
             }
         }
     }
 
-    /// No zombie stays for long: neither a worker that took its time to end nor the fork_server.
+    /// Leaves no zombie: neither a worker that took its time to die nor the fork server.
     fn reap_late(&mut self) {
-        let gone = |pid: Pid| !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None));
-        self.stuck.retain(|&pid| !gone(pid));
+        self.left_behind.retain(|process| process.reap().is_none());
+        let has_ended = |pid| !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None));
         if self
             .fork_server
             .as_ref()
-            .is_some_and(|fork_server| gone(fork_server.pid))
+            .is_some_and(|server| has_ended(server.pid))
         {
             self.fork_server = None;
         }
     }
-}
 
-fn death_of(status: WaitStatus) -> Death {
-    let signal = status.terminating_signal().map(Death::Signal);
-    let exit = status.exit_status().map(Death::Exit);
-    signal.or(exit).unwrap_or(Death::Unknown)
+    fn position(&self, worker: usize) -> Option<usize> {
+        self.workers
+            .iter()
+            .position(|process| process.number == worker)
+    }
+
+    /// Waits until a worker says something, has room for more, or has ended.
+    fn wait(&mut self, timeout: Duration) {
+        let sockets = self.workers.iter().map(|worker| {
+            let mut flags = PollFlags::IN;
+            flags.set(PollFlags::OUT, worker.wire.has_unsent());
+            PollFd::from_borrowed_fd(worker.wire.as_fd(), flags)
+        });
+        let pidfds = self
+            .ending
+            .iter()
+            .filter_map(|ending| ending.process.pidfd.as_ref());
+        let mut fds: Vec<PollFd<'_>> = sockets
+            .chain(pidfds.map(|pidfd| PollFd::new(pidfd, PollFlags::IN)))
+            .collect();
+        let timeout = Timespec {
+            tv_sec: timeout.as_secs() as i64,
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        // Interrupted by a signal: the caller looks at it.
+        let Ok(ready) = poll(&mut fds, Some(&timeout)) else {
+            return;
+        };
+        let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        let ready_workers: Vec<usize> = (0..self.workers.len())
+            .filter(|&at| is_ready(&fds[at]))
+            .collect();
+        drop(fds);
+        self.waits += 1;
+        if ready == 0 || self.waits.is_multiple_of(REAP_EVERY) {
+            self.reap_late();
+        }
+        // From the last one: dismissing a worker moves the last one to its place.
+        for at in ready_workers.into_iter().rev() {
+            self.listen(at);
+        }
+    }
 }
 
 impl Engine for Processes {
-    fn room(&self) -> usize {
-        // None for a worker that is stuck: it would wait with it.
-        let able = self.workers.iter().filter(|worker| !self.is_stuck(worker));
+    fn free_slots(&self) -> usize {
+        // None for a worker that is stuck: a batch would wait with it.
+        let able = self.workers.iter().filter(|worker| !worker.is_stuck);
         let stuck = self.workers.len() - able.clone().count();
-        let deals: usize = able.map(|worker| worker.deals).sum();
-        (2 * self.limit.saturating_sub(stuck)).saturating_sub(deals)
+        let in_flight: usize = able.map(|worker| worker.in_flight).sum();
+        (QUEUE_DEPTH * self.limit.saturating_sub(stuck)).saturating_sub(in_flight)
     }
 
     fn idle(&self) -> usize {
-        let busy = self.workers.iter().filter(|worker| worker.deals > 0);
+        let busy = self.workers.iter().filter(|worker| worker.in_flight > 0);
         self.limit.saturating_sub(busy.count())
     }
 
+    /// Counts a worker that is on its way out as one batch: its jobs are to be done again.
     fn busy(&self) -> usize {
-        self.workers.iter().map(|worker| worker.deals).sum()
+        let in_flight: usize = self.workers.iter().map(|worker| worker.in_flight).sum();
+        in_flight + self.ending.len()
     }
 
-    fn deal(&mut self, jobs: Vec<Arc<Job>>) {
+    fn send(&mut self, batch: Vec<Arc<Job>>) -> Sent {
         let Some(at) = self.choose() else {
-            let jobs = jobs.iter().map(|job| job.id).collect();
-            self.events.push_back(Event::NoWorkers { jobs });
-            return;
+            return Sent::NoWorkers;
         };
         let worker = &mut self.workers[at];
-        worker.deals += 1;
-        worker.jobs.extend(jobs.iter().map(|job| job.id));
-        let jobs: Vec<&Job> = jobs.iter().map(AsRef::as_ref).collect();
-        if worker.wire.send(&jobs, false).is_err() {
-            // It may have closed its socket; what it said before is read first.
-            self.kill(self.workers[at].number);
+        let number = worker.number;
+        worker.in_flight += 1;
+        let batch: Vec<&Job> = batch.iter().map(AsRef::as_ref).collect();
+        if worker.wire.send(&batch, false).is_err() {
+            // It may have closed its socket. What it said before is read first.
+            self.kill(number);
         }
+        Sent::To(number)
     }
 
-    fn waiting(&self, worker: usize) -> Vec<JobId> {
-        let process = self.workers.iter().find(|process| process.number == worker);
-        process.map_or_else(Vec::new, |process| process.jobs.clone())
-    }
-
-    fn next(&mut self, patience: Duration) -> Option<Event> {
+    fn next(&mut self, timeout: Duration) -> Option<Event> {
         if let Some(event) = self.events.pop_front() {
             return Some(event);
         }
@@ -242,33 +343,14 @@ impl Engine for Processes {
                 self.kill(self.workers[at].number);
             }
         }
-        let mut fds: Vec<PollFd<'_>> = self
-            .workers
-            .iter()
-            .map(|worker| {
-                let mut flags = PollFlags::IN;
-                flags.set(PollFlags::OUT, worker.wire.has_unsent());
-                PollFd::from_borrowed_fd(worker.wire.as_fd(), flags)
-            })
-            .collect();
-        let timeout = Timespec {
-            tv_sec: patience.as_secs() as i64,
-            tv_nsec: i64::from(patience.subsec_nanos()),
-        };
-        // Interrupted by a signal: the caller looks at it.
-        let ready = poll(&mut fds, Some(&timeout)).ok()?;
-        self.waits += 1;
-        if ready == 0 || self.waits.is_multiple_of(REAP_EVERY) {
-            self.reap_late();
-            return None;
-        }
-        let ready: Vec<usize> = (0..fds.len())
-            .rev()
-            .filter(|&at| !fds[at].revents().is_empty())
-            .collect();
-        // From the last one: burying a worker moves the last one to its place.
-        for at in ready {
-            self.listen(at);
+        let is_ending = !self.ending.is_empty();
+        self.wait(if is_ending {
+            timeout.min(EXIT_TIMEOUT)
+        } else {
+            timeout
+        });
+        if is_ending {
+            self.reap_ending();
         }
         self.events.pop_front()
     }
@@ -277,8 +359,14 @@ impl Engine for Processes {
         self.limit = workers;
     }
 
-    fn slots(&self) -> usize {
-        self.slots
+    fn set_stuck(&mut self, worker: usize, is_stuck: bool) {
+        if let Some(at) = self.position(worker) {
+            self.workers[at].is_stuck = is_stuck;
+        }
+    }
+
+    fn started(&self) -> usize {
+        self.started
     }
 
     fn label(&self, worker: usize) -> String {
@@ -289,53 +377,58 @@ impl Engine for Processes {
     }
 
     fn kill(&mut self, worker: usize) -> bool {
-        // The number of one that is no more may be somebody else's by now.
-        let lives = self.workers.iter().any(|process| process.number == worker);
-        let pid = self.context.scoreboard.slot(worker).pid().filter(|_| lives);
-        pid.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
+        // The number of a worker that was reaped may belong to another process by now.
+        let is_alive = self.position(worker).is_some();
+        let pid = self
+            .context
+            .scoreboard
+            .slot(worker)
+            .pid()
+            .filter(|_| is_alive);
+        pid.and_then(ChildProcess::open)
+            .is_some_and(|process| process.kill())
     }
 
     fn abandon(&mut self, worker: usize) {
-        let Some(at) = self.workers.iter().position(|w| w.number == worker) else {
+        let Some(at) = self.position(worker) else {
             return;
         };
-        let worker = self.workers.swap_remove(at);
-        self.stuck
-            .extend(self.context.scoreboard.slot(worker.number).pid());
-        self.events.push_back(Event::Lost {
-            worker: worker.number,
-            jobs: worker.jobs,
-            death: Death::Unknown,
-        });
+        self.workers.swap_remove(at);
+        let pid = self.context.scoreboard.slot(worker).pid();
+        self.left_behind.extend(pid.and_then(ChildProcess::open));
+        self.push_lost(worker, Death::Unknown, true);
     }
 
-    fn shut_down(&mut self, patience: Duration) -> bool {
-        let board = self.context.scoreboard;
+    fn shut_down(&mut self, timeout: Duration, kill_timeout: Duration) -> usize {
+        self.reap_late();
+        let ending = std::mem::take(&mut self.ending);
+        let mut left: Vec<_> = ending.into_iter().map(|ending| ending.process).collect();
+        // Closed sockets tell the fork server and the workers to end.
         let fork_server = self.fork_server.take();
-        let mut left = std::mem::take(&mut self.stuck);
-        left.extend(fork_server.as_ref().map(|fork_server| fork_server.pid));
-        // Closed sockets tell the fork_server and the workers to end.
-        drop(fork_server);
+        left.extend(fork_server.and_then(|server| ChildProcess::open(server.pid)));
         for worker in self.workers.drain(..) {
-            left.extend(board.slot(worker.number).pid());
+            let pid = self.context.scoreboard.slot(worker.number).pid();
+            left.extend(pid.and_then(ChildProcess::open));
         }
         let since = Instant::now();
-        let mut forced = false;
+        let mut is_killed = false;
         loop {
-            left.retain(|&pid| matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)));
-            if left.is_empty() {
-                return true;
+            left.retain(|process| process.reap().is_none());
+            let waited = since.elapsed();
+            if left.is_empty() || waited > timeout + kill_timeout {
+                return left.len() + self.left_behind.len();
             }
-            if since.elapsed() > patience && !forced {
-                for &pid in &left {
-                    let _ = kill_process(pid, Signal::KILL);
+            if waited > timeout && !is_killed {
+                for process in &left {
+                    process.kill();
                 }
-                forced = true;
+                is_killed = true;
             }
-            if since.elapsed() > patience + ENDING {
-                return false;
-            }
-            std::thread::sleep(Duration::from_micros(50));
+            std::thread::sleep(if is_killed {
+                Duration::from_millis(1)
+            } else {
+                Duration::from_micros(50)
+            });
         }
     }
 }

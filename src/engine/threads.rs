@@ -8,18 +8,19 @@ use anyhow::{Context as _, Result};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-use super::{Engine, Event};
+use super::{Engine, Event, Sent};
 use crate::context::Context;
 use crate::fs::sys;
-use crate::protocol::{Job, JobId, Report};
-use crate::worker::{Port, Worker};
+use crate::protocol::{Job, Report};
+use crate::worker::{ReportSink, Worker};
 
-/// Deals that are out for each thread. They wait in one queue for whoever is free, so a long one
-/// holds nobody up; with two, threads waited 3 % of the time for the parent to be scheduled, with
+/// Batches in flight for each thread. They wait in one queue for any free thread, so a long queue
+/// delays nobody. With two, threads waited 3 % of the time for the parent to be scheduled, with
 /// six 0.3 % (kernel tree, 2 cores).
-const AHEAD: usize = 6;
+const QUEUE_DEPTH: usize = 6;
 
-/// Reports that wait for the parent.
+/// Reports that may wait for the parent. If the reader of the output is slow, the workers wait,
+/// and their lines do not pile up in memory.
 const REPORTS: usize = 256;
 
 thread_local! {
@@ -28,19 +29,22 @@ thread_local! {
 }
 
 /// A rayon pool whose threads are started when there is work for them.
+///
+/// A pool's threads are started one by one, through its spawn handler, because 64 of them at once
+/// take as long as ten small files. A pool cannot grow, so a larger one takes over when more
+/// workers pay; batches are in a queue of the engine's own, which the larger pool inherits.
+/// (Measured: ten files take 0.91 times as long as with 64 threads from the start.)
 pub(crate) struct Threads {
     context: &'static Context,
     pool: ThreadPool,
     /// Threads of the pool that have not been started.
-    waiting: Vec<ThreadBuilder>,
+    unstarted: Vec<ThreadBuilder>,
     started: usize,
-    /// Slots that the threads of an earlier pool have.
-    taken: usize,
+    /// Slots of the scoreboard that belong to threads of earlier pools.
+    retired: usize,
     limit: usize,
-    most: usize,
-    deals: usize,
-    /// Deals that no thread has begun, first in, first out: whatever a thread gets after a deal
-    /// is newer. They are not in a pool's own queue, which a larger pool could not take over.
+    max: usize,
+    in_flight: usize,
     queue: Sender<Vec<Arc<Job>>>,
     queued: Receiver<Vec<Arc<Job>>>,
     sender: Sender<(usize, Report)>,
@@ -48,27 +52,26 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// A pool for `limit` threads, one of which runs: without any the run would wait for ever.
-    /// There may be `most` later.
+    /// Makes a pool for `limit` threads and starts one: without any the run would wait for ever.
+    /// There may be `max` later.
     ///
     /// # Errors
-    /// Where rayon cannot make a pool, or the system allows no thread.
-    pub(crate) fn new(context: &'static Context, most: usize, limit: usize) -> Result<Self> {
-        let (pool, mut waiting) = make_pool(limit, 0).context("cannot make a thread pool")?;
-        start_one(&mut waiting).context("cannot start a thread")?;
-        // A reader of the output who takes his time holds the workers up, not all of their lines.
+    /// If rayon cannot make a pool, or the system allows no thread.
+    pub(crate) fn new(context: &'static Context, max: usize, limit: usize) -> Result<Self> {
+        let (pool, mut unstarted) = make_pool(limit, 0).context("cannot make a thread pool")?;
+        start_one(&mut unstarted).context("cannot start a thread")?;
         let (sender, reports) = bounded(REPORTS);
-        // Bounded by the deals that are out, which are bounded by the number of workers.
+        // Bounded by the batches in flight, which are bounded by the number of workers.
         let (queue, queued) = unbounded();
         Ok(Self {
             context,
             pool,
-            waiting,
+            unstarted,
             started: 1,
-            taken: 0,
+            retired: 0,
             limit,
-            most,
-            deals: 0,
+            max,
+            in_flight: 0,
             queue,
             queued,
             sender,
@@ -76,46 +79,44 @@ impl Threads {
         })
     }
 
-    /// InitialMeta a larger pool take over, for a pool cannot grow. The threads that there are end when
-    /// nothing is queued. (All that there may ever be would cost 2.5 µs each at the start, too
-    /// much for ten small files.)
+    /// Lets a larger pool take over. The threads of this one end when nothing is queued.
     fn grow(&mut self) {
-        let taken = self.taken + self.size();
-        let Ok((pool, mut waiting)) = make_pool(self.most, taken) else {
+        let retired = self.retired + self.size();
+        let Ok((pool, mut unstarted)) = make_pool(self.max, retired) else {
             return;
         };
-        // Fewer than there are would be a loss, where the system allows no more of them.
-        if !(0..self.started).all(|_| start_one(&mut waiting).is_ok()) {
+        // Fewer threads than now would be a loss, if the system allows no more of them.
+        if !(0..self.started).all(|_| start_one(&mut unstarted).is_ok()) {
             return;
         }
         self.pool = pool;
-        self.waiting = waiting;
-        self.taken = taken;
-        // Threads of the pool before may hang, and not come to these.
+        self.unstarted = unstarted;
+        self.retired = retired;
+        // The threads of the earlier pool may hang and never come to these.
         for _ in 0..self.queued.len() {
-            self.have_one_run();
+            self.wake_one();
         }
     }
 
-    /// InitialMeta one more thread, or one of those that are free, run the next deal.
-    fn have_one_run(&mut self) {
-        let (context, taken, sender) = (self.context, self.taken, self.sender.clone());
+    /// Makes one more thread, or one that is free, run the next batch.
+    fn wake_one(&mut self) {
+        let (context, retired, sender) = (self.context, self.retired, self.sender.clone());
         let queued = self.queued.clone();
         self.pool.spawn(move || {
-            // None where an earlier pool's thread was faster.
-            if let Ok(jobs) = queued.try_recv() {
-                run(context, taken, &jobs, &sender);
+            // Empty if a thread of an earlier pool was faster.
+            if let Ok(batch) = queued.try_recv() {
+                run_batch(context, retired, &batch, sender);
             }
         });
     }
 
     fn size(&self) -> usize {
-        self.started + self.waiting.len()
+        self.started + self.unstarted.len()
     }
 }
 
-fn start_one(waiting: &mut Vec<ThreadBuilder>) -> std::io::Result<()> {
-    let Some(thread) = waiting.pop() else {
+fn start_one(unstarted: &mut Vec<ThreadBuilder>) -> std::io::Result<()> {
+    let Some(thread) = unstarted.pop() else {
         return Ok(());
     };
     let mut builder = std::thread::Builder::new();
@@ -125,96 +126,92 @@ fn start_one(waiting: &mut Vec<ThreadBuilder>) -> std::io::Result<()> {
     builder.spawn(|| thread.run()).map(drop)
 }
 
-/// A pool and its threads, the first one last. The slots of the board up to `taken` are others'.
+/// Makes a pool whose threads are to be started by hand; the first one is the last in the list.
+/// Slots of the scoreboard up to `retired` belong to other threads.
 fn make_pool(
     threads: usize,
-    taken: usize,
+    retired: usize,
 ) -> Result<(ThreadPool, Vec<ThreadBuilder>), ThreadPoolBuildError> {
-    let mut waiting = Vec::with_capacity(threads);
+    let mut unstarted = Vec::with_capacity(threads);
     let pool = ThreadPoolBuilder::new()
         .num_threads(threads)
-        .thread_name(move |number| format!("pcopy worker {}", taken + number + 1))
+        .thread_name(move |number| format!("pcopy worker {}", retired + number + 1))
         .spawn_handler(|thread| {
-            waiting.push(thread);
+            unstarted.push(thread);
             Ok(())
         })
         .build()?;
-    waiting.reverse();
-    Ok((pool, waiting))
+    unstarted.reverse();
+    Ok((pool, unstarted))
 }
 
-struct Channel<'a> {
+struct Channel {
     worker: usize,
-    sender: &'a Sender<(usize, Report)>,
+    sender: Sender<(usize, Report)>,
 }
 
-impl Port for Channel<'_> {
-    fn send(&mut self, report: Report) -> bool {
-        self.sender.send((self.worker, report)).is_ok()
+impl ReportSink for Channel {
+    fn send(&mut self, report: Report) {
+        // The receiver lives as long as the run; after that the process ends.
+        let _ = self.sender.send((self.worker, report));
     }
 }
 
-fn run(
+fn run_batch(
     context: &'static Context,
-    taken: usize,
-    jobs: &[Arc<Job>],
-    sender: &Sender<(usize, Report)>,
+    retired: usize,
+    batch: &[Arc<Job>],
+    sender: Sender<(usize, Report)>,
 ) {
-    let number = taken + rayon::current_thread_index().unwrap_or(0);
+    let number = retired + rayon::current_thread_index().unwrap_or(0);
     WORKER.with_borrow_mut(|worker| {
         let worker = worker.get_or_insert_with(|| {
-            let own_tables = sys::unshare_descriptors().is_ok();
+            let has_own_cwd = sys::unshare_descriptors().is_ok();
             sys::own_credentials();
-            Worker::new(context, number, own_tables)
+            Worker::new(context, number, has_own_cwd)
         });
-        worker.run(
-            jobs,
-            &mut Channel {
-                worker: number,
-                sender,
-            },
-        );
+        let mut sink = Channel {
+            worker: number,
+            sender,
+        };
+        worker.run_batch(batch, &mut sink);
     });
 }
 
 impl Engine for Threads {
-    fn room(&self) -> usize {
-        (AHEAD * self.limit).saturating_sub(self.deals)
+    fn free_slots(&self) -> usize {
+        (QUEUE_DEPTH * self.limit).saturating_sub(self.in_flight)
     }
 
     fn idle(&self) -> usize {
-        self.limit.saturating_sub(self.deals)
+        self.limit.saturating_sub(self.in_flight)
     }
 
     fn busy(&self) -> usize {
-        self.deals
+        self.in_flight
     }
 
-    fn deal(&mut self, jobs: Vec<Arc<Job>>) {
-        self.deals += 1;
-        if self.deals > self.started && self.started < self.limit {
-            if start_one(&mut self.waiting).is_ok() {
+    fn send(&mut self, batch: Vec<Arc<Job>>) -> Sent {
+        self.in_flight += 1;
+        if self.in_flight > self.started && self.started < self.limit {
+            if start_one(&mut self.unstarted).is_ok() {
                 self.started += 1;
             } else {
-                // The system allows no further thread: these have to do.
-                self.waiting.clear();
+                // The system allows no further thread: these must do.
+                self.unstarted.clear();
                 self.limit = self.started;
             }
         }
-        // The queue ends with its other end, which is here.
-        let _ = self.queue.send(jobs);
-        self.have_one_run();
+        // The other end of the queue is here too, so it is open.
+        let _ = self.queue.send(batch);
+        self.wake_one();
+        Sent::ToAll
     }
 
-    fn waiting(&self, _worker: usize) -> Vec<JobId> {
-        // Deals that no thread has begun wait for all.
-        Vec::new()
-    }
-
-    fn next(&mut self, patience: Duration) -> Option<Event> {
-        let (worker, report) = self.reports.recv_timeout(patience).ok()?;
-        if report.deal_ended {
-            self.deals -= 1;
+    fn next(&mut self, timeout: Duration) -> Option<Event> {
+        let (worker, report) = self.reports.recv_timeout(timeout).ok()?;
+        if report.is_batch_done {
+            self.in_flight -= 1;
         }
         Some(Event::Report { worker, report })
     }
@@ -226,8 +223,11 @@ impl Engine for Threads {
         self.limit = workers.min(self.size());
     }
 
-    fn slots(&self) -> usize {
-        self.taken + self.started
+    /// Nothing is sent to a thread by name.
+    fn set_stuck(&mut self, _worker: usize, _is_stuck: bool) {}
+
+    fn started(&self) -> usize {
+        self.retired + self.started
     }
 
     fn label(&self, worker: usize) -> String {
@@ -240,12 +240,12 @@ impl Engine for Threads {
 
     fn abandon(&mut self, _worker: usize) {}
 
-    fn shut_down(&mut self, patience: Duration) -> bool {
-        // The threads end with the process; one that is stuck does not hold it up. Others have
-        // yet to say that their deal has ended.
-        let deadline = Instant::now() + patience;
+    /// Waits for the batches in flight. The threads end with the process, and one that hangs does
+    /// not delay that.
+    fn shut_down(&mut self, timeout: Duration, _kill_timeout: Duration) -> usize {
+        let deadline = Instant::now() + timeout;
         let left = || deadline.saturating_duration_since(Instant::now());
-        while self.deals > 0 && self.next(left()).is_some() {}
-        self.deals == 0
+        while self.in_flight > 0 && self.next(left()).is_some() {}
+        self.in_flight
     }
 }

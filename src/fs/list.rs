@@ -32,6 +32,7 @@ pub(crate) struct Listing {
     entries: walkdir::IntoIter,
     /// The current name and a NUL: one buffer for all names.
     name: Vec<u8>,
+    kind: Kind,
     /// How the listing ended, if it has.
     ended: Option<Result<(), Errno>>,
 }
@@ -42,6 +43,7 @@ impl Listing {
         Self {
             entries: WalkDir::new(path).min_depth(1).max_depth(1).into_iter(),
             name: Vec::with_capacity(256),
+            kind: Kind::File,
             ended: None,
         }
     }
@@ -53,34 +55,40 @@ impl Listing {
         }
         match self.entries.next() {
             Some(Ok(entry)) => {
-                let kind = Kind::of_listed(entry.file_type());
-                Some((kind, self.hold(entry.file_name())?))
+                self.kind = Kind::of_listed(entry.file_type());
+                self.hold(entry.file_name());
             }
             // On a file system whose listings lack types, walkdir calls lstat(2), and that failed
             // for this entry. The others are still listed, and opening this one shows the error.
             Some(Err(error)) if error.depth() == 1 && error.path().is_some() => {
-                let name = error.path().and_then(Path::file_name)?;
-                Some((Kind::File, self.hold(name)?))
+                self.kind = Kind::File;
+                self.hold(error.path().and_then(Path::file_name)?);
             }
             Some(Err(error)) => {
                 let number = error.io_error().and_then(std::io::Error::raw_os_error);
                 let errno = number.map_or(Errno::IO, Errno::from_raw_os_error);
                 self.ended = Some(Err(errno));
-                None
+                return None;
             }
             None => {
                 self.ended = Some(Ok(()));
-                None
+                return None;
             }
         }
+        self.last_read()
     }
 
-    /// Copies a name into the buffer and returns it as system calls take it.
-    fn hold(&mut self, name: &OsStr) -> Option<&CStr> {
+    /// Returns the entry that was read last.
+    pub(crate) fn last_read(&self) -> Option<(Kind, &CStr)> {
+        let name = CStr::from_bytes_with_nul(&self.name).ok()?;
+        Some((self.kind, name))
+    }
+
+    /// Copies a name into the buffer.
+    fn hold(&mut self, name: &OsStr) {
         self.name.clear();
         self.name.extend_from_slice(name.as_bytes());
         self.name.push(0);
-        CStr::from_bytes_with_nul(&self.name).ok()
     }
 
     /// Returns the error that ended the listing, if any.

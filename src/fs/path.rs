@@ -15,7 +15,7 @@ use serde_bytes::ByteBuf;
 /// The type of an entry, as a directory's listing reports it.
 ///
 /// It may be outdated: only fstat(2) on the open entry is certain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Kind {
     File,
     Directory,

@@ -30,7 +30,7 @@ pub(crate) struct DirIds {
 /// The metadata that a copy keeps, and that shows whether the source has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileStat {
-    pub(crate) inode: FileId,
+    pub(crate) id: FileId,
     /// The file type and the mode bits.
     pub(crate) mode: u32,
     pub(crate) uid: u32,
@@ -52,7 +52,7 @@ impl FileStat {
     #[allow(clippy::unnecessary_cast)] // the fields' types differ between architectures
     pub(crate) fn of(stat: &Stat) -> Self {
         Self {
-            inode: FileId::of(stat),
+            id: FileId::of(stat),
             mode: stat.st_mode as u32,
             uid: stat.st_uid,
             gid: stat.st_gid,

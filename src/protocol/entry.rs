@@ -154,7 +154,7 @@ impl ChunkedFile {
             temp: Name::new(format!(".{name}.tmp").as_bytes()),
             id: FileId { dev: 1, ino: 3 },
             stat: FileStat {
-                inode: FileId { dev: 1, ino: 2 },
+                id: FileId { dev: 1, ino: 2 },
                 mode: 0,
                 uid: 0,
                 gid: 0,

@@ -1,213 +1,317 @@
-//! What the parent and the workers say to each other: jobs one way, reports the other. The same
-//! types in both modes; in process mode they cross a socket (`engine::wire`).
+//! What the parent and the workers say to each other: jobs one way, reports the other. Both modes
+//! use the same types; in process mode they cross a socket ([`wire`]).
+//!
+//! **What has not been reported has not happened.** Counters, `-v` lines and errors travel
+//! together in a [`JobUpdate`], and the parent applies each update once. If a worker crashes, its
+//! unreported work is done again, and counted then.
 
 pub(crate) mod entry;
 pub(crate) mod error;
 pub(crate) mod wire;
 
 use std::collections::HashSet;
+use std::ops::{Add, AddAssign, Sub};
 
 use serde::{Deserialize, Serialize};
 
-use entry::{Chunk, ChunkedFile, Decision, HardLinks};
+use crate::fs::path::{Kind, Name, Names, RelPath};
+use crate::fs::stat::{DirIds, FileId, FileStat};
+use entry::{Chunk, ChunkedFile, Decision, DirOrigin, HardLinks};
 use error::CopyError;
 
-use crate::fs::path::{Name, Names, RelPath};
-use crate::fs::stat::{DirIds, FileId, FileStat};
-
-/// A job's number, never used twice in a run and never 0.
+/// A job's number: never 0, never used twice in a run.
 pub(crate) type JobId = u64;
 
-/// Some work in one folder.
+/// Some work in one directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Job {
-    /// Its number.
     pub(crate) id: JobId,
-    /// Which pair of source and destination root the path is below.
-    pub(crate) root: u32,
-    /// The folder, on both sides.
+    /// Index of its word in the table of claims.
+    pub(crate) claim: u32,
+    /// Which target the path is below.
+    pub(crate) target: u32,
+    /// The directory, on both sides.
     pub(crate) path: RelPath,
-    /// What to do there.
-    pub(crate) task: JobKind,
-    /// What a worker that died at this job leaves to know.
-    pub(crate) again: Option<Again>,
+    pub(crate) origin: DirOrigin,
+    pub(crate) kind: JobKind,
+    /// Set if a worker crashed at this job, or its report was lost.
+    pub(crate) retry: Option<Retry>,
 }
 
-/// What to do in a folder.
+/// What to do in a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum JobKind {
-    /// List the source folder, make its subfolders at the destination, copy its entries.
+    /// List the source directory, make its subdirectories, copy its entries.
     Directory {
-        /// The destination folder was made by this run, so nothing is in it.
-        fresh: bool,
-        /// The folders above this one, to notice loops.
-        above: Vec<DirIds>,
-        /// Entries to leave out, where a worker died at it: given up, failed or handed on to
-        /// others.
-        skip: HashSet<Name>,
+        /// The directories above this one, to notice loops.
+        ancestors: Vec<DirIds>,
+        /// What a worker before this one reported of the listing, if it did.
+        resume: Resume,
     },
     /// Copy these entries.
-    Entries {
-        /// Their names.
-        names: Names,
-        /// As in [`JobKind::Directory`].
-        fresh: bool,
-        hard_links: HardLinks,
-    },
+    Entries { names: Names, hard_links: HardLinks },
     /// Make these entries hard links to a file that this run has copied.
-    HardLinks {
-        /// Their names.
-        names: Names,
-        /// As in [`JobKind::Directory`].
-        fresh: bool,
-        /// Target of the entry to link to.
-        to_root: u32,
-        /// DirPair of the entry to link to.
-        to_folder: RelPath,
-        /// Name of the entry to link to.
-        to_name: Name,
-    },
-    /// Copy a part of a large file that is prepared at the destination.
-    Chunk {
-        /// The file.
-        large: ChunkedFile,
-        /// The part.
-        chunk: Chunk,
-    },
-    /// Every part of a large file is there: set its metadata and give it its name.
+    HardLinks { names: Names, leader: Leader },
+    /// Copy a part of a file that another job has prepared.
+    Chunk { file: ChunkedFile, chunk: Chunk },
+    /// Every chunk is there: set the file's metadata and rename it into place.
     Commit {
-        /// The file.
-        large: ChunkedFile,
-        /// The source was seen to change, so the pieces are worth nothing.
+        file: ChunkedFile,
+        /// A worker saw the source change: the chunks are worth nothing.
         changed: bool,
     },
-    /// Remove what there is of a large file: a part of it failed.
-    Discard {
-        /// The file.
-        large: ChunkedFile,
-    },
-    /// Everything below the folder is done: set its owner, attributes, mode and times.
+    /// A chunk failed: remove the file.
+    Discard { file: ChunkedFile },
+    /// Remove a temporary file that a crashed worker left.
+    Remove { name: Name },
+    /// Everything below is done: set the directory's owner, attributes, mode and times.
     FinishDirectory {
-        /// What the source folder had when it was opened.
-        stamp: FileStat,
-        /// As in [`JobKind::Directory`].
-        fresh: bool,
+        /// What the source directory was before it was listed.
+        stat: FileStat,
     },
 }
 
-/// What is known from workers that died at the same job before.
+/// Marks a job that a worker may have done in part before it was lost.
+///
+/// **A retry needs no cleaning first.** Times are set last, so an entry that a crash left
+/// incomplete under its own name differs from its source and is replaced. Only one could look
+/// complete and not be: the entry that the worker was at. It is named here, and is always treated
+/// as different.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Again {
-    /// Names at the destination under which something incomplete was left: remove them first.
-    pub(crate) clear: Vec<Name>,
-    /// So many entries are done and counted already; they will look unchanged.
-    pub(crate) counted: u64,
+pub(crate) struct Retry {
+    pub(crate) suspect: Option<Name>,
 }
 
-/// What a worker says, some of it about each job that it had to do with.
+/// What is known of a directory that was listed before, when its listing is repeated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Resume {
+    /// So many entries at the start of the listing were handed out or reported. They are
+    /// examined again without being counted: only if the source directory changed meanwhile is
+    /// there one among them that nobody has copied.
+    pub(crate) reported: u64,
+    /// Entries to leave out: other jobs have them, or they failed.
+    pub(crate) skip: HashSet<Name>,
+    /// The directory's own `-v` line was reported.
+    pub(crate) is_announced: bool,
+}
+
+/// The copied file that the other names of its group become links to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Leader {
+    pub(crate) target: u32,
+    pub(crate) dir: RelPath,
+    pub(crate) name: Name,
+}
+
+/// What a worker says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// In the order in which it happened.
-    pub(crate) news: Vec<JobUpdate>,
-    /// Jobs that the worker did not begin and gives back, since others are idle.
-    pub(crate) returned: Vec<JobId>,
-    /// What the destination file system could not hold.
+    /// In the order in which they happened.
+    pub(crate) updates: Vec<JobUpdate>,
     pub(crate) not_kept: NotKept,
-    /// The last report of a deal.
-    pub(crate) deal_ended: bool,
+    /// The last report of a batch of jobs.
+    pub(crate) is_batch_done: bool,
 }
 
-impl Report {
-    /// True when there is nothing to say.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.news.is_empty() && self.returned.is_empty() && !self.deal_ended
-    }
-}
-
-/// What happened in a job since the last news of it.
+/// What happened in a job since its last update.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct JobUpdate {
-    /// The job.
     pub(crate) job: JobId,
-    /// It has ended.
-    pub(crate) ended: bool,
-    /// The folder, told with the first of its subfolders.
-    pub(crate) pair: Option<DirIds>,
-    /// Subfolders that the destination has now, made by this run.
-    pub(crate) made: Names,
-    /// Subfolders that the destination had already.
-    pub(crate) merged: Names,
-    /// Entries of the folder that another worker shall copy: the last ones of the job's list,
-    /// where it came with one.
+    /// 0 for the job's first update, then 1, 2 and so on. The parent takes each number once.
+    pub(crate) number: u32,
+    pub(crate) is_done: bool,
+    pub(crate) counts: Counts,
+    /// How far the job is; only if it is not done.
+    pub(crate) progress: Progress,
+    /// The directory's ids, with the first of its subdirectories.
+    pub(crate) dir_ids: Option<DirIds>,
+    pub(crate) subdirs: Subdirs,
+    /// Entries that another worker shall copy: the last ones of the job's list.
     pub(crate) shared: Names,
-    /// Entries with several hard links.
-    pub(crate) links: Vec<HardLink>,
-    /// Files that are ready to be copied in pieces.
-    pub(crate) large: Vec<ChunkedFile>,
-    /// What went wrong.
-    pub(crate) failures: Vec<EntryError>,
-    /// What `-v` or `--dry-run` prints.
+    pub(crate) hard_links: Vec<HardLinkEntry>,
+    /// Files that are ready to be copied in chunks.
+    pub(crate) chunked: Vec<ChunkedFile>,
+    pub(crate) errors: Vec<EntryError>,
+    /// What `-v` or `-n` prints.
     pub(crate) lines: Vec<Line>,
-    /// The folder's stamp, where its subfolders or other jobs still have to end before it can be
-    /// finished. Absent once the worker has finished it itself.
+    /// The directory's stat, if other jobs must end before it can be finished. `None` once the
+    /// worker has finished it itself.
     pub(crate) unfinished: Option<Box<FileStat>>,
 }
 
 impl JobUpdate {
-    /// True when there is nothing to say.
+    /// Returns true if it names work for other jobs in the same directory.
+    pub(crate) fn has_children(&self) -> bool {
+        !(self.subdirs.is_empty()
+            && self.shared.is_empty()
+            && self.hard_links.is_empty()
+            && self.chunked.is_empty())
+    }
+}
+
+/// How far a job is that is not done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Progress {
+    #[default]
+    Unknown,
+    /// Of a listing.
+    Listed {
+        /// Entries that were listed, in the order of the listing.
+        entries: u64,
+        /// Of these, the ones that the worker copies itself and has not reported.
+        own: Names,
+    },
+    /// Of a list of names: so many at its start are settled.
+    Settled(u64),
+}
+
+/// Subdirectories that the destination has now, by how they came to be there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Subdirs {
+    /// Made by this job.
+    pub(crate) new: Names,
+    /// Made by a worker of this run that crashed.
+    pub(crate) resumed: Names,
+    /// There before the run.
+    pub(crate) merged: Names,
+}
+
+impl Subdirs {
     pub(crate) fn is_empty(&self) -> bool {
-        !self.ended
-            && !self.has_children()
-            && self.failures.is_empty()
-            && self.lines.is_empty()
-            && self.unfinished.is_none()
+        self.new.is_empty() && self.resumed.is_empty() && self.merged.is_empty()
     }
 
-    /// True when it names work for other jobs in the same folder.
-    pub(crate) fn has_children(&self) -> bool {
-        !(self.made.is_empty()
-            && self.merged.is_empty()
-            && self.shared.is_empty()
-            && self.links.is_empty()
-            && self.large.is_empty())
+    /// Returns the lists with what is known about the directories in each.
+    pub(crate) fn into_lists(self) -> [(Names, DirOrigin); 3] {
+        let origin = |created, known_empty| DirOrigin {
+            created,
+            known_empty,
+        };
+        [
+            (self.new, origin(true, true)),
+            (self.resumed, origin(true, false)),
+            (self.merged, origin(false, false)),
+        ]
     }
 }
 
 /// One name of a file that has several.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct HardLink {
-    /// The name, with its kind.
-    pub(crate) names: Names,
-    /// The file.
-    pub(crate) inode: FileId,
-    /// How many names it has in all.
-    pub(crate) count: u64,
+pub(crate) struct HardLinkEntry {
+    pub(crate) name: Name,
+    pub(crate) kind: Kind,
+    pub(crate) id: FileId,
+    /// How many names the file has in all.
+    pub(crate) links: u64,
+}
+
+/// An entry that was not copied, or not faithfully.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EntryError {
+    /// `None` stands for the job's directory.
+    pub(crate) name: Option<Name>,
+    pub(crate) error: CopyError,
 }
 
 /// One line of output about an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Line {
-    /// The entry; none stands for the folder.
+    /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
-    /// What was done, or would be.
-    pub(crate) action: Decision,
+    pub(crate) decision: Decision,
 }
 
-/// What the destination could not hold although nobody is to blame: told once for the run.
+/// What a worker, or the whole run, has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    /// Entries that listings have shown so far, without directories.
+    pub(crate) found: u64,
+    /// Regular files to copy whose sizes are known so far.
+    pub(crate) sized: u64,
+    /// Bytes of these.
+    pub(crate) bytes_found: u64,
+    /// Entries that were made or replaced at the destination.
+    pub(crate) copied: u64,
+    /// Entries that were left alone because they were the same.
+    pub(crate) unchanged: u64,
+    /// Entries that `--overwrite` said to leave alone.
+    pub(crate) skipped: u64,
+    /// Bytes that were copied.
+    pub(crate) bytes: u64,
+}
+
+impl Counts {
+    /// Returns how many entries have ended without an error.
+    pub(crate) fn done(&self) -> u64 {
+        self.copied + self.unchanged + self.skipped
+    }
+
+    pub(crate) const fn to_array(self) -> [u64; 7] {
+        [
+            self.found,
+            self.sized,
+            self.bytes_found,
+            self.copied,
+            self.unchanged,
+            self.skipped,
+            self.bytes,
+        ]
+    }
+
+    pub(crate) const fn from_array(counts: [u64; 7]) -> Self {
+        let [found, sized, bytes_found, copied, unchanged, skipped, bytes] = counts;
+        Self {
+            found,
+            sized,
+            bytes_found,
+            copied,
+            unchanged,
+            skipped,
+            bytes,
+        }
+    }
+
+    /// Combines two counts field by field. Figures from a damaged worker must not panic.
+    fn zip(self, other: Self, combine: fn(u64, u64) -> u64) -> Self {
+        let (this, other) = (self.to_array(), other.to_array());
+        Self::from_array(std::array::from_fn(|at| combine(this[at], other[at])))
+    }
+}
+
+impl Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        self.zip(other, u64::wrapping_add)
+    }
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl Sub for Counts {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        self.zip(other, u64::saturating_sub)
+    }
+}
+
+/// What the destination could not hold although nothing went wrong: one warning for the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NotKept {
-    /// Owners.
     pub(crate) ownership: bool,
-    /// Mode bits.
     pub(crate) mode: bool,
     /// Extended attributes, ACLs and capabilities among them.
     pub(crate) xattr: bool,
-    /// Times.
     pub(crate) timestamps: bool,
 }
 
 impl NotKept {
-    /// Both together.
+    /// Returns what either of the two could not hold.
     #[must_use]
     pub(crate) fn and(self, other: Self) -> Self {
         Self {
@@ -217,12 +321,4 @@ impl NotKept {
             timestamps: self.timestamps || other.timestamps,
         }
     }
-}
-
-/// An entry that was not copied, or not faithfully.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct EntryError {
-    /// The entry; none stands for the job's directory.
-    pub(crate) name: Option<Name>,
-    pub(crate) error: CopyError,
 }

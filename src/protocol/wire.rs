@@ -1,11 +1,12 @@
 //! Jobs and reports as bytes over a SOCK_SEQPACKET socket, each message in as many packets as it
-//! takes.
+//! needs.
 //!
-//! A worker's memory may be damaged, so the parent trusts nothing: a message that is not what it
-//! should be is an error, whatever it claims to hold.
+//! A worker's memory may be damaged, so the parent trusts nothing: a message that is not
+//! well-formed is an error, whatever it claims to hold.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
@@ -14,23 +15,26 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Bytes of a message in one packet: several fit into what a socket holds, which is 208 KiB as
-/// Linux comes and may be set to less (net.core.wmem_default).
+/// Bytes of a message in one packet. Several packets fit into a socket's buffer, which is 208 KiB
+/// by default and may be set to less (net.core.wmem_default).
 const PACKET: usize = 16 << 10;
-/// A packet's last byte: the message ends with it, or goes on in the next one.
+/// A packet's last byte: the message ends with it, or continues in the next one.
 const ENDS: u8 = 0;
-const GOES_ON: u8 = 1;
+const CONTINUES: u8 = 1;
 
-/// The longest message from a worker. Reports are cut at 16 KiB and one entry, and names that
-/// are shared are at most 66 KiB; a worker that sends more is damaged.
-pub(crate) const LONGEST_REPORT: usize = 128 << 10;
+/// The longest message from a worker, in bytes. A report holds at most 16 KiB and one entry
+/// besides twice 512 names of up to 765 bytes. A worker that sends more is damaged.
+pub(crate) const LONGEST_REPORT: usize = 1 << 20;
 
-/// Why a message could not be had.
+/// How often a send is tried again if the kernel has no memory for it, with growing pauses.
+const ATTEMPTS: u32 = 8;
+
+/// Why a message could not be sent or received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WireError {
-    /// The other side is gone.
+    /// The other side is gone, or the socket fails.
     Closed,
-    /// Nothing has arrived, or not all of a message.
+    /// No message has arrived, or not all of one.
     Nothing,
     /// What arrived is no message.
     Garbage,
@@ -42,14 +46,14 @@ pub(crate) struct Wire {
     /// The longest message that is received.
     longest: usize,
     buffer: Vec<u8>,
-    /// What has arrived of a message that goes on.
+    /// The packets of a message that continues.
     begun: Vec<u8>,
     /// Packets that the socket had no room for.
     unsent: VecDeque<Vec<u8>>,
 }
 
 impl Wire {
-    /// The two ends.
+    /// Makes the two ends.
     ///
     /// # Errors
     /// EMFILE, ENFILE, ENOMEM.
@@ -58,7 +62,7 @@ impl Wire {
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
     }
 
-    /// An end that takes no message of more than `longest` bytes.
+    /// Makes an end that receives no message of more than `longest` bytes.
     pub(crate) fn new(socket: OwnedFd, longest: usize) -> Self {
         Self {
             socket,
@@ -69,16 +73,15 @@ impl Wire {
         }
     }
 
-    /// Sends a message; waits for room, or keeps what there is no room for until
-    /// [`Wire::send_rest`].
+    /// Sends a message. Waits for room, or keeps the rest until [`Wire::send_rest`].
     ///
     /// # Errors
-    /// [`WireError::Closed`], also where the socket takes no such packet.
+    /// [`WireError::Closed`], also if the socket refuses the packet for any other reason.
     pub(crate) fn send<T: Serialize>(&mut self, message: &T, wait: bool) -> Result<(), WireError> {
         let mut bytes = postcard::to_stdvec(message).map_err(|_| WireError::Garbage)?;
         let last = bytes.len().saturating_sub(1) / PACKET * PACKET;
         for part in bytes[..last].chunks(PACKET) {
-            self.unsent.push_back([part, &[GOES_ON]].concat());
+            self.unsent.push_back([part, &[CONTINUES]].concat());
         }
         bytes.drain(..last);
         bytes.push(ENDS);
@@ -86,7 +89,7 @@ impl Wire {
         self.send_rest(wait)
     }
 
-    /// Sends what there was no room for, as far as there is now.
+    /// Sends the packets for which there was no room, as far as there is now.
     ///
     /// # Errors
     /// As [`Wire::send`].
@@ -96,11 +99,10 @@ impl Wire {
             flags |= SendFlags::DONTWAIT;
         }
         while let Some(packet) = self.unsent.front() {
-            match send(&self.socket, packet, flags) {
+            match send_patiently(|| send(&self.socket, packet, flags)) {
                 Ok(_) => {
                     self.unsent.pop_front();
                 }
-                Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
                 Err(_) => return Err(WireError::Closed),
             }
@@ -108,12 +110,12 @@ impl Wire {
         Ok(())
     }
 
-    /// True when something waits for room.
+    /// Returns true if something waits for room.
     pub(crate) fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
     }
 
-    /// Receives a message; `wait` for one or not.
+    /// Receives a message, and waits for one if `wait` is set.
     ///
     /// # Errors
     /// [`WireError::Nothing`] only without `wait`.
@@ -129,8 +131,8 @@ impl Wire {
             match recv(&self.socket, spare_capacity(&mut self.buffer), flags) {
                 Ok((_, 0)) => return Err(WireError::Closed),
                 Ok(_) => {}
-                // The other side has closed with something unread. That is said first, and once;
-                // what it has sent can still be read.
+                // ECONNRESET: the other side has closed with something unread. The kernel says so
+                // once and first; what the other side has sent can still be read.
                 Err(Errno::INTR | Errno::CONNRESET) => continue,
                 Err(Errno::AGAIN) => return Err(WireError::Nothing),
                 Err(_) => return Err(WireError::Closed),
@@ -145,7 +147,7 @@ impl Wire {
                     self.begun.append(&mut self.buffer);
                     return decode(&std::mem::take(&mut self.begun));
                 }
-                (Some(GOES_ON), _) => self.begun.append(&mut self.buffer),
+                (Some(CONTINUES), _) => self.begun.append(&mut self.buffer),
                 _ => return Err(WireError::Garbage),
             }
         }
@@ -158,7 +160,27 @@ impl AsFd for Wire {
     }
 }
 
-/// A message from bytes, all of them.
+/// Sends, and tries again if a signal interrupted it or the kernel had no memory for a moment.
+///
+/// # Errors
+/// Any other error, or the last one after about an eighth of a second.
+pub(crate) fn send_patiently<T>(
+    mut send: impl FnMut() -> rustix::io::Result<T>,
+) -> rustix::io::Result<T> {
+    let mut attempt = 0;
+    loop {
+        match send() {
+            Err(Errno::INTR) => {}
+            Err(Errno::NOBUFS | Errno::NOMEM) if attempt < ATTEMPTS => {
+                std::thread::sleep(Duration::from_micros(500 << attempt));
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Decodes a message that takes up all of the bytes.
 ///
 /// # Errors
 /// [`WireError::Garbage`].
@@ -173,9 +195,9 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> 
 mod tests {
     use super::*;
     use crate::fs::path::{Kind, Name, Names, RelPath};
-    use crate::protocol::entry::HardLinks;
-    use crate::protocol::error::{CopyError, Reason, Step};
-    use crate::protocol::{Again, EntryError, Job, JobKind, JobUpdate, Report};
+    use crate::protocol::entry::{DirOrigin, HardLinks};
+    use crate::protocol::error::{CopyError, Step};
+    use crate::protocol::{EntryError, Job, JobKind, JobUpdate, Report, Resume, Retry};
     use proptest::prelude::*;
 
     fn wire(socket: OwnedFd) -> Wire {
@@ -183,21 +205,20 @@ mod tests {
     }
 
     fn report() -> Report {
-        let mut made = Names::default();
-        made.push(Kind::Directory, b"one");
-        made.push(Kind::Directory, b"\xff\n");
-        Report {
-            news: vec![JobUpdate {
-                job: 7,
-                ended: true,
-                made,
-                failures: vec![EntryError {
-                    name: Some(Name::new(b"bad")),
-                    error: CopyError::new(Step::Open, Reason::System(13)),
-                }],
-                ..JobUpdate::default()
+        let mut update = JobUpdate {
+            job: 7,
+            is_done: true,
+            errors: vec![EntryError {
+                name: Some(Name::new(b"bad")),
+                error: CopyError::new(Step::Open, Errno::ACCESS),
             }],
-            deal_ended: true,
+            ..JobUpdate::default()
+        };
+        update.subdirs.new.push(Kind::Directory, b"one");
+        update.subdirs.new.push(Kind::Directory, b"\xff\n");
+        Report {
+            updates: vec![update],
+            is_batch_done: true,
             ..Report::default()
         }
     }
@@ -205,16 +226,16 @@ mod tests {
     fn jobs() -> Vec<Job> {
         vec![Job {
             id: 1,
-            root: 0,
+            claim: 0,
+            target: 0,
             path: RelPath::default().join(b"a").join(b"b"),
-            task: JobKind::Entries {
+            origin: DirOrigin::default(),
+            kind: JobKind::Entries {
                 names: Names::one(Kind::File, b"f"),
-                fresh: true,
                 hard_links: HardLinks::Report,
             },
-            again: Some(Again {
-                clear: vec![Name::new(b"s")],
-                counted: 1,
+            retry: Some(Retry {
+                suspect: Some(Name::new(b"s")),
             }),
         }]
     }
@@ -236,22 +257,19 @@ mod tests {
     fn a_message_cut_anywhere_is_garbage() {
         let bytes = postcard::to_stdvec(&report()).unwrap();
         for end in 0..bytes.len() {
-            assert_eq!(
-                decode::<Report>(&bytes[..end]),
-                Err(WireError::Garbage),
-                "{end}"
-            );
+            let cut = decode::<Report>(&bytes[..end]);
+            assert_eq!(cut, Err(WireError::Garbage), "cut at {end}");
         }
         assert_eq!(decode(&bytes), Ok(report()));
     }
 
     #[test]
     fn a_message_that_claims_to_be_huge_is_garbage() {
-        // A list of 2^63 news, then nothing.
+        // A list of 2^63 updates, then nothing.
         let claim = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
         assert_eq!(decode::<Report>(&claim), Err(WireError::Garbage));
         assert_eq!(decode::<Vec<Job>>(&claim), Err(WireError::Garbage));
-        // So is a packet that is longer than any, or that is neither the last nor another one.
+        // A packet that is longer than any, and one with an unknown last byte.
         for packet in [vec![ENDS; PACKET + 2], vec![7]] {
             let (here, there) = Wire::pair().unwrap();
             send(&here, &packet, SendFlags::empty()).unwrap();
@@ -259,14 +277,16 @@ mod tests {
         }
     }
 
-    /// Jobs that take more than the socket holds.
+    /// Jobs that are longer than the socket's buffer.
     fn many_jobs() -> Vec<Job> {
         let mut job = jobs().remove(0);
         let names = (0..100_000).map(|number| Name::new(format!("name {number}").as_bytes()));
-        job.task = JobKind::Directory {
-            fresh: false,
-            above: Vec::new(),
-            skip: names.collect(),
+        job.kind = JobKind::Directory {
+            ancestors: Vec::new(),
+            resume: Resume {
+                skip: names.collect(),
+                ..Resume::default()
+            },
         };
         vec![job]
     }
@@ -293,13 +313,28 @@ mod tests {
     }
 
     #[test]
-    fn a_message_longer_than_is_taken_is_garbage() {
+    fn a_message_longer_than_the_limit_is_garbage() {
         let (here, there) = Wire::pair().unwrap();
         let mut here = wire(here);
         here.send(&many_jobs(), false).unwrap();
         let mut there = Wire::new(there, PACKET + 1);
         let received = there.receive::<Vec<Job>>(true);
         assert_eq!(received, Err(WireError::Garbage));
+    }
+
+    #[test]
+    fn a_send_is_repeated_only_for_errors_that_pass() {
+        let mut errors = vec![Errno::NOMEM, Errno::INTR, Errno::NOBUFS];
+        let sent = send_patiently(|| errors.pop().map_or(Ok(()), Err));
+        assert_eq!((sent, errors.len()), (Ok(()), 0));
+        for (errno, expected) in [(Errno::PERM, 1), (Errno::NOBUFS, 1 + ATTEMPTS)] {
+            let mut attempts = 0;
+            let sent = send_patiently::<()>(|| {
+                attempts += 1;
+                Err(errno)
+            });
+            assert_eq!((sent, attempts), (Err(errno), expected));
+        }
     }
 
     proptest! {
@@ -310,9 +345,9 @@ mod tests {
         }
 
         /// One damaged byte gives an error or another well-formed message, never a name that
-        /// leads out of its folder.
+        /// leads out of its directory.
         #[test]
-        fn damaged_messages_hold_names_only(at in 0_usize..200, to: u8) {
+        fn damaged_messages_hold_only_names(at in 0_usize..200, to: u8) {
             let mut bytes = postcard::to_stdvec(&jobs()).unwrap();
             let at = at % bytes.len();
             bytes[at] = to;
@@ -320,7 +355,7 @@ mod tests {
                 for part in job.path.as_bytes().split(|&b| b == b'/') {
                     prop_assert!(part != b"..", "{:?}", job.path);
                 }
-                if let JobKind::Entries { names, .. } = job.task {
+                if let JobKind::Entries { names, .. } = job.kind {
                     prop_assert!(names.iter().all(|(_, n)| !n.to_bytes().contains(&b'/')));
                 }
             }

@@ -1,44 +1,44 @@
 //! How many workers there may be.
 //!
-//! On a local file system a copy is work for the processor: more workers than cores bring
-//! nothing and cost up to 5 %. On a slow one, over a network say, workers mostly wait, and only
-//! many of them at once bring the files over (2,000 files with 0.5 ms a call: 11 s with 2
-//! workers, 1.4 s with 32). So a run begins with one worker for each core, and while all of them
-//! are busy and the processors idle all the same, there may be four times as many.
+//! On a local file system copying is work for the processor. More workers than cores bring nothing
+//! and cost up to 5 %. On a slow one, over a network say, workers mostly wait, and only many at
+//! once make it fast (2,000 files at 0.5 ms a call: 11 s with 2 workers, 1.4 s with 32). So a run
+//! begins with one worker for each core. While all of them are busy and the processors idle, the
+//! limit grows fourfold.
 //!
-//! One that is stuck does not count: another worker takes its place.
+//! A worker that is stuck does not count: another one takes its place.
 //!
-//! The idle time of the machine tells, not the processor time of the workers: on a machine that
-//! is busy with something else the workers get little of it too, and more of them would only
-//! take it from each other (kernel tree beside a compiler: 64 workers, 1.3 times the time).
+//! The machine's idle time decides, not the workers' own processor time. On a machine that is busy
+//! with something else the workers get little of it, and more of them would only take it from
+//! each other (kernel tree beside a compiler: 64 workers took 1.3 times as long).
 
 use std::fs::File;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-/// The most workers that are tried without `-j`. Measured in `benches/README.md`.
-const MOST: usize = 64;
+/// The most workers without `-j`. Measured in `benches/README.md`.
+const MAX: usize = 64;
 /// How often to look: /proc/stat counts in hundredths of a second.
-pub(crate) const PERIOD: Duration = Duration::from_millis(20);
+pub(super) const PERIOD: Duration = Duration::from_millis(20);
 
 /// Time that all processors together have spent so far, in the kernel's ticks.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Ticks {
+pub(super) struct Ticks {
     idle: u64,
     all: u64,
 }
 
 impl Ticks {
-    /// As of now; none where the system does not tell.
-    pub(crate) fn now() -> Option<Self> {
-        // The first line is all that is wanted; the whole takes ten calls.
+    /// Reads them; `None` if the system does not tell.
+    pub(super) fn now() -> Option<Self> {
+        // Only the first line is needed, and the whole file takes ten calls.
         let mut text = [0; 512];
         let length = File::open("/proc/stat").ok()?.read(&mut text).ok()?;
-        Self::read(&String::from_utf8_lossy(&text[..length]))
+        Self::parse(&String::from_utf8_lossy(&text[..length]))
     }
 
-    /// proc_stat(5): `cpu`, then user, nice, system, idle, iowait and others.
-    fn read(text: &str) -> Option<Self> {
+    /// Parses proc_stat(5): `cpu`, then user, nice, system, idle, iowait and others.
+    fn parse(text: &str) -> Option<Self> {
         let fields = text.lines().next()?.strip_prefix("cpu")?.split_whitespace();
         let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
         Some(Self {
@@ -48,45 +48,44 @@ impl Ticks {
     }
 }
 
-/// The number of workers over a run.
+/// The limit of workers over a run.
 #[derive(Debug)]
 pub(crate) struct WorkerLimit {
     limit: usize,
-    most: usize,
-    looked: Instant,
+    max: usize,
+    updated: Instant,
     ticks: Option<Ticks>,
 }
 
 impl WorkerLimit {
-    /// Exactly `jobs` workers, or as many as pay.
+    /// Starts with what the user says, or with one worker for each core.
     pub(crate) fn new(jobs: Option<usize>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             limit: jobs.unwrap_or(cores),
-            most: jobs.unwrap_or(cores.max(MOST)),
-            looked: Instant::now(),
+            max: jobs.unwrap_or(MAX.max(cores)),
+            updated: Instant::now(),
             ticks: None,
         }
     }
 
-    /// How many workers there may be now.
+    /// Returns how many workers there may be now.
     pub(crate) fn limit(&self) -> usize {
         self.limit
     }
 
-    /// How many there may ever be.
-    pub(crate) fn most(&self) -> usize {
-        self.most
+    /// Returns how many there may ever be.
+    pub(crate) fn max(&self) -> usize {
+        self.max
     }
 
-    /// True when it makes sense to look again.
-    pub(crate) fn can_grow(&self) -> bool {
-        self.limit < self.most
+    pub(super) fn can_grow(&self) -> bool {
+        self.limit < self.max
     }
 
-    /// One more worker in the place of one that is stuck, however busy the machine is. Gives the
-    /// new limit when it changes.
-    pub(crate) fn one_more(&mut self) -> Option<usize> {
+    /// Allows one more worker in the place of a stuck one, however busy the machine is. Returns
+    /// the new limit if it changes.
+    pub(super) fn replace_stuck(&mut self) -> Option<usize> {
         if !self.can_grow() {
             return None;
         }
@@ -94,18 +93,18 @@ impl WorkerLimit {
         Some(self.limit)
     }
 
-    /// Looks at the machine, if it is time to, when `busy` workers have something to do. Gives
-    /// the new limit when it changes.
-    pub(crate) fn look(
+    /// Looks at the machine, if it is time to, while `busy` workers have something to do. Returns
+    /// the new limit if it changes.
+    pub(super) fn update(
         &mut self,
         now: Instant,
         busy: usize,
         ticks: impl FnOnce() -> Option<Ticks>,
     ) -> Option<usize> {
-        if !self.can_grow() || now - self.looked < PERIOD {
+        if !self.can_grow() || now - self.updated < PERIOD {
             return None;
         }
-        self.looked = now;
+        self.updated = now;
         let (before, ticks) = (self.ticks, ticks()?);
         self.ticks = Some(ticks);
         let before = before?;
@@ -114,7 +113,7 @@ impl WorkerLimit {
         if busy < self.limit || idle * 2 <= all {
             return None;
         }
-        self.limit = (4 * self.limit).min(self.most);
+        self.limit = (4 * self.limit).min(self.max);
         Some(self.limit)
     }
 }
@@ -124,35 +123,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_line_is_read() {
-        let ticks = Ticks::read("cpu  1 2 3 40 5 6 7 8 9 10\ncpu0 1").unwrap();
+    fn the_kernels_line_is_parsed() {
+        let ticks = Ticks::parse("cpu  1 2 3 40 5 6 7 8 9 10\ncpu0 1").unwrap();
         assert_eq!((ticks.idle, ticks.all), (45, 72));
-        assert!(Ticks::read("nothing").is_none());
+        assert!(Ticks::parse("nothing").is_none());
     }
 
     #[test]
-    fn workers_become_more_only_while_all_wait_and_processors_idle() {
-        let mut crew = WorkerLimit::new(None);
-        let start = crew.limit();
-        let mut at = crew.looked;
-        let mut look = |busy, idle, all| {
+    fn the_limit_grows_only_while_all_wait_and_processors_idle() {
+        let mut limit = WorkerLimit::new(None);
+        let start = limit.limit();
+        let mut at = limit.updated;
+        let mut update = |busy, idle, all| {
             at += PERIOD;
-            crew.look(at, busy, || Some(Ticks { idle, all }))
+            limit.update(at, busy, || Some(Ticks { idle, all }))
         };
-        assert_eq!(look(start, 0, 0), None, "nothing to compare with");
-        assert_eq!(look(start, 0, 100), None, "processors are busy");
-        assert_eq!(look(start - 1, 100, 200), None, "a worker is free");
-        if start < MOST {
-            assert_eq!(look(start, 200, 300), Some((4 * start).min(MOST)));
+        assert_eq!(update(start, 0, 0), None, "nothing to compare with");
+        assert_eq!(update(start, 0, 100), None, "processors are busy");
+        assert_eq!(update(start - 1, 100, 200), None, "a worker is free");
+        if start < MAX {
+            assert_eq!(update(start, 200, 300), Some((4 * start).min(MAX)));
         }
     }
 
     #[test]
-    fn what_the_user_says_is_what_there_is() {
-        let mut crew = WorkerLimit::new(Some(3));
-        let later = crew.looked + Duration::from_secs(1);
-        assert_eq!(crew.look(later, 3, Ticks::now), None);
-        assert_eq!(crew.one_more(), None);
-        assert_eq!(crew.limit(), 3);
+    fn the_users_number_stays() {
+        let mut limit = WorkerLimit::new(Some(3));
+        let later = limit.updated + Duration::from_secs(1);
+        assert_eq!(limit.update(later, 3, Ticks::now), None);
+        assert_eq!(limit.replace_stuck(), None);
+        assert_eq!(limit.limit(), 3);
     }
 }

@@ -1,104 +1,91 @@
-//! Hard links: which entries are names of one file, and which of them has been copied.
+//! Groups of hard links: which entries are names of one file, and which of them leads.
+//!
+//! The first name that is found leads: it is copied, and the others become links to it. If it
+//! fails, the next one that waits leads.
 
 use std::collections::HashMap;
 
+use super::tree::NodeKey;
 use crate::fs::path::{Kind, Name};
 use crate::fs::stat::FileId;
-use crate::scheduler::tree::FolderId;
+use crate::protocol::Leader;
 
-/// One of several names of a file, in a folder that waits for it.
+/// An entry that waits for its leader. It is counted as pending in its directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Link {
-    /// The folder.
-    pub(crate) folder: FolderId,
-    /// What it is.
-    pub(crate) kind: Kind,
-    /// Its name.
-    pub(crate) name: Name,
+pub(super) struct Follower {
+    pub(super) dir: NodeKey,
+    pub(super) kind: Kind,
+    pub(super) name: Name,
 }
 
-/// Where the copied one of a group is: root, folder's path and name are looked up by whoever
-/// links to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    /// Which root it is below.
-    pub(crate) root: u32,
-    /// Its folder.
-    pub(crate) folder: crate::fs::path::RelPath,
-    /// Its name.
-    pub(crate) name: Name,
-}
-
-#[derive(Debug)]
 struct Group {
-    target: Option<Target>,
-    waiting: Vec<Link>,
-    /// Names of the file that have not been seen.
+    /// `None` while the leader is being copied.
+    leader: Option<Leader>,
+    waiting: Vec<Follower>,
+    /// Names of the file that have not been found.
     unseen: u64,
 }
 
-/// What to do with a link.
+/// What becomes of a name.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Decision {
-    /// It is the first of its group: copy it.
-    Copy,
-    /// Link it to this one.
-    LinkTo(Target),
-    /// The first one is being copied; it is given back when that is done.
+pub(super) enum Role {
+    /// It is copied, and leads its group.
+    Lead,
+    /// It becomes a link to the leader.
+    LinkTo(Leader),
+    /// The leader is being copied.
     Wait,
 }
 
-/// All groups of which some name may still come.
-#[derive(Debug, Default)]
-pub(crate) struct Links {
+/// All groups of which another name may still be found.
+#[derive(Default)]
+pub(super) struct HardLinkGroups {
     groups: HashMap<FileId, Group>,
 }
 
-impl Links {
-    /// A name of a file with `count` names was found.
-    pub(crate) fn found(&mut self, inode: FileId, count: u64, link: &Link) -> Decision {
-        let mut first = false;
-        let group = self.groups.entry(inode).or_insert_with(|| {
-            first = true;
-            Group {
-                target: None,
+impl HardLinkGroups {
+    /// Adds a name of a file that has `links` names.
+    pub(super) fn add(&mut self, id: FileId, links: u64, follower: &Follower) -> Role {
+        let Some(group) = self.groups.get_mut(&id) else {
+            let unseen = links.saturating_sub(1);
+            let group = Group {
+                leader: None,
                 waiting: Vec::new(),
-                unseen: count,
-            }
-        });
-        group.unseen = group.unseen.saturating_sub(1);
-        if first {
-            return Decision::Copy;
-        }
-        let Some(target) = &group.target else {
-            group.waiting.push(link.clone());
-            return Decision::Wait;
+                unseen,
+            };
+            self.groups.insert(id, group);
+            return Role::Lead;
         };
-        let decision = Decision::LinkTo(target.clone());
+        group.unseen = group.unseen.saturating_sub(1);
+        let Some(leader) = &group.leader else {
+            group.waiting.push(follower.clone());
+            return Role::Wait;
+        };
+        let role = Role::LinkTo(leader.clone());
         if group.unseen == 0 {
-            self.groups.remove(&inode);
+            self.groups.remove(&id);
         }
-        decision
+        role
     }
 
-    /// The first one has been copied: here are those that waited.
-    pub(crate) fn copied(&mut self, inode: FileId, target: Target) -> Vec<Link> {
-        let Some(group) = self.groups.get_mut(&inode) else {
+    /// Notes that the leader was copied. Returns those that waited for it.
+    pub(super) fn leader_copied(&mut self, id: FileId, leader: Leader) -> Vec<Follower> {
+        let Some(group) = self.groups.get_mut(&id) else {
             return Vec::new();
         };
         let waiting = std::mem::take(&mut group.waiting);
-        group.target = Some(target);
+        group.leader = Some(leader);
         if group.unseen == 0 {
-            self.groups.remove(&inode);
+            self.groups.remove(&id);
         }
         waiting
     }
 
-    /// The first one could not be copied: the next one that waits takes its place, if any.
-    pub(crate) fn failed(&mut self, inode: FileId) -> Option<Link> {
-        let group = self.groups.get_mut(&inode)?;
+    /// Notes that the leader could not be copied. Returns the one that leads now, if one waits.
+    pub(super) fn leader_failed(&mut self, id: FileId) -> Option<Follower> {
+        let group = self.groups.get_mut(&id)?;
         if group.waiting.is_empty() {
-            self.groups.remove(&inode);
+            self.groups.remove(&id);
             return None;
         }
         Some(group.waiting.remove(0))
@@ -110,9 +97,9 @@ mod tests {
     use super::*;
     use crate::fs::path::RelPath;
 
-    fn link(name: &str) -> Link {
-        Link {
-            folder: 1,
+    fn follower(name: &str) -> Follower {
+        Follower {
+            dir: 1,
             kind: Kind::File,
             name: Name::new(name.as_bytes()),
         }
@@ -120,31 +107,31 @@ mod tests {
 
     const FILE: FileId = FileId { dev: 1, ino: 2 };
 
-    fn target() -> Target {
-        Target {
-            root: 0,
-            folder: RelPath::default(),
+    fn leader() -> Leader {
+        Leader {
+            target: 0,
+            dir: RelPath::default(),
             name: Name::new(b"a"),
         }
     }
 
     #[test]
-    fn the_first_is_copied_and_the_others_are_linked() {
-        let mut links = Links::default();
-        assert_eq!(links.found(FILE, 3, &link("a")), Decision::Copy);
-        assert_eq!(links.found(FILE, 3, &link("b")), Decision::Wait);
-        assert_eq!(links.copied(FILE, target()), [link("b")]);
-        assert_eq!(links.found(FILE, 3, &link("c")), Decision::LinkTo(target()));
-        assert!(links.groups.is_empty());
+    fn the_first_name_leads_and_the_others_follow() {
+        let mut groups = HardLinkGroups::default();
+        assert_eq!(groups.add(FILE, 3, &follower("a")), Role::Lead);
+        assert_eq!(groups.add(FILE, 3, &follower("b")), Role::Wait);
+        assert_eq!(groups.leader_copied(FILE, leader()), [follower("b")]);
+        assert_eq!(groups.add(FILE, 3, &follower("c")), Role::LinkTo(leader()));
+        assert!(groups.groups.is_empty());
     }
 
     #[test]
-    fn when_the_first_fails_the_next_is_tried() {
-        let mut links = Links::default();
-        assert_eq!(links.found(FILE, 2, &link("a")), Decision::Copy);
-        assert_eq!(links.found(FILE, 2, &link("b")), Decision::Wait);
-        assert_eq!(links.failed(FILE), Some(link("b")));
-        assert_eq!(links.failed(FILE), None);
-        assert!(links.groups.is_empty());
+    fn if_the_leader_fails_the_next_one_leads() {
+        let mut groups = HardLinkGroups::default();
+        assert_eq!(groups.add(FILE, 2, &follower("a")), Role::Lead);
+        assert_eq!(groups.add(FILE, 2, &follower("b")), Role::Wait);
+        assert_eq!(groups.leader_failed(FILE), Some(follower("b")));
+        assert_eq!(groups.leader_failed(FILE), None);
+        assert!(groups.groups.is_empty());
     }
 }

@@ -1,330 +1,283 @@
-//! The parent's side of a run: deals jobs to the engine and takes reports back until every
-//! folder is finished.
+//! The parent's side of a run: sends jobs to the engine and applies reports until every directory
+//! is finished.
+//!
+//! Four rules keep it right, each with its argument where it is kept:
+//!
+//! 1. A job is run by whoever claims it (`scoreboard/claims.rs`). So any job may be sent again at
+//!    any time: [`dispatch`].
+//! 2. What has not been reported has not happened (`protocol/mod.rs`): [`report`].
+//! 3. A retry needs no cleaning first (`protocol/mod.rs`, `Retry`): [`retry`].
+//! 4. A node completes when nothing of it is pending ([`tree`]).
 
 pub(crate) mod autoscale;
-mod deal;
-mod follow;
+mod dispatch;
 mod hard_links;
-mod loss;
 mod report;
-mod stop;
-#[cfg(test)]
-mod tests;
+mod retry;
+mod shutdown;
 mod tree;
 mod watchdog;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use self::autoscale::{Ticks, WorkerLimit};
 use crate::context::Context;
 use crate::engine::{Engine, Event};
-use crate::fs::path::{Name, Names, RelPath};
-use crate::fs::stat::FileId;
-use crate::protocol::entry::{Chunk, ChunkedFile, HardLinks};
-use crate::protocol::{Again, Job, JobId, JobKind};
-use crate::scheduler::hard_links::Links;
-use crate::scheduler::tree::{FolderId, Tree};
-use crate::scheduler::watchdog::Watchdog;
+use crate::fs::path::{Name, Names};
+use crate::protocol::entry::{DirOrigin, HardLinks};
+use crate::protocol::{Counts, Job, JobId, JobKind};
 use crate::signals::Signals;
-use crate::ui::paths::{Paths, Side};
-use crate::ui::progress::Progress;
-use crate::ui::summary::Summary;
+use crate::ui::{Side, Summary, Ui};
+use autoscale::{Ticks, WorkerLimit};
+use dispatch::{Queue, Running};
+use hard_links::HardLinkGroups;
+use shutdown::Unfinished;
+use tree::{Listed, Listing, Tree};
+use watchdog::{Stall, Watchdog};
 
-/// How long the loop waits for a report before it looks around.
-const LOOK_AROUND: Duration = Duration::from_millis(100);
-/// How long the first worker is left alone with a folder: ten small files are copied before a
-/// second one would have been started.
-const HEAD_START: Duration = Duration::from_millis(2);
-/// How long a stopped run waits for its workers: they look whether they are to stop after each
-/// piece of a file.
-const STOPPING: Duration = Duration::from_millis(600);
-/// And how long it tidies up then.
-const TIDYING: Duration = Duration::from_millis(300);
-
-/// Work that has not been dealt.
-enum Todo {
-    JobKind(Part),
-    /// Subfolders, to be worked on from the last one.
-    Folders {
-        parent: FolderId,
-        names: Names,
-        fresh: bool,
-    },
-    /// Pieces of a large file, in reverse.
-    Pieces {
-        folder: FolderId,
-        large: ChunkedFile,
-        rest: Vec<Chunk>,
-    },
-}
-
-/// Where a worker died: at an entry of a folder, or at the folder as such when so many entries
-/// were done; and of a large file at the piece that begins here.
-type Place = (FolderId, Option<Name>, u64);
-
-/// One job's worth.
-struct Part {
-    folder: FolderId,
-    task: JobKind,
-    again: Option<Again>,
-    /// Of hard links that are copied as the first of their groups: the file of each.
-    firsts: Vec<(Name, FileId)>,
-    /// How many of the folder's parts are back when this is done.
-    weight: usize,
-}
-
-impl Part {
-    fn new(folder: FolderId, task: JobKind, weight: usize) -> Self {
-        Self {
-            folder,
-            task,
-            again: None,
-            firsts: Vec::new(),
-            weight,
-        }
-    }
-}
-
-/// A job that has been dealt.
-struct Dealt {
-    job: Arc<Job>,
-    /// The first job of its deal.
-    deal: JobId,
-    folder: FolderId,
-    firsts: Vec<(Name, FileId)>,
-    weight: usize,
-    /// Entries that it gave away to other jobs.
-    shared: usize,
-    /// Names that others have now: they are left out should its worker die.
-    told: Vec<Name>,
-    failed: Vec<Name>,
-    folder_failed: bool,
-}
-
-/// A file that is being copied in pieces.
-struct LargeFile {
-    large: ChunkedFile,
-    pieces: usize,
-    changed: bool,
-    failed: bool,
-    first: Option<FileId>,
-}
+/// How long the loop waits for a report before it looks at signals, workers and the bar.
+const TICK: Duration = Duration::from_millis(100);
+/// How long the first worker is left alone: ten small files are copied before a second worker
+/// would have been started.
+const SOLO_START: Duration = Duration::from_millis(2);
+/// Room for claims: more than an engine takes at one time for each worker.
+pub(crate) const JOBS_PER_WORKER: usize = 128;
 
 /// A run in progress.
 pub(crate) struct Scheduler {
     context: &'static Context,
     engine: Box<dyn Engine>,
-    crew: WorkerLimit,
+    limit: WorkerLimit,
     signals: Signals,
-    paths: Paths,
-    progress: Progress,
-    tally: Summary,
+    ui: Ui,
+    summary: Summary,
+    /// Directories and chunked files in progress.
     tree: Tree,
-    links: Links,
-    todo: Vec<Todo>,
-    /// Jobs' worth of work in `todo`, about.
-    todo_size: usize,
-    dealt: HashMap<JobId, Dealt>,
-    large: HashMap<(FolderId, Name), LargeFile>,
-    /// Folders whose own job was lost while parts of them were out.
-    parked: HashMap<FolderId, Part>,
-    /// What workers that died have left, once the run is stopped: root, folder and name.
-    partials: Vec<(usize, RelPath, Name)>,
-    /// Where a worker died already.
-    deaths: HashSet<Place>,
-    watch: Watchdog,
-    last_job: JobId,
-    head_start: bool,
-    stopped: Option<Instant>,
+    hard_links: HardLinkGroups,
+    queue: Queue,
+    /// Jobs that were sent and are not reported done.
+    running: HashMap<JobId, Running>,
+    /// What each worker has reported so far; `None` once it is lost.
+    reported: Vec<Option<Counts>>,
+    watchdog: Watchdog,
+    phase: Phase,
+    /// Incomplete files that a stopped run removes.
+    unfinished: Vec<Unfinished>,
+    started: Instant,
+    is_solo: bool,
+}
+
+/// Whether the run goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// After a signal, or when the destination is full.
+    Stopping {
+        since: Instant,
+    },
 }
 
 impl Scheduler {
-    /// A run over all roots.
+    /// Prepares a run over all targets.
     pub(crate) fn new(
         context: &'static Context,
         engine: Box<dyn Engine>,
-        crew: WorkerLimit,
+        limit: WorkerLimit,
         signals: Signals,
     ) -> Self {
-        let mut run = Self {
+        let now = engine.now();
+        let config = &context.config;
+        let mut scheduler = Self {
             context,
             engine,
-            crew,
+            limit,
             signals,
-            paths: Paths::new(context),
-            progress: Progress::new(context.config.progress),
-            tally: Summary::default(),
+            ui: Ui::new(context),
+            summary: Summary::default(),
             tree: Tree::default(),
-            links: Links::default(),
-            todo: Vec::new(),
-            todo_size: 0,
-            dealt: HashMap::new(),
-            large: HashMap::new(),
-            parked: HashMap::new(),
-            partials: Vec::new(),
-            deaths: HashSet::new(),
-            watch: Watchdog::new(context.config.stall_timeout),
-            last_job: 0,
-            head_start: true,
-            stopped: None,
+            hard_links: HardLinkGroups::default(),
+            queue: Queue::new(context.scoreboard.claims.capacity()),
+            running: HashMap::new(),
+            reported: Vec::new(),
+            watchdog: Watchdog::new(now, config.stall_timeout, config.stall_warning),
+            phase: Phase::Running,
+            unfinished: Vec::new(),
+            started: now,
+            is_solo: true,
         };
-        // The last one first: what is pushed last is dealt first.
-        for (root, pair) in context.roots.list.iter().enumerate().rev() {
-            let folder = run.tree.open_root(root as u32, pair.fresh);
-            let task = match &pair.single {
-                None => JobKind::Directory {
-                    fresh: pair.fresh,
-                    above: Vec::new(),
-                    skip: HashSet::new(),
-                },
-                Some(single) => JobKind::Entries {
-                    names: Names::one(single.kind, single.from.as_bytes()),
-                    fresh: pair.fresh,
-                    hard_links: HardLinks::Report,
-                },
+        // The last one first: what is queued last is sent first.
+        for (index, target) in context.targets.list.iter().enumerate().rev() {
+            let origin = DirOrigin {
+                created: target.created,
+                known_empty: target.created,
             };
-            if pair.single.is_some() {
-                context.board.slot(0).found(1);
+            let tree = &mut scheduler.tree;
+            match &target.single {
+                None => {
+                    let listing = Listing::Running(Listed::default());
+                    let node = tree.open_target(index as u32, origin, listing);
+                    scheduler.push_listing(node);
+                }
+                Some(single) => {
+                    let node = tree.open_target(index as u32, origin, Listing::Done);
+                    let names = Names::one(single.kind, single.from.as_bytes());
+                    let hard_links = HardLinks::Report;
+                    scheduler.summary.counts.found += 1;
+                    scheduler.push(node, JobKind::Entries { names, hard_links });
+                }
             }
-            run.push(folder, task, 1);
         }
-        run
+        scheduler
     }
 
-    /// Runs to the end and gives the exit status.
+    /// Runs to the end and returns the exit status.
     pub(crate) fn run(mut self) -> i32 {
         while !self.tree.is_empty() {
-            self.deal();
-            let event = self.engine.next(self.patience());
-            self.handle(event);
-            self.look_around();
-            if let Some(since) = self.stopped {
-                let patience = if self.tally.full && self.tally.signal.is_none() {
-                    STOPPING * 100
-                } else {
-                    STOPPING
-                };
-                if self.engine.busy() == 0 || since.elapsed() > patience {
-                    // What several workers said in one moment is told one by one.
-                    while self.engine.busy() == 0
-                        && let Some(event) = self.engine.next(Duration::ZERO)
-                    {
-                        self.handle(Some(event));
-                    }
-                    self.tidy_up();
-                    break;
-                }
+            self.dispatch();
+            let event = self.engine.next(self.timeout());
+            self.handle_event(event);
+            self.tick();
+            if self.has_stopped() {
+                self.tidy_up();
+                break;
             }
         }
         self.end()
     }
 
-    fn handle(&mut self, event: Option<Event>) {
+    fn handle_event(&mut self, event: Option<Event>) {
         match event {
-            Some(Event::Report { worker, report }) => self.report(worker, report),
+            Some(Event::Report { worker, report }) => self.handle_report(worker, report),
             Some(Event::Lost {
                 worker,
-                jobs,
                 death,
-            }) => self.lost(worker, &jobs, death),
-            Some(Event::NoWorkers { jobs }) => self.no_workers(jobs),
+                is_left_behind,
+            }) => {
+                self.summary.left_behind += u64::from(is_left_behind);
+                self.on_worker_lost(worker, death);
+            }
             None => {}
         }
     }
 
-    fn end(mut self) -> i32 {
-        let patience = if self.stopped.is_some() {
-            TIDYING
-        } else {
-            STOPPING
-        };
-        if !self.engine.shut_down(patience) && self.engine.slots() > 0 {
-            self.tally.left_behind = self.tally.left_behind.max(1);
+    /// Returns how long the loop may wait for an event.
+    fn timeout(&self) -> Duration {
+        let mut timeout = self.ui.period().map_or(TICK, |period| period.min(TICK));
+        if self.limit.can_grow() || self.phase != Phase::Running {
+            timeout = timeout.min(autoscale::PERIOD);
         }
-        self.progress.end();
-        if self.context.config.summary {
-            let counts = self.context.board.counts(self.engine.slots());
-            let took = self.progress.elapsed();
-            let line = self
-                .tally
-                .summary(&counts, took, self.context.config.dry_run);
-            self.progress.error(&line);
+        if self.is_solo {
+            timeout = timeout.min(SOLO_START);
         }
-        self.tally.exit_status()
+        timeout
     }
 
-    fn patience(&self) -> Duration {
-        let mut patience = self
-            .progress
-            .period()
-            .unwrap_or(LOOK_AROUND)
-            .min(LOOK_AROUND);
-        if self.crew.can_grow() {
-            patience = patience.min(autoscale::PERIOD);
-        }
-        if self.stopped.is_some() {
-            patience = patience.min(autoscale::PERIOD);
-        }
-        if self.head_start {
-            patience = patience.min(HEAD_START);
-        }
-        patience
-    }
-
-    fn look_around(&mut self) {
-        if self.tally.signal.is_none()
+    /// Does what must be done from time to time.
+    fn tick(&mut self) {
+        if self.summary.signal.is_none()
             && let Some(signal) = self.signals.caught()
         {
-            self.tally.signal = Some(signal);
+            self.summary.signal = Some(signal);
             self.stop();
         }
-        if self.stopped.is_none() && self.context.board.is_stopping() {
-            // A worker has stopped all, since nothing more can be written. It may have died
-            // before it could say so.
-            self.tally.full = true;
+        if self.phase == Phase::Running && self.context.scoreboard.is_stopping() {
+            // A worker found the destination full. It may have died before it could report that.
+            self.summary.is_full = true;
             self.stop();
         }
-        let now = Instant::now();
-        self.head_start = self.head_start && self.progress.elapsed() < HEAD_START;
-        let board = self.context.board;
-        if let Some(limit) = self.crew.look(now, self.engine.busy(), Ticks::now) {
+        let now = self.engine.now();
+        self.is_solo = self.is_solo && now - self.started < SOLO_START;
+        if let Some(limit) = self.limit.update(now, self.engine.busy(), Ticks::now) {
             self.engine.set_limit(limit);
         }
-        for alarm in self.watch.look(now, board, self.engine.slots()) {
-            self.alarm(alarm);
+        let workers = self.engine.started();
+        for (worker, stall) in self.watchdog.check(now, self.context.scoreboard, workers) {
+            self.handle_stall(worker, stall);
         }
-        if self.progress.period().is_some() {
-            let slots = self.engine.slots();
-            let counted = !self.is_counting();
-            let (paths, dealt) = (&self.paths, &self.dealt);
-            self.progress.update(counted, &board.counts(slots), || {
-                let current = (0..slots).find_map(|worker| {
-                    let slot = board.slot(worker);
-                    let entry = slot.entry()?;
-                    let dealt = dealt.get(&slot.job()?)?;
-                    let job = &dealt.job;
-                    Some(paths.show(Side::Source, job.root, &job.path, Some(&entry)))
-                });
-                current.unwrap_or_default()
+        self.update_bar();
+    }
+
+    fn update_bar(&self) {
+        if self.ui.period().is_none() {
+            return;
+        }
+        let counts = self.summary.counts + self.unreported();
+        let is_counted = !self.tree.is_listing();
+        self.ui.update(is_counted, &counts, || {
+            let current = (0..self.engine.started()).find_map(|worker| {
+                let slot = self.context.scoreboard.slot(worker);
+                let entry = slot.entry()?;
+                let running = self.running.get(&slot.job()?)?;
+                Some(self.source_path(&running.job, Some(&entry)))
             });
+            current.unwrap_or_default()
+        });
+    }
+
+    /// Returns what the workers have counted and not reported. What a lost worker has not
+    /// reported has not happened.
+    fn unreported(&self) -> Counts {
+        let mut sum = Counts::default();
+        for worker in 0..self.engine.started() {
+            let reported = self.reported.get(worker).copied();
+            if let Some(reported) = reported.unwrap_or(Some(Counts::default())) {
+                sum += self.context.scoreboard.slot(worker).counts() - reported;
+            }
+        }
+        sum
+    }
+
+    /// Returns what a worker has reported so far, to be added to; `None` if it is lost.
+    fn reported_by(&mut self, worker: usize) -> &mut Option<Counts> {
+        if self.reported.len() <= worker {
+            self.reported.resize(worker + 1, Some(Counts::default()));
+        }
+        &mut self.reported[worker]
+    }
+
+    fn handle_stall(&mut self, worker: usize, stall: Stall) {
+        match stall {
+            Stall::Slow => {
+                self.engine.set_stuck(worker, true);
+                if self.phase == Phase::Running {
+                    self.resend_unclaimed(worker);
+                    if let Some(limit) = self.limit.replace_stuck() {
+                        self.engine.set_limit(limit);
+                    }
+                }
+            }
+            Stall::Over => self.engine.set_stuck(worker, false),
+            Stall::Warn { after } => self.warn_stalled(worker, after),
+            Stall::Kill => {
+                if !self.engine.kill(worker) {
+                    self.engine.abandon(worker);
+                }
+            }
+            Stall::Unkillable => self.engine.abandon(worker),
         }
     }
 
-    /// True while some folder has not been listed.
-    fn is_counting(&self) -> bool {
-        let todo = |todo: &Todo| {
-            matches!(
-                todo,
-                Todo::Folders { .. }
-                    | Todo::JobKind(Part {
-                        task: JobKind::Directory { .. },
-                        ..
-                    })
-            )
+    fn warn_stalled(&self, worker: usize, after: Duration) {
+        let slot = self.context.scoreboard.slot(worker);
+        let Some(running) = slot.job().and_then(|id| self.running.get(&id)) else {
+            return;
         };
-        let dealt = |dealt: &Dealt| matches!(dealt.job.task, JobKind::Directory { .. });
-        self.todo.iter().any(todo) || self.dealt.values().any(dealt) || !self.parked.is_empty()
+        let path = self.source_path(&running.job, slot.entry().as_ref());
+        let (seconds, label) = (after.as_secs(), self.engine.label(worker));
+        self.ui.error(&format!(
+            "{path}: no progress for {seconds} s ({label}); still waiting"
+        ));
+    }
+
+    /// Returns the path of an entry of a job, as the user knows it.
+    fn source_path(&self, job: &Job, entry: Option<&Name>) -> String {
+        self.ui.show(Side::Source, job.target, &job.path, entry)
+    }
+
+    fn end(mut self) -> i32 {
+        self.summary.left_behind = self.summary.left_behind.max(self.shut_down());
+        self.ui.end();
+        self.ui.print_summary(&self.summary);
+        self.summary.exit_status()
     }
 }

@@ -1,137 +1,377 @@
-//! Reports of workers: what they found, and what is to be told of it.
+//! Applies the reports of workers, and queues what follows from them.
+//!
+//! **What has not been reported has not happened.** An update carries counters, lines and errors
+//! of the same entries, and says how far the job is then. It is applied as a whole, once, and
+//! only from the worker that has claimed the job. So the figures of a run are exact at any time,
+//! whatever becomes of a worker: nothing was counted that a retry counts again.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::{Scheduler, Todo};
-use crate::fs::path::Name;
-use crate::protocol::entry::HardLinks;
+use super::dispatch::{NewJob, Running};
+use super::hard_links::{Follower, Role};
+use super::tree::{Listing, Next, NodeKey};
+use super::{Phase, Scheduler};
+use crate::fs::path::{Name, Names};
+use crate::fs::stat::FileId;
+use crate::protocol::entry::{ChunkedFile, HardLinks};
 use crate::protocol::error::Reason;
-use crate::protocol::{EntryError, Job, JobId, JobKind, JobUpdate, Line, Report};
+use crate::protocol::{
+    EntryError, HardLinkEntry, Job, JobKind, JobUpdate, Leader, Line, Progress, Report,
+};
+use crate::scoreboard::claims::Claim;
 
 impl Scheduler {
-    pub(super) fn report(&mut self, worker: usize, report: Report) {
+    pub(super) fn handle_report(&mut self, worker: usize, report: Report) {
         self.summary.not_kept = self.summary.not_kept.and(report.not_kept);
         self.ui.warn_not_kept(report.not_kept);
-        for id in report.returned {
-            self.give_back(id);
+        for update in report.updates {
+            if self.accept(worker, &update) {
+                self.apply(worker, update);
+            }
         }
-        for news in report.news {
-            self.news(worker, news);
+        if self.phase != Phase::Running {
+            self.drop_queue();
         }
     }
 
-    fn news(&mut self, worker: usize, news: JobUpdate) {
-        let Some(dealt) = self.dealt.get_mut(&news.job) else {
+    /// Takes each update once, from the worker that has claimed the job.
+    fn accept(&mut self, worker: usize, update: &JobUpdate) -> bool {
+        let Some(running) = self.running.get_mut(&update.job) else {
+            return false;
+        };
+        let claim = self
+            .context
+            .scoreboard
+            .claims
+            .look(running.job.claim, update.job);
+        if claim != Claim::By(worker) || update.number < running.next_update {
+            return false;
+        }
+        if update.number > running.next_update {
+            // One is missing. The job is done again, by another worker.
+            self.engine.kill(worker);
+            return false;
+        }
+        running.next_update += 1;
+        true
+    }
+
+    fn apply(&mut self, worker: usize, update: JobUpdate) {
+        let Some(running) = self.running.get(&update.job) else {
             return;
         };
-        let folder = dealt.folder;
-        let of_links = news.links.iter().map(|link| &link.names);
-        let lists = [&news.made, &news.merged].into_iter().chain(of_links);
-        let names = lists.flat_map(|names| names.iter().map(|(_, name)| name.to_bytes()));
-        let large = news.large.iter().map(|large| large.name.as_bytes());
-        let told: Vec<Name> = names.chain(large).map(Name::new).collect();
-        if !matches!(dealt.job.task, JobKind::Directory { .. }) {
-            self.tree.leave_out(folder, told.iter().cloned());
+        let (node, job) = (running.node, Arc::clone(&running.job));
+        let dir = self.tree.dir_key(node);
+        if let Some(reported) = self.reported_by(worker) {
+            *reported += update.counts;
         }
-        dealt.told.extend(told);
-        dealt.shared += news.shared.len();
+        self.summary.counts += update.counts;
+        self.print_lines(worker, &job, &update.lines);
+        self.note_progress(node, &update);
+        if !update.is_done || !matches!(job.kind, JobKind::Directory { .. }) {
+            self.tree.dir_mut(dir).hand_out(handed_out(&update));
+        }
 
-        for failure in news.failures {
-            self.failure(news.job, failure);
+        let mut leads = self.take_settled_leads(&update);
+        let directory = self.tree.dir_mut(dir);
+        if let Some(stat) = update.unfinished {
+            directory.unfinished = Some(stat);
         }
-        self.lines(worker, news.job, &news.lines);
-        if let Some(stamp) = news.unfinished {
-            let open = self.tree.get_mut(folder);
-            open.unfinished = Some(stamp);
+        directory.ids = directory.ids.or(update.dir_ids);
+        for error in &update.errors {
+            self.handle_error(node, &job, error);
         }
-        if let Some(pair) = news.pair {
-            let above = &mut self.tree.get_mut(folder).above;
-            // A worker before this one may have told it.
-            if above.last() != Some(&pair) {
-                above.push(pair);
-            }
-        }
-        for (names, fresh) in [(news.made, true), (news.merged, false)] {
+        for (names, origin) in update.subdirs.into_lists() {
             if !names.is_empty() {
-                self.tree.add_parts(folder, names.len());
-                self.todo_size += names.len();
-                self.todo.push(Todo::Folders {
-                    parent: folder,
-                    names,
-                    fresh,
-                });
+                self.tree.add_pending(dir, names.len());
+                self.push_subdirs(dir, names, origin);
             }
         }
-        if !news.shared.is_empty() {
-            self.tree.add_parts(folder, 1);
-            let task = JobKind::Entries {
-                names: news.shared,
-                fresh: self.tree.get(folder).fresh,
-                hard_links: HardLinks::Report,
-            };
-            self.push(folder, task, 1);
+        if !update.shared.is_empty() {
+            self.tree.add_pending(dir, 1);
+            let names = update.shared;
+            let hard_links = HardLinks::Report;
+            self.push(dir, JobKind::Entries { names, hard_links });
         }
-        self.hard_links(folder, news.links);
-        for large in news.large {
-            self.begin_large(folder, news.job, large);
+        self.add_hard_links(dir, update.hard_links);
+        for file in update.chunked {
+            let lead = leads.iter().position(|(name, _)| *name == file.name);
+            let lead = lead.and_then(|at| leads.remove(at)).map(|(_, id)| id);
+            self.begin_chunked(dir, file, lead);
         }
-        if news.ended
-            && let Some(dealt) = self.dealt.remove(&news.job)
+        self.settle_leads(dir, leads, &update.errors);
+        if update.is_done
+            && let Some(running) = self.end_job(update.job)
         {
-            self.job_ended(dealt);
-        }
-        if self.stopped.is_some() {
-            self.drop_todo();
+            self.on_job_done(running, &update.errors);
         }
     }
 
-    fn failure(&mut self, job: JobId, failure: EntryError) {
-        if failure.error.reason == Reason::Stopped {
-            return;
-        }
-        let Some(dealt) = self.dealt.get_mut(&job) else {
+    fn note_progress(&mut self, node: NodeKey, update: &JobUpdate) {
+        let Some(running) = self.running.get_mut(&update.job) else {
             return;
         };
-        let (folder, job) = (dealt.folder, Arc::clone(&dealt.job));
-        match &failure.name {
-            Some(name) => dealt.failed.push(name.clone()),
-            None => dealt.folder_failed = true,
-        }
-        self.tree.leave_out(folder, failure.name.clone());
-        if let JobKind::Chunk { large, .. } = &job.task
-            && let Some(file) = self.large.get_mut(&(folder, large.name.clone()))
+        running.shared += update.shared.len();
+        if let (Progress::Listed { entries, own }, Listing::Running(listed)) =
+            (&update.progress, &mut self.tree.dir_mut(node).listing)
         {
-            // Sealing looks at the source once more.
-            if failure.error.reason == Reason::Changed {
-                file.changed = true;
-                return;
-            }
-            if !self.large_failed(folder, large) {
-                return;
-            }
+            listed.entries = listed.entries.max(*entries);
+            listed.own = own.clone();
+            listed.is_announced = true;
         }
-        self.tell_failure(&job, &failure);
     }
 
-    pub(super) fn tell_failure(&mut self, job: &Job, failure: &EntryError) {
+    /// Prints what -v or -n prints of a job's entries.
+    fn print_lines(&mut self, worker: usize, job: &Job, lines: &[Line]) {
+        if lines.is_empty() {
+            return;
+        }
+        let label = self.engine.label(worker);
+        if let Err(error) = self.ui.print_entries(&label, job.target, &job.path, lines) {
+            self.summary.failed += 1;
+            self.ui.warn_stdout_failed(&error);
+        }
+    }
+
+    fn handle_error(&mut self, node: NodeKey, job: &Job, error: &EntryError) {
+        if error.error.reason == Reason::Stopped {
+            return;
+        }
+        if let JobKind::Chunk { .. } = job.kind
+            && let Some(file) = self.tree.chunked_mut(node)
+        {
+            if error.error.reason == Reason::Changed {
+                // The commit looks at the source once more.
+                file.has_changed = true;
+                return;
+            }
+            if !self.fail_chunked(node) {
+                return;
+            }
+        }
+        if error.name.is_some() || self.tree.dir_mut(node).add_error(error.error) {
+            self.report_error(job, error);
+        }
+    }
+
+    /// Prints and counts an error.
+    pub(super) fn report_error(&mut self, job: &Job, error: &EntryError) {
         self.summary.failed += 1;
+        let name = error.name.as_ref();
         self.ui
-            .print_entry_error(job.root, &job.path, failure.name.as_ref(), &failure.error);
-        if failure.error.is_full_destination() {
+            .print_entry_error(job.target, &job.path, name, &error.error);
+        if error.error.is_full_destination() {
             self.summary.is_full = true;
             self.stop();
         }
     }
 
-    fn lines(&mut self, worker: usize, job: JobId, lines: &[Line]) {
-        let Some(job) = self.dealt.get(&job).map(|dealt| Arc::clone(&dealt.job)) else {
-            return;
-        };
-        let label = self.engine.label(worker);
-        let printed = self.ui.print_entries(&label, job.root, &job.path, lines);
-        if let Err(error) = printed {
-            self.summary.failed += 1;
-            self.ui.warn_stdout_failed(&error);
+    fn on_job_done(&mut self, running: Running, errors: &[EntryError]) {
+        let node = running.node;
+        match &running.job.kind {
+            JobKind::Directory { .. } => {
+                // A directory that could be opened is not why its workers crashed.
+                self.tree.forgive(node);
+                self.tree.dir_mut(node).listing = Listing::Done;
+            }
+            JobKind::Commit { .. } => self.end_chunked(node, errors.is_empty()),
+            JobKind::Discard { .. } => self.end_chunked(node, false),
+            _ => {}
+        }
+        self.complete_one(node);
+    }
+
+    /// Completes one thing that was pending of a node, and whatever completes with it.
+    pub(super) fn complete_one(&mut self, node: NodeKey) {
+        let next = self.tree.complete_one(node);
+        self.follow(node, next);
+    }
+
+    pub(super) fn follow(&mut self, mut node: NodeKey, mut next: Next) {
+        loop {
+            match next {
+                Next::Wait => return,
+                Next::RepeatListing => return self.push_listing(node),
+                Next::Finish(job) => return self.push(node, job),
+                Next::Closed(None) => return,
+                Next::Closed(Some(parent)) => {
+                    node = parent;
+                    next = self.tree.complete_one(parent);
+                }
+            }
         }
     }
+
+    fn add_hard_links(&mut self, dir: NodeKey, entries: Vec<HardLinkEntry>) {
+        let mut copies = Names::default();
+        let mut leads = VecDeque::new();
+        let mut linked: Vec<(Leader, Names)> = Vec::new();
+        for entry in entries {
+            let follower = Follower {
+                dir,
+                kind: entry.kind,
+                name: entry.name,
+            };
+            match self.hard_links.add(entry.id, entry.links, &follower) {
+                Role::Lead => {
+                    copies.push(follower.kind, follower.name.as_bytes());
+                    leads.push_back((follower.name, entry.id));
+                }
+                Role::LinkTo(leader) => {
+                    let name = follower.name.as_bytes();
+                    linked.push((leader, Names::one(follower.kind, name)));
+                }
+                Role::Wait => self.tree.add_pending(dir, 1),
+            }
+        }
+        for (leader, names) in linked {
+            self.tree.add_pending(dir, 1);
+            self.push(dir, JobKind::HardLinks { names, leader });
+        }
+        if !copies.is_empty() {
+            self.tree.add_pending(dir, 1);
+            self.push_leaders(dir, copies, leads);
+        }
+    }
+
+    /// Queues the copying of entries that lead their groups.
+    fn push_leaders(&mut self, dir: NodeKey, names: Names, leads: VecDeque<(Name, FileId)>) {
+        let hard_links = HardLinks::Copy;
+        self.push_job(NewJob {
+            node: dir,
+            kind: JobKind::Entries { names, hard_links },
+            retry: None,
+            leads,
+        });
+    }
+
+    /// Takes the leaders among the entries of a job that are settled now. A job either leads with
+    /// all of its entries or with none.
+    fn take_settled_leads(&mut self, update: &JobUpdate) -> VecDeque<(Name, FileId)> {
+        let Some(running) = self.running.get_mut(&update.job) else {
+            return VecDeque::new();
+        };
+        let settled = match update.progress {
+            _ if update.is_done => running.leads.len(),
+            Progress::Settled(settled) => (settled as usize).saturating_sub(running.settled),
+            _ => 0,
+        };
+        if let Progress::Settled(settled) = update.progress {
+            running.settled = running.settled.max(settled as usize);
+        }
+        running
+            .leads
+            .drain(..settled.min(running.leads.len()))
+            .collect()
+    }
+
+    /// Lets the groups of these leaders go on: they were copied, unless there is an error.
+    fn settle_leads(
+        &mut self,
+        dir: NodeKey,
+        leads: VecDeque<(Name, FileId)>,
+        errors: &[EntryError],
+    ) {
+        for (name, id) in leads {
+            let is_of = |error: &EntryError| error.name.as_ref().is_none_or(|it| *it == name);
+            if errors.iter().any(is_of) {
+                self.on_leader_failed(id);
+            } else {
+                self.on_leader_copied(dir, name, id);
+            }
+        }
+    }
+
+    /// Lets the next name of the group lead. It was counted as pending while it waited.
+    pub(super) fn on_leader_failed(&mut self, id: FileId) {
+        if let Some(next) = self.hard_links.leader_failed(id) {
+            let names = Names::one(next.kind, next.name.as_bytes());
+            self.push_leaders(next.dir, names, VecDeque::from([(next.name, id)]));
+        }
+    }
+
+    /// Makes the others of the group links to their leader.
+    fn on_leader_copied(&mut self, dir: NodeKey, name: Name, id: FileId) {
+        let directory = self.tree.dir(dir);
+        let leader = Leader {
+            target: directory.target,
+            dir: directory.path.clone(),
+            name,
+        };
+        // In a fixed order, so that a simulation can be repeated.
+        let mut waiting: BTreeMap<NodeKey, Names> = BTreeMap::new();
+        for follower in self.hard_links.leader_copied(id, leader.clone()) {
+            let names = waiting.entry(follower.dir).or_default();
+            names.push(follower.kind, follower.name.as_bytes());
+        }
+        for (dir, names) in waiting {
+            // One job is pending now instead of several names that wait.
+            let waited = names.len();
+            self.tree.add_pending(dir, 1);
+            let leader = leader.clone();
+            self.push(dir, JobKind::HardLinks { names, leader });
+            for _ in 0..waited {
+                self.complete_one(dir);
+            }
+        }
+    }
+
+    fn begin_chunked(&mut self, dir: NodeKey, file: ChunkedFile, leads: Option<FileId>) {
+        let chunks = file.chunks();
+        let node = self.tree.open_chunked(dir, file, chunks.len(), leads);
+        self.push_chunks(node, chunks);
+    }
+
+    /// Gives a chunked file up: chunks that were not sent are dropped. Returns false if that was
+    /// known before.
+    pub(super) fn fail_chunked(&mut self, node: NodeKey) -> bool {
+        let Some(file) = self.tree.chunked_mut(node) else {
+            return false;
+        };
+        if std::mem::replace(&mut file.has_failed, true) {
+            return false;
+        }
+        // The chunk that failed is still pending, so the node does not complete here.
+        for _ in 0..self.queue.drop_chunks(node) {
+            self.complete_one(node);
+        }
+        true
+    }
+
+    /// Notes that a chunked file was committed or discarded.
+    pub(super) fn end_chunked(&mut self, node: NodeKey, is_copied: bool) {
+        self.context.scoreboard.end_chunked();
+        let dir = self.tree.dir_key(node);
+        let Some(file) = self.tree.chunked_mut(node) else {
+            return;
+        };
+        match file.leads.take() {
+            Some(id) if is_copied => {
+                let name = file.file.name.clone();
+                self.on_leader_copied(dir, name, id);
+            }
+            Some(id) => self.on_leader_failed(id),
+            None => {}
+        }
+    }
+}
+
+/// Returns the entries of an update that other jobs have from now on, or that failed.
+fn handed_out(update: &JobUpdate) -> Vec<Name> {
+    let subdirs = [
+        &update.subdirs.new,
+        &update.subdirs.resumed,
+        &update.subdirs.merged,
+    ];
+    let subdirs = subdirs.into_iter().flat_map(|names| names.iter());
+    let subdirs = subdirs.map(|(_, name)| Name::new(name.to_bytes()));
+    let hard_links = update.hard_links.iter().map(|entry| entry.name.clone());
+    let chunked = update.chunked.iter().map(|file| file.name.clone());
+    let failed = update.errors.iter().filter_map(|error| error.name.clone());
+    subdirs
+        .chain(hard_links)
+        .chain(chunked)
+        .chain(failed)
+        .collect()
 }

@@ -1,149 +1,387 @@
-//! The folders that are being worked on: which parts of each are still out, and what is to be
-//! done when the last one is back. A folder is forgotten once it is finished, so memory follows
-//! what is open, not the size of the tree.
+//! The directories and chunked files in progress.
+//!
+//! **A node completes when nothing of it is pending.** Each node counts what is pending of it: its
+//! jobs, its child nodes, and hard links that wait for their leader. Whatever adds work adds to
+//! the counter in the same step, and each thing that is counted is completed once. At zero a
+//! directory gets its metadata, and a chunked file is committed or discarded, which is one more
+//! job; then the node is removed and its parent has one less pending. So every node is removed
+//! in the end, the children before their parent, and a directory's metadata comes last.
+//!
+//! A node exists only while it is in progress, so memory does not grow with the tree.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
-use crate::fs::path::{Name, RelPath};
-use crate::fs::stat::{DirIds, FileStat};
+use slab::Slab;
 
-/// A folder's number.
-pub(crate) type FolderId = u64;
+use crate::fs::path::{Name, Names, RelPath};
+use crate::fs::stat::{DirIds, FileId, FileStat};
+use crate::protocol::entry::{ChunkedFile, DirOrigin};
+use crate::protocol::error::CopyError;
+use crate::protocol::{JobKind, Resume, Retry};
 
-/// A folder that is being worked on.
-#[derive(Debug)]
-pub(crate) struct OpenFolder {
-    /// The folder above; none for a root.
-    pub(crate) parent: Option<FolderId>,
-    /// Which root it is below.
-    pub(crate) root: u32,
-    /// Its path there.
-    pub(crate) path: RelPath,
-    /// This run has made it at the destination.
-    pub(crate) fresh: bool,
-    /// The folders above, and this one once it has told of subfolders.
-    pub(crate) above: Vec<DirIds>,
-    /// Set when it is to be finished once all parts are back.
-    pub(crate) unfinished: Option<Box<FileStat>>,
-    /// Entries to leave out, should it be listed again: they failed, or others have them.
-    pub(crate) left_out: Vec<Name>,
-    /// It has been listed to its end, so nothing needs to be remembered for that.
-    is_listed: bool,
-    /// Parts that are out: its own job, subfolders, batches, links, large files.
-    parts: u64,
+pub(super) type NodeKey = usize;
+
+/// A directory or a chunked file in progress.
+struct Node {
+    /// The directory above; `None` for the directory of a target.
+    parent: Option<NodeKey>,
+    pending: u64,
+    /// Where workers have crashed once.
+    strikes: Vec<CrashSite>,
+    kind: NodeKind,
 }
 
-/// All open folders.
-#[derive(Debug, Default)]
-pub(crate) struct Tree {
-    folders: HashMap<FolderId, OpenFolder>,
-    last: FolderId,
+enum NodeKind {
+    Directory(Directory),
+    Chunked(Chunked),
+}
+
+pub(super) struct Directory {
+    pub(super) target: u32,
+    pub(super) path: RelPath,
+    pub(super) origin: DirOrigin,
+    /// The directories above.
+    pub(super) ancestors: Vec<DirIds>,
+    /// Its own ids, once its listing has shown subdirectories.
+    pub(super) ids: Option<DirIds>,
+    pub(super) listing: Listing,
+    /// Set if the directory must be finished by a job once nothing is pending.
+    pub(super) unfinished: Option<Box<FileStat>>,
+    /// Errors of the directory itself that were reported.
+    errors: Vec<CopyError>,
+}
+
+/// State of a directory's listing.
+pub(super) enum Listing {
+    /// Its job is queued or running.
+    Running(Listed),
+    /// Its worker was lost. It is repeated when nothing else of the directory is pending, so that
+    /// no entry is worked on twice at a time.
+    Repeat(Listed),
+    Done,
+}
+
+/// What has been reported of a listing.
+#[derive(Default)]
+pub(super) struct Listed {
+    /// Entries listed, in the order of the listing.
+    pub(super) entries: u64,
+    /// Of these, the ones that the lister copies itself and has not reported.
+    pub(super) own: Names,
+    /// Entries that other jobs have, or that failed.
+    pub(super) handed_out: HashSet<Name>,
+    pub(super) is_announced: bool,
+    /// The entry at which the lister crashed.
+    pub(super) suspect: Option<Name>,
+}
+
+/// A file that is being copied in chunks.
+pub(super) struct Chunked {
+    pub(super) file: ChunkedFile,
+    /// The group of hard links that waits for it.
+    pub(super) leads: Option<FileId>,
+    /// A worker saw the source change.
+    pub(super) has_changed: bool,
+    pub(super) has_failed: bool,
+    /// Its last job, which commits or discards it, is queued or running.
+    is_settling: bool,
+}
+
+/// Where a worker crashed: at an entry, or at the directory itself after so many entries; in a
+/// chunked file at the chunk with this offset.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct CrashSite {
+    pub(super) entry: Option<Name>,
+    pub(super) position: u64,
+}
+
+/// What follows when something of a node completes.
+pub(super) enum Next {
+    /// More of it is pending.
+    Wait,
+    /// Its listing is to be repeated.
+    RepeatListing,
+    /// This job, which is pending now, ends it.
+    Finish(JobKind),
+    /// It is complete and gone; its parent has one less pending.
+    Closed(Option<NodeKey>),
+}
+
+/// All nodes in progress.
+#[derive(Default)]
+pub(super) struct Tree {
+    nodes: Slab<Node>,
 }
 
 impl Tree {
-    /// Opens a root folder with one part out.
-    pub(crate) fn open_root(&mut self, root: u32, fresh: bool) -> FolderId {
-        self.insert(OpenFolder {
-            parent: None,
-            root,
-            path: RelPath::default(),
-            fresh,
-            above: Vec::new(),
+    /// Opens the directory of a target, with one job pending.
+    pub(super) fn open_target(
+        &mut self,
+        target: u32,
+        origin: DirOrigin,
+        listing: Listing,
+    ) -> NodeKey {
+        self.insert(
+            None,
+            1,
+            NodeKind::Directory(Directory {
+                target,
+                path: RelPath::default(),
+                origin,
+                ancestors: Vec::new(),
+                ids: None,
+                listing,
+                unfinished: None,
+                errors: Vec::new(),
+            }),
+        )
+    }
+
+    /// Opens a subdirectory, with its listing pending. Its parent has counted it already.
+    pub(super) fn open_subdir(
+        &mut self,
+        parent: NodeKey,
+        name: &[u8],
+        origin: DirOrigin,
+    ) -> NodeKey {
+        let above = self.dir(parent);
+        let directory = Directory {
+            target: above.target,
+            path: above.path.join(name),
+            origin,
+            ancestors: above.ancestors.iter().copied().chain(above.ids).collect(),
+            ids: None,
+            listing: Listing::Running(Listed::default()),
             unfinished: None,
-            left_out: Vec::new(),
-            is_listed: false,
-            parts: 1,
+            errors: Vec::new(),
+        };
+        self.insert(Some(parent), 1, NodeKind::Directory(directory))
+    }
+
+    /// Opens a chunked file with so many chunks pending, and counts it in its directory.
+    pub(super) fn open_chunked(
+        &mut self,
+        parent: NodeKey,
+        file: ChunkedFile,
+        chunks: usize,
+        leads: Option<FileId>,
+    ) -> NodeKey {
+        self.add_pending(parent, 1);
+        let chunked = Chunked {
+            file,
+            leads,
+            has_changed: false,
+            has_failed: false,
+            is_settling: false,
+        };
+        self.insert(Some(parent), chunks as u64, NodeKind::Chunked(chunked))
+    }
+
+    fn insert(&mut self, parent: Option<NodeKey>, pending: u64, kind: NodeKind) -> NodeKey {
+        self.nodes.insert(Node {
+            parent,
+            pending,
+            strikes: Vec::new(),
+            kind,
         })
     }
 
-    /// Opens a subfolder with one part out. The subfolder itself was a part of its parent
-    /// already.
-    pub(crate) fn open_below(&mut self, parent: FolderId, name: &[u8], fresh: bool) -> FolderId {
-        let above = self.get(parent);
-        let folder = OpenFolder {
-            parent: Some(parent),
-            root: above.root,
-            path: above.path.join(name),
-            fresh,
-            above: above.above.clone(),
-            unfinished: None,
-            left_out: Vec::new(),
-            is_listed: false,
-            parts: 1,
-        };
-        self.insert(folder)
-    }
-
-    fn insert(&mut self, folder: OpenFolder) -> FolderId {
-        self.last += 1;
-        self.folders.insert(self.last, folder);
-        self.last
-    }
-
-    /// An open folder.
-    ///
-    /// # Panics
-    /// When it is not open: a part of it is out, so it must be.
-    pub(crate) fn get(&self, id: FolderId) -> &OpenFolder {
-        &self.folders[&id]
-    }
-
-    /// An open folder.
-    ///
-    /// # Panics
-    /// As [`Tree::get`].
-    pub(crate) fn get_mut(&mut self, id: FolderId) -> &mut OpenFolder {
-        self.folders.get_mut(&id).expect("an open folder")
-    }
-
-    /// Entries of a folder are not to be looked at again, should it be listed again.
-    pub(crate) fn leave_out(&mut self, id: FolderId, names: impl IntoIterator<Item = Name>) {
-        let folder = self.get_mut(id);
-        if !folder.is_listed {
-            folder.left_out.extend(names);
+    /// Returns the directory that a node is, or that a chunked file is in.
+    pub(super) fn dir_key(&self, key: NodeKey) -> NodeKey {
+        match (&self.nodes[key].kind, self.nodes[key].parent) {
+            (NodeKind::Chunked(_), Some(parent)) => parent,
+            _ => key,
         }
     }
 
-    /// A folder has been listed to its end.
-    pub(crate) fn listed(&mut self, id: FolderId) {
-        let folder = self.get_mut(id);
-        folder.is_listed = true;
-        folder.left_out = Vec::new();
+    /// Returns the directory that a node is, or that a chunked file is in.
+    pub(super) fn dir(&self, key: NodeKey) -> &Directory {
+        match &self.nodes[self.dir_key(key)].kind {
+            NodeKind::Directory(directory) => directory,
+            NodeKind::Chunked(_) => unreachable!("a chunked file is in a directory"),
+        }
     }
 
-    /// More parts of a folder are out.
-    pub(crate) fn add_parts(&mut self, id: FolderId, parts: usize) {
-        self.get_mut(id).parts += parts as u64;
+    pub(super) fn dir_mut(&mut self, key: NodeKey) -> &mut Directory {
+        let key = self.dir_key(key);
+        match &mut self.nodes[key].kind {
+            NodeKind::Directory(directory) => directory,
+            NodeKind::Chunked(_) => unreachable!("a chunked file is in a directory"),
+        }
     }
 
-    /// A part is back. True when it was the last one.
-    pub(crate) fn part_done(&mut self, id: FolderId) -> bool {
-        let folder = self.get_mut(id);
-        debug_assert!(folder.parts > 0, "a part too many of {:?}", folder.path);
-        folder.parts -= 1;
-        folder.parts == 0
+    /// Returns the chunked file that a node is.
+    pub(super) fn chunked_mut(&mut self, key: NodeKey) -> Option<&mut Chunked> {
+        match &mut self.nodes[key].kind {
+            NodeKind::Chunked(chunked) => Some(chunked),
+            NodeKind::Directory(_) => None,
+        }
     }
 
-    /// True when nothing but the given number of parts is out.
-    pub(crate) fn waits_for(&self, id: FolderId, parts: u64) -> bool {
-        self.get(id).parts == parts
+    /// Returns all chunked files, each with its directory.
+    pub(super) fn chunked_files(&self) -> impl Iterator<Item = (&Directory, &Chunked)> {
+        self.nodes
+            .iter()
+            .filter_map(|(key, node)| match &node.kind {
+                NodeKind::Chunked(chunked) => Some((self.dir(key), chunked)),
+                NodeKind::Directory(_) => None,
+            })
     }
 
-    /// Forgets a folder, and gives the one above.
-    pub(crate) fn close(&mut self, id: FolderId) -> Option<FolderId> {
-        self.folders.remove(&id).and_then(|folder| folder.parent)
+    /// Returns true while some listing has not ended.
+    pub(super) fn is_listing(&self) -> bool {
+        self.nodes.iter().any(|(_, node)| match &node.kind {
+            NodeKind::Directory(directory) => !matches!(directory.listing, Listing::Done),
+            NodeKind::Chunked(_) => false,
+        })
     }
 
-    /// The folders that are open, the deepest first.
-    pub(crate) fn open(&self) -> Vec<FolderId> {
-        let mut open: Vec<FolderId> = self.folders.keys().copied().collect();
-        open.sort_unstable_by_key(|id| std::cmp::Reverse(self.get(*id).path.as_bytes().len()));
-        open
+    /// Counts more that is pending of a node.
+    pub(super) fn add_pending(&mut self, key: NodeKey, count: usize) {
+        self.nodes[key].pending += count as u64;
     }
 
-    /// True when everything is finished.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.folders.is_empty()
+    /// Returns true if a listing waits to be repeated and nothing else of it is pending.
+    fn should_repeat(&self, key: NodeKey) -> bool {
+        let node = &self.nodes[key];
+        let NodeKind::Directory(directory) = &node.kind else {
+            return false;
+        };
+        node.pending == 1 && matches!(directory.listing, Listing::Repeat(_))
+    }
+
+    /// Has a listing repeated as soon as nothing else of its directory is pending.
+    pub(super) fn repeat_listing(&mut self, key: NodeKey, listed: Listed) -> Next {
+        self.dir_mut(key).listing = Listing::Repeat(listed);
+        if self.should_repeat(key) {
+            Next::RepeatListing
+        } else {
+            Next::Wait
+        }
+    }
+
+    /// Counts one thing that was pending of a node as completed.
+    pub(super) fn complete_one(&mut self, key: NodeKey) -> Next {
+        self.nodes[key].pending -= 1;
+        if self.should_repeat(key) {
+            return Next::RepeatListing;
+        }
+        let node = &mut self.nodes[key];
+        if node.pending > 0 {
+            return Next::Wait;
+        }
+        let last = match &mut node.kind {
+            NodeKind::Directory(directory) => {
+                let stat = directory.unfinished.take();
+                stat.map(|stat| JobKind::FinishDirectory { stat: *stat })
+            }
+            NodeKind::Chunked(chunked) => chunked.settle(),
+        };
+        if let Some(last) = last {
+            node.pending = 1;
+            return Next::Finish(last);
+        }
+        Next::Closed(self.nodes.remove(key).parent)
+    }
+
+    /// Notes that a worker crashed there. Returns false at the second crash at one place.
+    pub(super) fn add_strike(&mut self, key: NodeKey, site: CrashSite) -> bool {
+        let strikes = &mut self.nodes[key].strikes;
+        let is_first = !strikes.contains(&site);
+        if is_first {
+            strikes.push(site);
+        }
+        is_first
+    }
+
+    /// Forgets a crash at a directory that could be opened after all.
+    pub(super) fn forgive(&mut self, key: NodeKey) {
+        let is_open = CrashSite {
+            entry: None,
+            position: 0,
+        };
+        self.nodes[key].strikes.retain(|site| *site != is_open);
+    }
+
+    /// Returns true when everything is finished.
+    pub(super) fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Takes the stats of all directories that still must be finished, the deepest first.
+    pub(super) fn take_unfinished(&mut self) -> Vec<(NodeKey, FileStat)> {
+        let mut unfinished = Vec::new();
+        for (key, node) in &mut self.nodes {
+            if let NodeKind::Directory(directory) = &mut node.kind
+                && let Some(stat) = directory.unfinished.take()
+            {
+                unfinished.push((directory.path.as_bytes().len(), key, *stat));
+            }
+        }
+        unfinished.sort_unstable_by_key(|&(length, key, _)| (std::cmp::Reverse(length), key));
+        unfinished
+            .into_iter()
+            .map(|(_, key, stat)| (key, stat))
+            .collect()
+    }
+}
+
+impl Directory {
+    /// Returns the job that lists this directory, or lists it again.
+    pub(super) fn listing_job(&mut self) -> (JobKind, Option<Retry>) {
+        let (mut listed, is_repeat) = match std::mem::replace(&mut self.listing, Listing::Done) {
+            Listing::Running(listed) => (listed, false),
+            Listing::Repeat(listed) => (listed, true),
+            Listing::Done => (Listed::default(), false),
+        };
+        let resume = Resume {
+            reported: listed.entries,
+            skip: listed.handed_out.clone(),
+            is_announced: listed.is_announced,
+        };
+        let suspect = listed.suspect.take();
+        self.listing = Listing::Running(listed);
+        let kind = JobKind::Directory {
+            ancestors: self.ancestors.clone(),
+            resume,
+        };
+        (kind, is_repeat.then_some(Retry { suspect }))
+    }
+
+    /// Remembers that other jobs have these entries, or that they failed, for as long as the
+    /// directory may be listed again.
+    pub(super) fn hand_out(&mut self, names: impl IntoIterator<Item = Name>) {
+        if let Listing::Running(listed) | Listing::Repeat(listed) = &mut self.listing {
+            listed.handed_out.extend(names);
+        }
+    }
+
+    /// Notes an error of the directory itself. Returns false if it was reported before: several
+    /// jobs open the same directory.
+    pub(super) fn add_error(&mut self, error: CopyError) -> bool {
+        let is_new = !self.errors.contains(&error);
+        if is_new {
+            self.errors.push(error);
+        }
+        is_new
+    }
+}
+
+impl Chunked {
+    /// Returns the last job of the file, once.
+    fn settle(&mut self) -> Option<JobKind> {
+        if std::mem::replace(&mut self.is_settling, true) {
+            return None;
+        }
+        let file = self.file.clone();
+        Some(if self.has_failed {
+            JobKind::Discard { file }
+        } else {
+            JobKind::Commit {
+                file,
+                changed: self.has_changed,
+            }
+        })
     }
 }
 
@@ -151,18 +389,56 @@ impl Tree {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_folder_ends_with_its_last_part() {
+    fn open() -> (Tree, NodeKey) {
         let mut tree = Tree::default();
-        let root = tree.open_root(0, true);
-        tree.add_parts(root, 1);
-        assert!(!tree.part_done(root));
-        let below = tree.open_below(root, b"a", true);
-        assert_eq!(tree.get(below).path.as_bytes(), b"a");
-        assert!(tree.part_done(below));
-        assert_eq!(tree.close(below), Some(root));
-        assert!(tree.part_done(root));
-        assert_eq!(tree.close(root), None);
+        let listing = Listing::Running(Listed::default());
+        let root = tree.open_target(0, DirOrigin::default(), listing);
+        (tree, root)
+    }
+
+    #[test]
+    fn a_parent_is_closed_after_its_children() {
+        let (mut tree, root) = open();
+        tree.add_pending(root, 1);
+        assert!(matches!(tree.complete_one(root), Next::Wait));
+        let below = tree.open_subdir(root, b"a", DirOrigin::default());
+        assert_eq!(tree.dir(below).path.as_bytes(), b"a");
+        assert!(matches!(tree.complete_one(below), Next::Closed(Some(parent)) if parent == root));
+        assert!(matches!(tree.complete_one(root), Next::Closed(None)));
         assert!(tree.is_empty());
+    }
+
+    #[test]
+    fn a_listing_is_repeated_when_nothing_else_is_pending() {
+        let (mut tree, root) = open();
+        tree.add_pending(root, 1);
+        let next = tree.repeat_listing(root, Listed::default());
+        assert!(matches!(next, Next::Wait));
+        assert!(matches!(tree.complete_one(root), Next::RepeatListing));
+        let (kind, retry) = tree.dir_mut(root).listing_job();
+        assert!(matches!(kind, JobKind::Directory { .. }) && retry.is_some());
+    }
+
+    #[test]
+    fn a_chunked_file_is_committed_when_its_chunks_are_there() {
+        let (mut tree, root) = open();
+        let file = ChunkedFile::sample("film", 64 << 20, 64 << 20);
+        let node = tree.open_chunked(root, file, 2, None);
+        assert!(matches!(tree.complete_one(node), Next::Wait));
+        let next = tree.complete_one(node);
+        assert!(matches!(
+            next,
+            Next::Finish(JobKind::Commit { changed: false, .. })
+        ));
+        assert!(matches!(tree.complete_one(node), Next::Closed(Some(parent)) if parent == root));
+    }
+
+    #[test]
+    fn an_error_of_a_directory_is_new_once() {
+        use crate::protocol::error::{Reason, Step};
+        let (mut tree, root) = open();
+        let error = CopyError::new(Step::OpenDirectory, Reason::System(2));
+        assert!(tree.dir_mut(root).add_error(error));
+        assert!(!tree.dir_mut(root).add_error(error));
     }
 }

@@ -2,140 +2,141 @@
 
 use std::time::{Duration, Instant};
 
+use crate::engine::KILL_TIMEOUT;
 use crate::scoreboard::Scoreboard;
 
-/// After so long without progress a warning names entry and worker.
-const WARN: Duration = Duration::from_secs(30);
-/// How long a worker may take to die. One that takes longer sleeps uninterruptibly, in a call to
-/// a dead disk or server.
-const DYING: Duration = Duration::from_secs(2);
-/// How often to look.
+/// How often to check.
 const PERIOD: Duration = Duration::from_millis(250);
-/// After so long without progress others do what was dealt to a worker and is not begun.
-const QUIET: Duration = Duration::from_secs(1);
+/// After this long without progress, other workers do what a worker has not begun.
+const SLOW_AFTER: Duration = Duration::from_secs(1);
 
-/// What is the matter with a worker.
+/// What the watchdog has noticed of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stall {
-    /// No progress for a moment: what it has not begun is better done by others.
-    Quiet {
-        /// Its number.
-        worker: usize,
-    },
-    /// No progress for some time; only to be told.
-    Stalled {
-        /// Its number.
-        worker: usize,
-        /// For how long.
-        after: Duration,
-    },
-    /// No progress for as long as the user allows: it is to be killed.
-    TimedOut {
-        /// Its number.
-        worker: usize,
-    },
-    /// It was killed and is still there.
-    Unkillable {
-        /// Its number.
-        worker: usize,
-    },
+pub(super) enum Stall {
+    /// No progress for a moment: others should do what it has not begun.
+    Slow,
+    /// It makes progress again.
+    Over,
+    /// No progress for so long that the user should know.
+    Warn { after: Duration },
+    /// No progress for as long as the user allows.
+    Kill,
+    /// It was killed and does not die.
+    Unkillable,
 }
 
 /// Watches all workers.
 #[derive(Debug)]
-pub(crate) struct Watchdog {
+pub(super) struct Watchdog {
     timeout: Option<Duration>,
-    looked: Instant,
+    warn_after: Duration,
+    checked: Instant,
     workers: Vec<Watched>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Watched {
-    beats: u64,
+    heartbeats: u64,
     since: Instant,
-    quiet: bool,
-    warned: bool,
+    is_slow: bool,
+    is_warned: bool,
     killed: Option<Instant>,
-    gone: bool,
+    is_gone: bool,
 }
 
 impl Watchdog {
-    /// Workers without progress for `timeout` are to be killed; none: never.
-    pub(crate) fn new(timeout: Option<Duration>) -> Self {
+    /// Warns of workers without progress for `warn_after`, and has them killed after `timeout`.
+    pub(super) fn new(now: Instant, timeout: Option<Duration>, warn_after: Duration) -> Self {
         Self {
             timeout,
-            looked: Instant::now(),
+            warn_after,
+            checked: now,
             workers: Vec::new(),
         }
     }
 
-    /// Looks at the first `workers` workers.
-    pub(crate) fn look(&mut self, now: Instant, board: Scoreboard, workers: usize) -> Vec<Stall> {
-        if now - self.looked < PERIOD {
+    /// Checks the first `workers` workers, if it is time to.
+    pub(super) fn check(
+        &mut self,
+        now: Instant,
+        scoreboard: Scoreboard,
+        workers: usize,
+    ) -> Vec<(usize, Stall)> {
+        if now - self.checked < PERIOD {
             return Vec::new();
         }
-        // Stopped, or waiting for whoever reads its output, the parent has not looked; that time
-        // says nothing about the workers, which may have waited for the parent.
-        let not_looked = (now - self.looked).saturating_sub(4 * PERIOD);
-        self.looked = now;
-        let timeout = self.timeout;
-        self.know(workers, now);
-        let mut alarms = Vec::new();
+        // If the parent was stopped, or waited for the reader of its output, the workers may have
+        // waited for it. That time says nothing about them.
+        let unwatched = (now - self.checked).saturating_sub(4 * PERIOD);
+        self.checked = now;
+        self.watch(workers, now);
+        let (timeout, warn_after) = (self.timeout, self.warn_after);
+        let mut stalls = Vec::new();
         for (worker, watched) in self.workers.iter_mut().enumerate() {
-            let slot = board.slot(worker);
-            if watched.gone {
+            let slot = scoreboard.slot(worker);
+            if watched.is_gone {
                 continue;
             }
-            watched.since = (watched.since + not_looked).min(now);
-            watched.killed = watched.killed.map(|killed| (killed + not_looked).min(now));
+            watched.since = (watched.since + unwatched).min(now);
+            watched.killed = watched.killed.map(|killed| (killed + unwatched).min(now));
             if let Some(killed) = watched.killed {
-                if now - killed > DYING {
-                    alarms.push(Stall::Unkillable { worker });
+                if now - killed > KILL_TIMEOUT {
+                    stalls.push((worker, Stall::Unkillable));
                 }
                 continue;
             }
-            if slot.job().is_none() || slot.beats() != watched.beats {
-                watched.beats = slot.beats();
+            if slot.job().is_none() || slot.heartbeats() != watched.heartbeats {
+                watched.heartbeats = slot.heartbeats();
                 watched.since = now;
-                watched.quiet = false;
-                watched.warned = false;
+                watched.is_warned = false;
+                if std::mem::take(&mut watched.is_slow) {
+                    stalls.push((worker, Stall::Over));
+                }
                 continue;
             }
             let after = now - watched.since;
-            if after >= QUIET && !watched.quiet {
-                watched.quiet = true;
-                alarms.push(Stall::Quiet { worker });
+            if after >= SLOW_AFTER && !watched.is_slow {
+                watched.is_slow = true;
+                stalls.push((worker, Stall::Slow));
             }
             if timeout.is_some_and(|timeout| after >= timeout) {
                 watched.killed = Some(now);
-                alarms.push(Stall::TimedOut { worker });
-            } else if after >= WARN && !watched.warned {
-                watched.warned = true;
-                alarms.push(Stall::Stalled { worker, after });
+                stalls.push((worker, Stall::Kill));
+            } else if after >= warn_after && !watched.is_warned {
+                watched.is_warned = true;
+                stalls.push((worker, Stall::Warn { after }));
             }
         }
-        alarms
+        stalls
     }
 
-    fn know(&mut self, workers: usize, now: Instant) {
+    fn watch(&mut self, workers: usize, now: Instant) {
         let new = Watched {
-            beats: 0,
+            heartbeats: 0,
             since: now,
-            quiet: false,
-            warned: false,
+            is_slow: false,
+            is_warned: false,
             killed: None,
-            gone: false,
+            is_gone: false,
         };
         self.workers.resize(workers.max(self.workers.len()), new);
     }
 
-    /// A worker is no more. Gives the timeout where that is what it was killed for.
-    pub(crate) fn forget(&mut self, worker: usize) -> Option<Duration> {
-        // It may have died before it was ever looked at.
-        self.know(worker + 1, Instant::now());
+    /// Watches a worker no more. Returns the timeout if that is why it was killed.
+    pub(super) fn forget(&mut self, worker: usize, now: Instant) -> Option<Duration> {
+        // It may have died before the first check.
+        self.watch(worker + 1, now);
         let watched = self.workers.get_mut(worker)?;
-        watched.gone = true;
+        watched.is_gone = true;
         watched.killed.and(self.timeout)
+    }
+
+    /// Returns how many workers have made no progress for so long.
+    pub(super) fn stalled(&self, now: Instant, time: Duration) -> usize {
+        let is_stalled = |it: &&Watched| {
+            !it.is_gone && it.is_slow && now.saturating_duration_since(it.since) >= time
+        };
+        self.workers.iter().filter(is_stalled).count()
     }
 }
 
@@ -143,67 +144,90 @@ impl Watchdog {
 mod tests {
     use super::*;
 
+    const WARN_AFTER: Duration = Duration::from_secs(30);
+
+    /// A worker that runs job 1, and a watchdog that has not checked it.
+    fn one_worker(timeout: Option<Duration>) -> (Scoreboard, Watchdog, Instant) {
+        let scoreboard = Scoreboard::new(1, 1).unwrap();
+        scoreboard.slot(0).begin_job(1);
+        let now = Instant::now();
+        let watchdog = Watchdog::new(now, timeout, WARN_AFTER);
+        (scoreboard, watchdog, now + Duration::from_secs(1))
+    }
+
     #[test]
-    fn a_worker_is_warned_of_once_and_then_killed() {
-        let board = Scoreboard::new(1).unwrap();
-        board.slot(0).begin_job(1);
-        let mut watch = Watchdog::new(Some(Duration::from_secs(40)));
-        let start = Instant::now() + Duration::from_secs(1);
+    fn a_worker_without_progress_is_passed_over_warned_of_and_killed() {
+        let (scoreboard, mut watchdog, start) = one_worker(Some(Duration::from_secs(40)));
         let mut last = 0;
         let mut at = |seconds| {
-            // Not one of these looks gives another alarm.
+            // None of the checks in between notices anything.
             for half in 2 * last + 1..2 * seconds {
                 let now = start + Duration::from_millis(500 * half);
-                assert_eq!(watch.look(now, board, 1), []);
+                assert_eq!(watchdog.check(now, scoreboard, 1), []);
             }
             last = seconds;
-            watch.look(start + Duration::from_secs(seconds), board, 1)
+            let stalls = watchdog.check(start + Duration::from_secs(seconds), scoreboard, 1);
+            stalls
+                .into_iter()
+                .map(|(_, stall)| stall)
+                .collect::<Vec<_>>()
         };
         assert_eq!(at(0), []);
-        assert_eq!(at(1), [Stall::Quiet { worker: 0 }]);
+        assert_eq!(at(1), [Stall::Slow]);
         assert_eq!(at(29), []);
-        let after = Duration::from_secs(30);
-        assert_eq!(at(30), [Stall::Stalled { worker: 0, after }]);
+        let after = WARN_AFTER;
+        assert_eq!(at(30), [Stall::Warn { after }]);
         assert_eq!(at(39), []);
-        assert_eq!(at(40), [Stall::TimedOut { worker: 0 }]);
-        assert_eq!(at(42), []);
-        let end = start + Duration::from_millis(42_500);
-        assert_eq!(watch.look(end, board, 1), [Stall::Unkillable { worker: 0 }]);
-        assert_eq!(watch.forget(0), Some(Duration::from_secs(40)));
+        assert_eq!(at(40), [Stall::Kill]);
+        assert_eq!(at(45), []);
+        let end = start + Duration::from_millis(45_500);
+        assert_eq!(watchdog.check(end, scoreboard, 1), [(0, Stall::Unkillable)]);
+        assert_eq!(watchdog.stalled(end, KILL_TIMEOUT), 1);
+        assert_eq!(watchdog.forget(0, end), Some(Duration::from_secs(40)));
+        assert_eq!(watchdog.stalled(end, KILL_TIMEOUT), 0);
     }
 
     #[test]
-    fn time_in_which_nobody_looked_does_not_count() {
-        let board = Scoreboard::new(1).unwrap();
-        board.slot(0).begin_job(1);
-        let mut watch = Watchdog::new(Some(Duration::from_secs(5)));
-        let start = Instant::now() + Duration::from_secs(1);
-        assert_eq!(watch.look(start, board, 1), []);
+    fn time_in_which_nobody_watched_does_not_count() {
+        let (scoreboard, mut watchdog, start) = one_worker(Some(Duration::from_secs(5)));
+        assert_eq!(watchdog.check(start, scoreboard, 1), []);
         let later = start + Duration::from_secs(600);
-        assert_eq!(watch.look(later, board, 1), [Stall::Quiet { worker: 0 }]);
+        assert_eq!(watchdog.check(later, scoreboard, 1), [(0, Stall::Slow)]);
     }
 
     #[test]
-    fn who_dies_early_is_not_missed() {
-        let board = Scoreboard::new(1).unwrap();
-        board.slot(0).begin_job(1);
-        let mut watch = Watchdog::new(Some(Duration::from_secs(1)));
-        assert_eq!(watch.forget(0), None);
-        let later = Instant::now() + Duration::from_secs(60);
-        assert_eq!(watch.look(later, board, 1), []);
-        assert_eq!(watch.look(later + Duration::from_secs(60), board, 1), []);
+    fn a_worker_that_dies_early_is_not_watched() {
+        let (scoreboard, mut watchdog, start) = one_worker(Some(Duration::from_secs(1)));
+        assert_eq!(watchdog.forget(0, start), None);
+        for minutes in 1..3 {
+            let later = start + Duration::from_secs(60 * minutes);
+            assert_eq!(watchdog.check(later, scoreboard, 1), []);
+        }
     }
 
     #[test]
-    fn progress_and_idleness_are_no_reason() {
-        let board = Scoreboard::new(2).unwrap();
-        board.slot(0).begin_job(1);
-        let mut watch = Watchdog::new(None);
-        let start = Instant::now() + Duration::from_secs(1);
+    fn a_worker_that_goes_on_is_noticed_too() {
+        let (scoreboard, mut watchdog, start) = one_worker(None);
+        assert_eq!(watchdog.check(start, scoreboard, 1), []);
+        let second = Duration::from_secs(1);
+        assert_eq!(
+            watchdog.check(start + second, scoreboard, 1),
+            [(0, Stall::Slow)]
+        );
+        scoreboard.slot(0).heartbeat();
+        let stalls = watchdog.check(start + 2 * second, scoreboard, 1);
+        assert_eq!(stalls, [(0, Stall::Over)]);
+    }
+
+    #[test]
+    fn progress_and_idleness_are_no_stall() {
+        let (_, mut watchdog, start) = one_worker(None);
+        let scoreboard = Scoreboard::new(2, 1).unwrap();
+        scoreboard.slot(0).begin_job(1);
         for second in 0..100 {
-            board.slot(0).heartbeat();
+            scoreboard.slot(0).heartbeat();
             let now = start + Duration::from_secs(second);
-            assert_eq!(watch.look(now, board, 2), []);
+            assert_eq!(watchdog.check(now, scoreboard, 2), []);
         }
     }
 }

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use crate::context::Context;
 use crate::fs::path::{Name, RelPath};
+use crate::protocol::Counts;
 use crate::protocol::error::{CopyError, error_text};
 use crate::protocol::{Line, NotKept};
-use crate::scoreboard::Counts;
 
 pub(crate) use paths::Side;
 use progress::Progress;
@@ -125,7 +125,7 @@ impl Ui {
                 ""
             };
             let _ = if self.context.config.dry_run {
-                let (verb, reason) = line.action.plan();
+                let (verb, reason) = line.decision.plan();
                 writeln!(text, "{verb} {path}{slash} ({reason})")
             } else {
                 writeln!(text, "{worker_label} {path}{slash}")
@@ -201,7 +201,7 @@ mod tests {
     use crate::cli::Cli;
     use crate::config::Config;
     use crate::context::Identity;
-    use crate::protocol::Action;
+    use crate::protocol::entry::Decision;
     use crate::protocol::error::Step;
     use crate::scoreboard::Scoreboard;
     use crate::targets::Targets;
@@ -225,7 +225,7 @@ mod tests {
             let identity = Identity::take_over();
             let context = Context {
                 targets: Targets::open(&config, identity.umask).unwrap(),
-                scoreboard: Scoreboard::new(1).unwrap(),
+                scoreboard: Scoreboard::new(1, 1).unwrap(),
                 identity,
                 config,
             };
@@ -254,14 +254,14 @@ mod tests {
     }
 
     fn lines() -> [Line; 3] {
-        let line = |name: Option<&[u8]>, action| Line {
+        let line = |name: Option<&[u8]>, decision| Line {
             name: name.map(Name::new),
-            action,
+            decision,
         };
         [
-            line(None, Action::MakeDirectory),
-            line(Some(b"a b"), Action::Copy),
-            line(Some(b"x\ny"), Action::LeaveUnchanged),
+            line(None, Decision::MakeDirectory),
+            line(Some(b"a b"), Decision::Create),
+            line(Some(b"x\ny"), Decision::LeaveUnchanged),
         ]
     }
 

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::output::print_message;
 use super::units::{format_bytes, format_estimate};
-use crate::scoreboard::Counts;
+use crate::protocol::Counts;
 
 const REDRAWS_PER_SECOND: u8 = 10;
 /// The period of plain lines, for `--progress=always` without a terminal.

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::units::{format_bytes, format_duration};
+use crate::protocol::Counts;
 use crate::protocol::NotKept;
-use crate::scoreboard::Counts;
 
 /// Exit statuses. After a signal it is 128 and the signal's number.
 pub(super) mod exit {

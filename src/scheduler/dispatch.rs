@@ -1,0 +1,402 @@
+//! The queue, and sending jobs.
+//!
+//! A batch of jobs is only transport. A job that was sent and not claimed can be sent again, to
+//! any worker: to idle ones, past a stuck one, and after a worker was lost. Whoever claims it
+//! first runs it, and the others skip it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::tree::NodeKey;
+use super::{Phase, Scheduler};
+use crate::engine::Sent;
+use crate::fs::path::{Name, Names};
+use crate::fs::stat::FileId;
+use crate::protocol::entry::{Chunk, DirOrigin};
+use crate::protocol::{Job, JobId, JobKind, Retry};
+use crate::scoreboard::claims::Claim;
+
+/// The most jobs in one batch. With many small directories to do, sending them one by one would
+/// wake the parent for each.
+const BATCH_JOBS: usize = 16;
+
+/// A job that has not been sent.
+pub(super) struct NewJob {
+    pub(super) node: NodeKey,
+    pub(super) kind: JobKind,
+    pub(super) retry: Option<Retry>,
+    /// The groups of hard links that the job's entries lead, in the order of the entries.
+    pub(super) leads: VecDeque<(Name, FileId)>,
+}
+
+/// A job that was sent and is not reported done.
+pub(super) struct Running {
+    pub(super) job: Arc<Job>,
+    pub(super) node: NodeKey,
+    pub(super) leads: VecDeque<(Name, FileId)>,
+    /// The worker that got it last, if it was sent to a certain one.
+    sent_to: Option<usize>,
+    batch: u64,
+    /// The number of the next update.
+    pub(super) next_update: u32,
+    /// Of its names, so many at the start are settled, and so many at the end were given away.
+    pub(super) settled: usize,
+    pub(super) shared: usize,
+}
+
+/// Work that has not been sent, in an order that keeps memory bounded: last in, first out, so
+/// that the tree is copied depth first.
+pub(super) struct Queue {
+    entries: Vec<Queued>,
+    /// About how many jobs that is.
+    jobs: usize,
+    last_job: JobId,
+    last_batch: u64,
+    /// Unused words in the table of claims: those below `unused_from`, and all after it.
+    free_claims: Vec<u32>,
+    unused_from: usize,
+    claims: usize,
+    /// Jobs that were sent behind others and may not have been claimed yet.
+    maybe_unclaimed: Vec<JobId>,
+}
+
+enum Queued {
+    Job(NewJob),
+    /// A job that was sent before.
+    Again(JobId),
+    /// Subdirectories, to be listed from the last one.
+    Subdirs {
+        parent: NodeKey,
+        names: Names,
+        origin: DirOrigin,
+    },
+    /// Chunks of a file, in reverse.
+    Chunks {
+        node: NodeKey,
+        rest: Vec<Chunk>,
+    },
+}
+
+impl Queue {
+    /// Makes an empty queue for a table of so many claims.
+    pub(super) fn new(claims: usize) -> Self {
+        Self {
+            entries: Vec::new(),
+            jobs: 0,
+            last_job: 0,
+            last_batch: 0,
+            free_claims: Vec::new(),
+            unused_from: 0,
+            claims,
+            maybe_unclaimed: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, queued: Queued, jobs: usize) {
+        self.jobs += jobs;
+        self.entries.push(queued);
+    }
+
+    /// Returns how many jobs can be made before the table of claims is full.
+    fn free_claims(&self) -> usize {
+        self.free_claims.len() + (self.claims - self.unused_from)
+    }
+
+    fn take_claim(&mut self) -> u32 {
+        self.free_claims.pop().unwrap_or_else(|| {
+            self.unused_from += 1;
+            self.unused_from as u32 - 1
+        })
+    }
+
+    /// Takes back the word of a job that has ended.
+    pub(super) fn return_claim(&mut self, index: u32) {
+        self.free_claims.push(index);
+    }
+
+    /// Removes the chunks of a file that were not sent. Returns how many they were.
+    pub(super) fn drop_chunks(&mut self, of: NodeKey) -> usize {
+        let is_of = |queued: &Queued| matches!(queued, Queued::Chunks { node, .. } if *node == of);
+        let at = self.entries.iter().position(is_of);
+        let Some(Queued::Chunks { rest, .. }) = at.map(|at| self.entries.remove(at)) else {
+            return 0;
+        };
+        self.jobs = self.jobs.saturating_sub(rest.len());
+        rest.len()
+    }
+
+    /// Drops everything that a stopped run does not do any more. Returns the jobs that remove
+    /// temporary files: what they remove must go all the same.
+    pub(super) fn drop_rest(&mut self) -> Vec<NewJob> {
+        let mut removals = Vec::new();
+        for queued in std::mem::take(&mut self.entries) {
+            match queued {
+                Queued::Job(job) if matches!(job.kind, JobKind::FinishDirectory { .. }) => {
+                    self.entries.push(Queued::Job(job));
+                }
+                Queued::Job(job) if matches!(job.kind, JobKind::Remove { .. }) => {
+                    removals.push(job);
+                }
+                _ => {}
+            }
+        }
+        self.jobs = self.entries.len();
+        removals
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+impl Scheduler {
+    /// Queues a job that is counted as pending in its node.
+    pub(super) fn push(&mut self, node: NodeKey, kind: JobKind) {
+        self.push_job(NewJob::new(node, kind));
+    }
+
+    pub(super) fn push_job(&mut self, job: NewJob) {
+        self.queue.push(Queued::Job(job), 1);
+    }
+
+    /// Queues subdirectories that are counted as pending in their parent.
+    pub(super) fn push_subdirs(&mut self, parent: NodeKey, names: Names, origin: DirOrigin) {
+        let jobs = names.len();
+        let queued = Queued::Subdirs {
+            parent,
+            names,
+            origin,
+        };
+        self.queue.push(queued, jobs);
+    }
+
+    /// Queues the chunks of a file.
+    pub(super) fn push_chunks(&mut self, node: NodeKey, mut chunks: Vec<Chunk>) {
+        chunks.reverse();
+        let jobs = chunks.len();
+        self.queue.push(Queued::Chunks { node, rest: chunks }, jobs);
+    }
+
+    /// Queues a directory to be listed, or listed again.
+    pub(super) fn push_listing(&mut self, node: NodeKey) {
+        let (kind, retry) = self.tree.dir_mut(node).listing_job();
+        self.push_job(NewJob {
+            retry,
+            ..NewJob::new(node, kind)
+        });
+    }
+
+    /// Sends as many jobs as the engine takes.
+    pub(super) fn dispatch(&mut self) {
+        while self.phase == Phase::Running && self.engine.free_slots() > 0 {
+            let share = self.queue.jobs / (4 * self.limit.limit());
+            let batch = self.take_batch(share.clamp(1, BATCH_JOBS));
+            // These wait behind another job, or behind another batch.
+            let waiting = usize::from(self.engine.idle() > 0);
+            let ids: Vec<JobId> = batch.iter().skip(waiting).map(|job| job.id).collect();
+            if batch.is_empty() || !self.send(batch) {
+                break;
+            }
+            self.queue.maybe_unclaimed.extend(ids);
+        }
+        self.forget_claimed();
+        let is_idle = self.queue.is_empty() && !self.is_solo;
+        let mut idle = if is_idle { self.engine.idle() } else { 0 };
+        while idle > 0
+            && self.phase == Phase::Running
+            && let Some(job) = self.next_unclaimed()
+        {
+            if !self.send(vec![job]) {
+                break;
+            }
+            idle -= 1;
+        }
+        self.context.scoreboard.set_wanted(idle);
+    }
+
+    /// Sends a batch. Returns false if there is no worker.
+    pub(super) fn send(&mut self, batch: Vec<Arc<Job>>) -> bool {
+        self.queue.last_batch += 1;
+        let ids: Vec<JobId> = batch.iter().map(|job| job.id).collect();
+        let sent = self.engine.send(batch);
+        for &id in &ids {
+            if let Some(running) = self.running.get_mut(&id) {
+                running.batch = self.queue.last_batch;
+                running.sent_to = match sent {
+                    Sent::To(worker) => Some(worker),
+                    Sent::ToAll | Sent::NoWorkers => None,
+                };
+            }
+        }
+        if sent != Sent::NoWorkers {
+            return true;
+        }
+        for id in ids.into_iter().rev() {
+            self.queue.push(Queued::Again(id), 1);
+        }
+        if self.engine.busy() == 0 {
+            self.fail_without_workers();
+        }
+        false
+    }
+
+    /// Takes one job, or several small ones.
+    fn take_batch(&mut self, most: usize) -> Vec<Arc<Job>> {
+        let mut batch = Vec::new();
+        while batch.len() < most && self.queue.free_claims() > 0 {
+            let is_small = match self.queue.entries.last() {
+                Some(Queued::Subdirs { .. } | Queued::Again(_)) => true,
+                Some(Queued::Job(job)) => matches!(
+                    job.kind,
+                    JobKind::FinishDirectory { .. } | JobKind::Remove { .. }
+                ),
+                _ => false,
+            };
+            if !batch.is_empty() && !is_small {
+                break;
+            }
+            match self.pop() {
+                Some(Popped::New(job)) => batch.push(self.begin(job)),
+                Some(Popped::Again(id)) => batch.extend(self.unclaimed(id)),
+                None => break,
+            }
+            if !is_small {
+                break;
+            }
+        }
+        batch
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Popped> {
+        self.queue.jobs = self.queue.jobs.saturating_sub(1);
+        let (job, is_last) = match self.queue.entries.last_mut()? {
+            Queued::Job(_) | Queued::Again(_) => match self.queue.entries.pop() {
+                Some(Queued::Job(job)) => return Some(Popped::New(job)),
+                Some(Queued::Again(id)) => return Some(Popped::Again(id)),
+                _ => return None,
+            },
+            Queued::Subdirs {
+                parent,
+                names,
+                origin,
+            } => {
+                let (_, name) = names.pop()?;
+                let is_last = names.is_empty();
+                let node = self.tree.open_subdir(*parent, &name, *origin);
+                let (kind, _) = self.tree.dir_mut(node).listing_job();
+                (NewJob::new(node, kind), is_last)
+            }
+            Queued::Chunks { node, rest } => {
+                let chunk = rest.pop()?;
+                let is_last = rest.is_empty();
+                let file = self.tree.chunked_mut(*node)?.file.clone();
+                (NewJob::new(*node, JobKind::Chunk { file, chunk }), is_last)
+            }
+        };
+        if is_last {
+            self.queue.entries.pop();
+        }
+        Some(Popped::New(job))
+    }
+
+    /// Gives a job its number, and opens it to claims.
+    pub(super) fn begin(&mut self, new: NewJob) -> Arc<Job> {
+        self.queue.last_job += 1;
+        let directory = self.tree.dir(new.node);
+        let job = Arc::new(Job {
+            id: self.queue.last_job,
+            claim: self.queue.take_claim(),
+            target: directory.target,
+            path: directory.path.clone(),
+            origin: directory.origin,
+            kind: new.kind,
+            retry: new.retry,
+        });
+        self.context.scoreboard.claims.publish(job.claim, job.id);
+        let running = Running {
+            job: Arc::clone(&job),
+            node: new.node,
+            leads: new.leads,
+            sent_to: None,
+            batch: 0,
+            next_update: 0,
+            settled: 0,
+            shared: 0,
+        };
+        self.running.insert(job.id, running);
+        job
+    }
+
+    /// Ends a job: its word in the table of claims may be used again.
+    pub(super) fn end_job(&mut self, id: JobId) -> Option<Running> {
+        let running = self.running.remove(&id)?;
+        self.context.scoreboard.claims.release(running.job.claim);
+        self.queue.return_claim(running.job.claim);
+        Some(running)
+    }
+
+    /// Returns a running job if nobody has claimed it.
+    fn unclaimed(&self, id: JobId) -> Option<Arc<Job>> {
+        let running = self.running.get(&id)?;
+        let claim = self.context.scoreboard.claims.look(running.job.claim, id);
+        (claim == Claim::Open).then(|| Arc::clone(&running.job))
+    }
+
+    /// Keeps the list of jobs that wait behind others as short as the number of running jobs.
+    fn forget_claimed(&mut self) {
+        if self.queue.maybe_unclaimed.len() > 2 * self.running.len() + BATCH_JOBS {
+            let mut ids = std::mem::take(&mut self.queue.maybe_unclaimed);
+            ids.retain(|&id| self.unclaimed(id).is_some());
+            self.queue.maybe_unclaimed = ids;
+        }
+    }
+
+    /// Returns a job that waits behind others, for a worker that is idle.
+    fn next_unclaimed(&mut self) -> Option<Arc<Job>> {
+        while let Some(id) = self.queue.maybe_unclaimed.pop() {
+            if let Some(job) = self.unclaimed(id) {
+                return Some(job);
+            }
+        }
+        None
+    }
+
+    /// Sends again the jobs that a worker got and has not claimed: it is stuck, or lost.
+    pub(super) fn resend_unclaimed(&mut self, worker: usize) {
+        let current = self.context.scoreboard.slot(worker).job();
+        let batch = current.and_then(|id| Some(self.running.get(&id)?.batch));
+        let is_with_it = |running: &Running| {
+            // Workers with one queue: what is left of the batch that it took.
+            running.sent_to == Some(worker)
+                || running.sent_to.is_none() && batch == Some(running.batch)
+        };
+        let with_it = self
+            .running
+            .iter()
+            .filter(|(_, running)| is_with_it(running));
+        let mut ids: Vec<JobId> = with_it.map(|(&id, _)| id).collect();
+        ids.retain(|&id| self.unclaimed(id).is_some());
+        // The first one shall be the first again.
+        ids.sort_unstable_by_key(|&id| std::cmp::Reverse(id));
+        for id in ids {
+            self.queue.push(Queued::Again(id), 1);
+        }
+    }
+}
+
+/// What was taken from the queue.
+pub(super) enum Popped {
+    New(NewJob),
+    Again(JobId),
+}
+
+impl NewJob {
+    fn new(node: NodeKey, kind: JobKind) -> Self {
+        Self {
+            node,
+            kind,
+            retry: None,
+            leads: VecDeque::new(),
+        }
+    }
+}

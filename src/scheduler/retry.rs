@@ -1,0 +1,226 @@
+//! Workers that are lost: what they had claimed and not reported is done again, or given up.
+//!
+//! A retry needs no cleaning first, and no order. The entry that the worker was at is named in
+//! the new job, and is replaced whatever it looks like. A temporary file that the worker left is
+//! removed by a job of its own; its name is never used again, so it does not matter when.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::dispatch::{NewJob, Running};
+use super::tree::{CrashSite, Listed, Listing, NodeKey};
+use super::{Phase, Scheduler};
+use crate::copy::temp;
+use crate::fs::path::{Name, Names};
+use crate::fs::stat::FileId;
+use crate::protocol::entry::HardLinks;
+use crate::protocol::error::{CopyError, Death, Reason, Step};
+use crate::protocol::{EntryError, JobId, JobKind, Retry};
+use crate::scoreboard::WriteTarget;
+use crate::scoreboard::claims::Claim;
+
+/// What a retry leaves out, after the second crash at one place.
+enum GivenUp {
+    Nothing,
+    Entry(Name),
+    /// Everything that the job has not reported.
+    Job,
+}
+
+impl Scheduler {
+    pub(super) fn on_worker_lost(&mut self, worker: usize, death: Death) {
+        self.summary.replaced += 1;
+        *self.reported_by(worker) = None;
+        let stalled = self.watchdog.forget(worker, self.engine.now());
+        let reason = match stalled {
+            Some(after) => Reason::Stalled(after.as_secs()),
+            None => Reason::Crashed(death),
+        };
+        let current = self.context.scoreboard.slot(worker).job();
+        self.resend_unclaimed(worker);
+        let claims = self.context.scoreboard.claims;
+        let is_claimed = |(&id, running): (&JobId, &Running)| {
+            (claims.look(running.job.claim, id) == Claim::By(worker)).then_some(id)
+        };
+        let mut claimed: Vec<JobId> = self.running.iter().filter_map(is_claimed).collect();
+        // What is queued last is sent first.
+        claimed.sort_unstable_by_key(|&id| std::cmp::Reverse(id));
+        for id in claimed {
+            let Some(running) = self.end_job(id) else {
+                continue;
+            };
+            if Some(id) == current {
+                self.remove_temp_of(worker, running.node);
+                self.on_crash(worker, running, reason);
+            } else {
+                // Done, but the report was lost; or never begun.
+                self.retry(running, None, GivenUp::Nothing);
+            }
+        }
+    }
+
+    /// Queues the removal of the temporary file that a lost worker was writing.
+    fn remove_temp_of(&mut self, worker: usize, node: NodeKey) {
+        let WriteTarget::Temp(number) = self.context.scoreboard.slot(worker).writing() else {
+            return;
+        };
+        let name = Name::new(temp::name(self.context, worker, number).to_bytes());
+        // A file to copy in chunks that the worker has prepared and reported is in use.
+        if self
+            .tree
+            .chunked_files()
+            .any(|(_, chunked)| chunked.file.temp == name)
+        {
+            return;
+        }
+        let dir = self.tree.dir_key(node);
+        self.tree.add_pending(dir, 1);
+        self.push(dir, JobKind::Remove { name });
+    }
+
+    /// Does the job again at which a worker crashed, without the entry that has now cost two
+    /// workers.
+    fn on_crash(&mut self, worker: usize, running: Running, reason: Reason) {
+        let slot = self.context.scoreboard.slot(worker);
+        let entry = slot.entry();
+        let position = match (&running.job.kind, &entry) {
+            (JobKind::Chunk { chunk, .. }, _) => chunk.offset,
+            // Two crashes in a directory of a million files need not have the same cause.
+            (_, None) => slot.entries_done(),
+            (_, Some(_)) => 0,
+        };
+        let site = CrashSite {
+            entry: entry.clone(),
+            position,
+        };
+        if self.tree.add_strike(running.node, site) {
+            return self.retry(running, entry, GivenUp::Nothing);
+        }
+        let step = match (&entry, &running.job.kind) {
+            (None, JobKind::Directory { .. }) => Step::ListDirectory,
+            (None, _) => Step::OpenDirectory,
+            (Some(_), _) => Step::Copy,
+        };
+        let is_known =
+            matches!(running.job.kind, JobKind::Chunk { .. }) && !self.fail_chunked(running.node);
+        if !is_known {
+            let error = EntryError {
+                name: entry.clone(),
+                error: CopyError::new(step, reason),
+            };
+            self.report_error(&Arc::clone(&running.job), &error);
+        }
+        self.tree.dir_mut(running.node).hand_out(entry.clone());
+        let given_up = entry.map_or(GivenUp::Job, GivenUp::Entry);
+        self.retry(running, None, given_up);
+    }
+
+    /// Does a job again, as far as it was not reported.
+    fn retry(&mut self, running: Running, suspect: Option<Name>, given_up: GivenUp) {
+        let node = running.node;
+        self.tree.dir_mut(node).origin.known_empty = false;
+        let again = |kind| NewJob {
+            node,
+            kind,
+            retry: Some(Retry {
+                suspect: suspect.clone(),
+            }),
+            leads: VecDeque::new(),
+        };
+        let is_given_up = !matches!(given_up, GivenUp::Nothing);
+        match running.job.kind.clone() {
+            JobKind::Directory { .. } => self.retry_listing(node, suspect, given_up),
+            JobKind::Entries { names, hard_links } => {
+                let names = running.remaining(names, &given_up);
+                // A leader that is given up leaves it to the next one.
+                let is_left = |(name, _): &(Name, FileId)| contains(&names, name);
+                let (leads, lost): (VecDeque<_>, VecDeque<_>) =
+                    running.leads.into_iter().partition(is_left);
+                for (_, id) in lost {
+                    self.on_leader_failed(id);
+                }
+                if names.is_empty() {
+                    return self.complete_one(node);
+                }
+                let kind = JobKind::Entries { names, hard_links };
+                self.push_job(NewJob {
+                    leads,
+                    ..again(kind)
+                });
+            }
+            JobKind::HardLinks { names, leader } => {
+                let names = running.remaining(names, &given_up);
+                if names.is_empty() {
+                    return self.complete_one(node);
+                }
+                self.push_job(again(JobKind::HardLinks { names, leader }));
+            }
+            JobKind::Commit { file, .. } if is_given_up => {
+                self.push_job(again(JobKind::Discard { file }));
+            }
+            JobKind::Discard { .. } if is_given_up => {
+                self.end_chunked(node, false);
+                self.complete_one(node);
+            }
+            _ if is_given_up => self.complete_one(node),
+            kind => self.push_job(again(kind)),
+        }
+        if self.phase != Phase::Running {
+            self.drop_queue();
+        }
+    }
+
+    /// Has a directory listed again. Entries that the lister had kept to itself are copied by a
+    /// job of their own.
+    fn retry_listing(&mut self, node: NodeKey, suspect: Option<Name>, given_up: GivenUp) {
+        let listing = &mut self.tree.dir_mut(node).listing;
+        let (Listing::Running(mut listed) | Listing::Repeat(mut listed)) =
+            std::mem::replace(listing, Listing::Done)
+        else {
+            return self.complete_one(node);
+        };
+        let mut own = std::mem::take(&mut listed.own);
+        match given_up {
+            GivenUp::Nothing => {}
+            GivenUp::Entry(name) => own.remove_all(&[name].into()),
+            GivenUp::Job => return self.complete_one(node),
+        }
+        if !own.is_empty() {
+            self.tree.add_pending(node, 1);
+            let hard_links = HardLinks::Report;
+            let kind = JobKind::Entries {
+                names: own,
+                hard_links,
+            };
+            self.push_job(NewJob {
+                node,
+                kind,
+                retry: Some(Retry {
+                    suspect: suspect.clone(),
+                }),
+                leads: VecDeque::new(),
+            });
+        }
+        let listed = Listed { suspect, ..listed };
+        let next = self.tree.repeat_listing(node, listed);
+        self.follow(node, next);
+    }
+}
+
+impl Running {
+    /// Returns the names of the job that are neither settled, given away nor given up.
+    fn remaining(&self, mut names: Names, given_up: &GivenUp) -> Names {
+        names.split_off(self.shared);
+        names.drop_front(self.settled);
+        match given_up {
+            GivenUp::Nothing => {}
+            GivenUp::Entry(name) => names.remove_all(&[name.clone()].into()),
+            GivenUp::Job => names.clear(),
+        }
+        names
+    }
+}
+
+fn contains(names: &Names, name: &Name) -> bool {
+    names.iter().any(|(_, it)| it.to_bytes() == name.as_bytes())
+}

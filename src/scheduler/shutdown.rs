@@ -1,0 +1,213 @@
+//! Stopping a run, and tidying up after it: nothing incomplete is left, and directories that were
+//! in progress get their metadata.
+
+use std::time::{Duration, Instant};
+
+use super::dispatch::Popped;
+use super::{Phase, Scheduler};
+use crate::copy::temp;
+use crate::engine::{Event, KILL_TIMEOUT, Sent};
+use crate::fs::path::{Name, RelPath};
+use crate::protocol::{Job, JobKind};
+use crate::scoreboard::WriteTarget;
+
+/// How long a stopped run waits for its workers. They check whether to stop after each chunk of
+/// a file.
+const STOP_TIMEOUT: Duration = Duration::from_millis(600);
+/// How long it tidies up after that.
+const TIDY_TIMEOUT: Duration = Duration::from_millis(300);
+/// How much longer it waits if the destination is full: nobody waits for the prompt.
+const PATIENCE_IF_FULL: u32 = 100;
+
+/// An incomplete file at the destination.
+pub(super) struct Unfinished {
+    target: u32,
+    dir: RelPath,
+    name: Name,
+}
+
+impl Scheduler {
+    pub(super) fn stop(&mut self) {
+        if self.phase == Phase::Running {
+            let since = self.engine.now();
+            self.phase = Phase::Stopping { since };
+            self.context.scoreboard.stop();
+            self.drop_queue();
+        }
+    }
+
+    /// Drops what is queued, but for directories that only must be finished.
+    pub(super) fn drop_queue(&mut self) {
+        for job in self.queue.drop_rest() {
+            if let JobKind::Remove { name } = job.kind {
+                let directory = self.tree.dir(job.node);
+                self.unfinished.push(Unfinished {
+                    target: directory.target,
+                    dir: directory.path.clone(),
+                    name,
+                });
+            }
+        }
+    }
+
+    pub(super) fn fail_without_workers(&mut self) {
+        if self.phase == Phase::Running {
+            self.summary.failed += 1;
+            let what = "all workers died and none can be started; run pcopy again to resume";
+            self.ui.error(what);
+            self.stop();
+        }
+    }
+
+    /// Returns true once a stopped run has waited for its workers.
+    pub(super) fn has_stopped(&mut self) -> bool {
+        let Phase::Stopping { since } = self.phase else {
+            return false;
+        };
+        let timeout = if self.summary.is_full && self.summary.signal.is_none() {
+            STOP_TIMEOUT * PATIENCE_IF_FULL
+        } else {
+            STOP_TIMEOUT
+        };
+        if self.engine.busy() > 0 && self.engine.now() - since <= timeout {
+            return false;
+        }
+        // Reports that came at the same moment.
+        while self.engine.busy() == 0
+            && let Some(event) = self.engine.next(Duration::ZERO)
+        {
+            self.handle_event(Some(event));
+        }
+        true
+    }
+
+    /// Removes incomplete files and finishes the directories in progress, for a short time.
+    pub(super) fn tidy_up(&mut self) {
+        let deadline = self.engine.now() + TIDY_TIMEOUT;
+        self.drop_queue();
+        let busy = self.kill_busy();
+        self.note_unfinished(&busy);
+        self.remove_unfinished();
+        // The deepest directory is queued last, and sent first.
+        for (node, stat) in self.tree.take_unfinished().into_iter().rev() {
+            self.push(node, JobKind::FinishDirectory { stat });
+        }
+        while self.engine.now() < deadline && (!self.queue.is_empty() || self.engine.busy() > 0) {
+            while self.engine.free_slots() > 0
+                && let Some(popped) = self.pop()
+            {
+                if let Popped::New(job) = popped {
+                    let job = self.begin(job);
+                    if self.engine.send(vec![job]) == Sent::NoWorkers {
+                        return;
+                    }
+                }
+            }
+            let left = deadline.saturating_duration_since(self.engine.now());
+            if let Some(Event::Report { report, .. }) = self.engine.next(left) {
+                for update in report.updates {
+                    if update.is_done {
+                        self.end_job(update.job);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Kills the workers that have not stopped, if that can be done. Returns them.
+    fn kill_busy(&mut self) -> Vec<usize> {
+        let is_busy = |&worker: &usize| self.context.scoreboard.slot(worker).job().is_some();
+        let busy: Vec<usize> = (0..self.engine.started()).filter(is_busy).collect();
+        for &worker in &busy {
+            self.engine.kill(worker);
+        }
+        busy
+    }
+
+    /// Notes what is incomplete: what these workers are writing, and files that miss chunks.
+    fn note_unfinished(&mut self, workers: &[usize]) {
+        for &worker in workers {
+            let job = self.context.scoreboard.slot(worker).job();
+            let running = job.and_then(|id| self.running.get(&id));
+            if let Some(running) = running
+                && let Some(name) = self.name_being_written(worker, &running.job)
+            {
+                self.unfinished.push(Unfinished {
+                    target: running.job.target,
+                    dir: running.job.path.clone(),
+                    name,
+                });
+            }
+        }
+        let chunked = self
+            .tree
+            .chunked_files()
+            .map(|(directory, chunked)| Unfinished {
+                target: directory.target,
+                dir: directory.path.clone(),
+                name: chunked.file.temp.clone(),
+            });
+        self.unfinished.extend(chunked);
+    }
+
+    /// Returns the name at the destination under which a worker is writing.
+    fn name_being_written(&self, worker: usize, job: &Job) -> Option<Name> {
+        let slot = self.context.scoreboard.slot(worker);
+        match slot.writing() {
+            WriteTarget::None => None,
+            WriteTarget::Temp(number) => Some(Name::new(
+                temp::name(self.context, worker, number).to_bytes(),
+            )),
+            WriteTarget::Final => match &self.context.targets.list[job.target as usize].single {
+                Some(single) => Some(Name::new(single.to.as_bytes())),
+                None => slot.entry(),
+            },
+        }
+    }
+
+    /// Removes incomplete files. This is done in a thread of its own, because the file system may
+    /// be why a worker hangs, and not by workers, because none may be free in time.
+    fn remove_unfinished(&mut self) {
+        let unfinished = std::mem::take(&mut self.unfinished);
+        if unfinished.is_empty() {
+            return;
+        }
+        let context = self.context;
+        let deadline = Instant::now() + TIDY_TIMEOUT;
+        let (done, wait) = crossbeam_channel::bounded::<()>(1);
+        let thread = std::thread::Builder::new().spawn(move || {
+            for file in unfinished {
+                let target = file.target as usize;
+                context
+                    .targets
+                    .remove(target, &file.dir, file.name.as_bytes());
+            }
+            drop(done);
+        });
+        if thread.is_ok() {
+            let _ = wait.recv_deadline(deadline);
+        }
+    }
+
+    /// Ends all workers. Returns how many do not die. One that is only slow to die, on a busy
+    /// machine, is not among them.
+    pub(super) fn shut_down(&mut self) -> u64 {
+        let is_impatient = self.summary.signal.is_some();
+        let timeout = match self.phase {
+            Phase::Running => STOP_TIMEOUT,
+            Phase::Stopping { .. } => TIDY_TIMEOUT,
+        };
+        let kill_timeout = if is_impatient {
+            TIDY_TIMEOUT
+        } else {
+            KILL_TIMEOUT
+        };
+        let left = self.engine.shut_down(timeout, kill_timeout);
+        if is_impatient {
+            let stalled = self.watchdog.stalled(self.engine.now(), KILL_TIMEOUT);
+            left.min(stalled) as u64
+        } else {
+            left as u64
+        }
+    }
+}

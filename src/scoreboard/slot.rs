@@ -1,0 +1,236 @@
+//! What one worker shows to the parent while it runs.
+//!
+//! The parent reads a slot to draw the bar, to see whether the worker makes progress, and to find
+//! the entry at which a worker crashed. Nothing here decides whether an entry was copied: only
+//! reports do.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use rustix::process::Pid;
+
+use crate::fs::path::Name;
+use crate::protocol::entry::Outcome;
+use crate::protocol::{Counts, JobId};
+
+/// Words of a slot: 1 KiB, so that two workers never write to the same cache line.
+pub(super) const SLOT_WORDS: usize = 128;
+
+const PID: usize = 0;
+const JOB: usize = 1;
+const HEARTBEAT: usize = 2;
+const WRITING: usize = 3;
+/// Entries of this job that the worker is done with.
+const ENTRIES_DONE: usize = 4;
+const NAME_LENGTH: usize = 5;
+/// The counters, in the order of [`Counts::to_array`].
+const COUNTS: usize = 6;
+const NAME: usize = 16;
+/// Words for an entry's name: at most 255 bytes on file systems of Linux, and 255 UTF-16 units on
+/// NTFS, exFAT and SMB, which are up to 765 bytes.
+const NAME_WORDS: usize = 96;
+
+/// The name under which a worker is writing at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WriteTarget {
+    None,
+    /// The entry's own name, which did not exist before.
+    Final,
+    /// The worker's temporary name of this number.
+    Temp(u32),
+}
+
+/// One worker's slot. Only that worker writes to it.
+#[derive(Clone, Copy)]
+pub(crate) struct WorkerSlot {
+    words: &'static [AtomicU64],
+}
+
+impl WorkerSlot {
+    pub(super) fn new(words: &'static [AtomicU64]) -> Self {
+        debug_assert_eq!(words.len(), SLOT_WORDS);
+        Self { words }
+    }
+
+    /// Says that the worker is a process and lives.
+    pub(crate) fn set_pid(&self, pid: Pid) {
+        self.words[PID].store(pid.as_raw_nonzero().get() as u64, Release);
+    }
+
+    /// Returns the worker's process number once it lives; `None` for a thread.
+    pub(crate) fn pid(&self) -> Option<Pid> {
+        Pid::from_raw(self.words[PID].load(Acquire) as i32)
+    }
+
+    /// Says that the worker has claimed this job and begins it.
+    pub(crate) fn begin_job(&self, job: JobId) {
+        // Before the job's number: the parent must not see the last job's entry in this one.
+        self.words[NAME_LENGTH].store(0, Relaxed);
+        self.words[WRITING].store(0, Relaxed);
+        self.words[ENTRIES_DONE].store(0, Relaxed);
+        self.words[JOB].store(job, Release);
+        self.heartbeat();
+    }
+
+    /// Says that the worker has nothing to do.
+    pub(crate) fn become_idle(&self) {
+        self.words[JOB].store(0, Release);
+        self.words[NAME_LENGTH].store(0, Release);
+        self.heartbeat();
+    }
+
+    /// Returns the job that the worker runs.
+    pub(crate) fn job(&self) -> Option<JobId> {
+        Some(self.words[JOB].load(Acquire)).filter(|&job| job != 0)
+    }
+
+    /// Says that the worker is busy with the directory itself.
+    pub(crate) fn begin_dir(&self) {
+        self.words[NAME_LENGTH].store(0, Release);
+        self.heartbeat();
+    }
+
+    /// Says that the worker begins an entry of its job.
+    pub(crate) fn begin_entry(&self, name: &[u8]) {
+        self.words[NAME_LENGTH].store(0, Relaxed);
+        for (word, bytes) in self.words[NAME..NAME + NAME_WORDS]
+            .iter()
+            .zip(name.chunks(8))
+        {
+            let mut whole = [0; 8];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            word.store(u64::from_ne_bytes(whole), Relaxed);
+        }
+        self.words[NAME_LENGTH].store(name.len() as u64, Release);
+        self.heartbeat();
+    }
+
+    /// Returns the entry that the worker is at; `None` at the directory itself, or if the
+    /// worker's memory is damaged. For a running worker this may be a mix of two names.
+    pub(crate) fn entry(&self) -> Option<Name> {
+        let length = self.words[NAME_LENGTH]
+            .load(Acquire)
+            .min(8 * NAME_WORDS as u64) as usize;
+        let mut name: Vec<u8> = self.words[NAME..NAME + length.div_ceil(8)]
+            .iter()
+            .flat_map(|word| word.load(Relaxed).to_ne_bytes())
+            .collect();
+        name.truncate(length);
+        Name::checked(name)
+    }
+
+    /// Shows progress: the worker is not stuck.
+    pub(crate) fn heartbeat(&self) {
+        self.add(HEARTBEAT, 1);
+    }
+
+    /// Returns a number that changes whenever the worker makes progress.
+    pub(crate) fn heartbeats(&self) -> u64 {
+        self.words[HEARTBEAT].load(Relaxed)
+    }
+
+    /// Says under which name the worker writes from now on.
+    pub(crate) fn set_writing(&self, target: WriteTarget) {
+        let word = match target {
+            WriteTarget::None => 0,
+            WriteTarget::Final => 1,
+            WriteTarget::Temp(number) => 2 + u64::from(number),
+        };
+        self.words[WRITING].store(word, Release);
+    }
+
+    pub(crate) fn writing(&self) -> WriteTarget {
+        match self.words[WRITING].load(Acquire) {
+            0 => WriteTarget::None,
+            1 => WriteTarget::Final,
+            word => WriteTarget::Temp((word - 2) as u32),
+        }
+    }
+
+    /// Says that the worker is done with an entry, however it ended.
+    pub(crate) fn end_entry(&self) {
+        self.add(ENTRIES_DONE, 1);
+    }
+
+    /// Returns how many entries of its job the worker is done with.
+    pub(crate) fn entries_done(&self) -> u64 {
+        self.words[ENTRIES_DONE].load(Relaxed)
+    }
+
+    /// Counts an entry that was listed.
+    pub(crate) fn add_found(&self) {
+        self.add(COUNTS, 1);
+    }
+
+    /// Counts a regular file to copy whose size is known now, in bytes.
+    pub(crate) fn add_size(&self, bytes: u64) {
+        self.add(COUNTS + 1, 1);
+        self.add(COUNTS + 2, bytes);
+    }
+
+    /// Counts a finished entry.
+    pub(crate) fn add_outcome(&self, outcome: Outcome) {
+        let counter = match outcome {
+            Outcome::Copied => 3,
+            Outcome::Unchanged => 4,
+            Outcome::Skipped => 5,
+        };
+        self.add(COUNTS + counter, 1);
+    }
+
+    /// Counts bytes that were copied. That is progress.
+    pub(crate) fn add_bytes(&self, bytes: u64) {
+        self.add(COUNTS + 6, bytes);
+        self.heartbeat();
+    }
+
+    /// Returns what the worker has counted since it began.
+    pub(crate) fn counts(&self) -> Counts {
+        let word = |index: usize| self.words[COUNTS + index].load(Relaxed);
+        Counts::from_array(std::array::from_fn(word))
+    }
+
+    /// Sets the counters back to an earlier state: what was counted since is not to count.
+    pub(crate) fn reset_counts(&self, counts: Counts) {
+        for (index, count) in counts.to_array().into_iter().enumerate() {
+            self.words[COUNTS + index].store(count, Relaxed);
+        }
+    }
+
+    /// Adds without a locked instruction: each word has one writer.
+    fn add(&self, index: usize, number: u64) {
+        let word = &self.words[index];
+        word.store(word.load(Relaxed).wrapping_add(number), Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parent_reads_what_a_worker_writes() {
+        let words: &'static [AtomicU64] =
+            Box::leak(Box::new([const { AtomicU64::new(0) }; SLOT_WORDS]));
+        let slot = WorkerSlot::new(words);
+        assert_eq!(slot.entry(), None);
+        slot.begin_job(7);
+        for name in [&[b'x'; 255][..], b"short", b"12345678"] {
+            slot.begin_entry(name);
+            assert_eq!(slot.entry(), Some(Name::new(name)));
+        }
+        slot.set_writing(WriteTarget::Temp(7));
+        assert_eq!(slot.writing(), WriteTarget::Temp(7));
+        slot.add_outcome(Outcome::Copied);
+        slot.add_bytes(10);
+        slot.end_entry();
+        assert_eq!((slot.job(), slot.entries_done()), (Some(7), 1));
+        let counts = slot.counts();
+        assert_eq!((counts.copied, counts.bytes), (1, 10));
+        slot.add_outcome(Outcome::Skipped);
+        slot.reset_counts(counts);
+        assert_eq!(slot.counts(), counts);
+        slot.become_idle();
+        assert_eq!(slot.job(), None);
+    }
+}

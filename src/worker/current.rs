@@ -1,0 +1,200 @@
+//! The job that a worker runs, and what it has not reported of it.
+
+use std::ffi::CStr;
+
+use crate::fs::path::{Name, Names};
+use crate::fs::stat::DirIds;
+use crate::protocol::entry::Decision;
+use crate::protocol::error::CopyError;
+use crate::protocol::{Counts, EntryError, Job, JobUpdate, Line, Progress};
+use crate::scoreboard::WorkerSlot;
+
+/// State of the job that is being run.
+#[derive(Default)]
+pub(super) struct CurrentJob {
+    /// What has happened since the last update.
+    pub(super) update: JobUpdate,
+    /// What the slot had counted at the last update.
+    counts: Counts,
+    /// An update named work for other jobs.
+    has_reported_children: bool,
+    /// The directory's ids, until they are reported.
+    pub(super) dir_ids: Option<DirIds>,
+    /// The entry at which a worker crashed before.
+    suspect: Option<Name>,
+    /// Complete entries were copied by a worker of this run that crashed.
+    complete_is_copied: bool,
+}
+
+impl CurrentJob {
+    /// Begins a job. Everything that the slot counts from now on belongs to it.
+    pub(super) fn new(job: &Job, slot: WorkerSlot) -> Self {
+        Self {
+            update: JobUpdate {
+                job: job.id,
+                ..JobUpdate::default()
+            },
+            counts: slot.counts(),
+            suspect: job.retry.as_ref().and_then(|retry| retry.suspect.clone()),
+            complete_is_copied: job.retry.is_some() && job.origin.created,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn is_suspect(&self, name: &CStr) -> bool {
+        let suspect = self.suspect.as_ref();
+        suspect.is_some_and(|suspect| suspect.as_bytes() == name.to_bytes())
+    }
+
+    /// Returns the decision as it is counted and printed. In a directory that this run has made,
+    /// a retry finds complete only what was copied by the worker that crashed.
+    pub(super) fn as_counted(&self, decision: Decision) -> Decision {
+        if self.complete_is_copied && decision == Decision::LeaveUnchanged {
+            Decision::Create
+        } else {
+            decision
+        }
+    }
+
+    /// Returns true if other jobs do a part of this directory.
+    pub(super) fn has_children(&self) -> bool {
+        self.has_reported_children || self.update.has_children()
+    }
+
+    /// Returns true if there are subdirectories that the parent does not know of.
+    pub(super) fn has_unreported_subdirs(&self) -> bool {
+        !self.update.subdirs.is_empty()
+    }
+
+    pub(super) fn add_error(&mut self, name: Option<&CStr>, error: CopyError) {
+        let name = name.map(|name| Name::new(name.to_bytes()));
+        self.update.errors.push(EntryError { name, error });
+    }
+
+    pub(super) fn add_line(&mut self, name: Option<&CStr>, decision: Decision) {
+        let name = name.map(|name| Name::new(name.to_bytes()));
+        self.update.lines.push(Line { name, decision });
+    }
+
+    /// Takes out what has happened since the last update; `None` if that is nothing.
+    pub(super) fn take_update(&mut self, slot: WorkerSlot) -> Option<JobUpdate> {
+        let counts = slot.counts();
+        self.update.counts = counts - self.counts;
+        let is_empty = !self.update.is_done
+            && self.update.counts == Counts::default()
+            && !self.update.has_children()
+            && self.update.errors.is_empty()
+            && self.update.lines.is_empty()
+            && self.update.unfinished.is_none();
+        if is_empty {
+            return None;
+        }
+        self.counts = counts;
+        self.has_reported_children |= self.update.has_children();
+        let next = JobUpdate {
+            job: self.update.job,
+            number: self.update.number + 1,
+            ..JobUpdate::default()
+        };
+        Some(std::mem::replace(&mut self.update, next))
+    }
+}
+
+/// A job's entries, from the first one that is not settled.
+#[derive(Default)]
+pub(super) struct Remaining {
+    names: Names,
+    /// Where the first of them begins in `names`.
+    offset: usize,
+    count: usize,
+    settled: u64,
+}
+
+impl Remaining {
+    pub(super) fn new(names: Names) -> Self {
+        Self {
+            count: names.len(),
+            names,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Returns the first of them, with the offset to [`settle`](Self::settle) it.
+    pub(super) fn first(&self) -> Option<(crate::fs::path::Kind, &CStr, usize)> {
+        let is_left = self.count > 0;
+        is_left.then(|| self.names.at(self.offset)).flatten()
+    }
+
+    /// Marks the first one as settled.
+    pub(super) fn settle(&mut self, next: usize) {
+        self.offset = next;
+        self.count -= 1;
+        self.settled += 1;
+    }
+
+    /// Adds entries that were listed.
+    pub(super) fn extend(&mut self, list: impl FnOnce(&mut Names)) {
+        let before = self.names.len();
+        list(&mut self.names);
+        self.count += self.names.len() - before;
+    }
+
+    /// Takes the later half away.
+    pub(super) fn split_half(&mut self) -> Names {
+        let half = self.count / 2;
+        self.count -= half;
+        self.names.split_off(half)
+    }
+
+    /// Forgets all entries and keeps the memory. All of them are settled.
+    pub(super) fn clear(&mut self) {
+        self.names.clear();
+        self.offset = 0;
+        self.count = 0;
+    }
+
+    /// Says how far a list of names is.
+    pub(super) fn progress(&self) -> Progress {
+        Progress::Settled(self.settled)
+    }
+
+    /// Says how far a listing is of which these are to be copied here.
+    pub(super) fn progress_of_listing(&self, entries: u64) -> Progress {
+        let own = self.names.clone().split_off(self.count);
+        Progress::Listed { entries, own }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::path::Kind;
+
+    #[test]
+    fn remaining_entries_are_those_that_are_neither_settled_nor_given_away() {
+        let mut names = Names::default();
+        for name in [b"a", b"b", b"c", b"d"] {
+            names.push(Kind::File, name);
+        }
+        let mut remaining = Remaining::new(names);
+        let (_, name, next) = remaining.first().unwrap();
+        assert_eq!(name, c"a");
+        remaining.settle(next);
+        assert_eq!(remaining.split_half().len(), 1);
+        let own = |progress| match progress {
+            Progress::Listed { entries: 4, own } => {
+                own.iter().map(|(_, name)| name.to_owned()).collect()
+            }
+            other => panic!("{other:?}"),
+        };
+        let own: Vec<_> = own(remaining.progress_of_listing(4));
+        assert_eq!(own, [c"b".to_owned(), c"c".to_owned()]);
+        assert_eq!(remaining.progress(), Progress::Settled(1));
+        remaining.extend(|names| names.push(Kind::File, b"e"));
+        assert_eq!(remaining.len(), 3);
+    }
+}

@@ -1,0 +1,302 @@
+//! Listing a directory and copying its entries, alone or shared with other workers.
+
+use std::collections::HashSet;
+use std::ffi::CStr;
+
+use rustix::fs::{self, AtFlags, FileType};
+
+use super::current::Remaining;
+use super::{BATCH, ReportSink, Worker, is_report_full};
+use crate::copy::dir::{DirPair, Made};
+use crate::copy::temp;
+use crate::fs::list::{self, Listing};
+use crate::fs::path::{Kind, Name, Names};
+use crate::fs::stat::DirIds;
+use crate::protocol::entry::{Decision, HardLinks};
+use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::{Job, Progress, Resume};
+
+/// A directory's listing, and how far it has been read.
+struct Listed<'a> {
+    listing: Listing,
+    /// Entries read, and those that a worker before this one reported.
+    entries: u64,
+    skip: &'a HashSet<Name>,
+}
+
+impl Listed<'_> {
+    /// Returns the next entry that is not to be left out.
+    fn read(&mut self) -> Option<(Kind, &CStr)> {
+        // Not one loop around `listing.read()`: the borrow checker takes the name for borrowed
+        // in every round.
+        loop {
+            let is_skipped = match self.listing.read() {
+                Some((_, name)) => {
+                    self.entries += 1;
+                    !self.skip.is_empty() && self.skip.contains(name.to_bytes())
+                }
+                None => return None,
+            };
+            if !is_skipped {
+                return self.listing.last_read();
+            }
+        }
+    }
+}
+
+impl Worker {
+    /// Lists a directory, makes its subdirectories and copies its entries. Finishes it if no
+    /// other job has a part of it.
+    pub(super) fn run_directory(
+        &mut self,
+        job: &Job,
+        ancestors: &[DirIds],
+        resume: &Resume,
+        sink: &mut dyn ReportSink,
+    ) -> Result<(), CopyError> {
+        let mut dir = self.open(job)?;
+        dir.make_writable(self.context);
+        let stat = dir.stat;
+        let is_elsewhere = self.check_place(job, &dir, ancestors)?;
+        let config = &self.context.config;
+        if !resume.is_announced && (config.verbose && job.origin.created || config.dry_run) {
+            let decision = if dir.is_known_empty() {
+                Decision::MakeDirectory
+            } else {
+                Decision::MergeDirectory
+            };
+            self.current.add_line(None, decision);
+        }
+        self.current.dir_ids = Some(dir.ids());
+        if !is_elsewhere {
+            if !dir.is_known_empty() {
+                let slot = self.slot;
+                temp::remove_leftovers(self.context, &dir, self.has_own_cwd, || slot.heartbeat());
+            }
+            if let Err(error) = self.list(job, &mut dir, resume, sink) {
+                // What could be listed is there, so the directory is finished all the same.
+                self.add_error(None, error);
+            }
+        }
+        if self.current.has_children() || self.context.scoreboard.is_stopping() {
+            self.current.update.unfinished = Some(Box::new(stat));
+            return Ok(());
+        }
+        self.slot.begin_dir();
+        self.copier.finish_dir(&dir, &stat)
+    }
+
+    /// Refuses directories that would be copied into themselves for ever. Returns true for one
+    /// on another file system that is to be left out: it is made, and stays empty.
+    fn check_place(
+        &self,
+        job: &Job,
+        dir: &DirPair,
+        ancestors: &[DirIds],
+    ) -> Result<bool, CopyError> {
+        let config = &self.context.config;
+        let targets = &self.context.targets;
+        let here = dir.stat.id;
+        let device = targets.list[job.target as usize].device;
+        let is_elsewhere = config.one_file_system && here.dev != device;
+        let is_copied_to = ancestors
+            .iter()
+            .any(|above| above.destination == Some(here));
+        if !is_elsewhere && (is_copied_to || targets.is_destination(here)) {
+            return Err(CopyError::new(Step::OpenDirectory, Reason::IsDestination));
+        }
+        // Without following links, a directory can be below itself only if it is mounted there,
+        // and a mount point is not entered a second time.
+        if config.dereference && ancestors.iter().any(|above| above.source == here) {
+            return Err(CopyError::new(Step::OpenDirectory, Reason::Loop));
+        }
+        Ok(is_elsewhere)
+    }
+
+    fn list(
+        &mut self,
+        job: &Job,
+        dir: &mut DirPair,
+        resume: &Resume,
+        sink: &mut dyn ReportSink,
+    ) -> Result<(), CopyError> {
+        let mut listed = Listed {
+            listing: Listing::of(list::path_to(dir.source(), self.has_own_cwd)),
+            entries: 0,
+            skip: &resume.skip,
+        };
+        self.recheck_reported(job, dir, &mut listed, resume.reported, sink);
+        let mut remaining = Remaining::default();
+        loop {
+            self.list_more(dir, &mut listed, &mut remaining, sink);
+            if remaining.len() == 0 || self.should_end() {
+                return listed.listing.result().at(Step::ListDirectory);
+            }
+            if self.current.has_unreported_subdirs() {
+                // First: if an entry hangs, others go on with the subdirectories.
+                self.send_update(remaining.progress_of_listing(listed.entries), sink);
+            }
+            self.copy_entries(
+                job,
+                dir,
+                &mut remaining,
+                Some(&mut listed),
+                HardLinks::Report,
+                sink,
+            );
+            remaining.clear();
+        }
+    }
+
+    /// Examines again the entries that were reported before the last worker crashed. They are
+    /// complete, so they are neither counted nor printed.
+    fn recheck_reported(
+        &mut self,
+        job: &Job,
+        dir: &mut DirPair,
+        listed: &mut Listed<'_>,
+        reported: u64,
+        sink: &mut dyn ReportSink,
+    ) {
+        while listed.entries < reported && !self.should_end() {
+            let Some((kind, name)) = listed.read() else {
+                return;
+            };
+            let name = name.to_owned();
+            match self.kind_to_copy(dir, kind, &name) {
+                Ok(Kind::Directory) => self.make_subdir(dir, &name),
+                Ok(kind) => {
+                    let counts = self.slot.counts();
+                    let lines = self.current.update.lines.len();
+                    self.copy_entry(job, dir, kind, &name, HardLinks::Report);
+                    self.slot.reset_counts(counts);
+                    self.current.update.lines.truncate(lines);
+                    self.after_entry(|| listed_progress(reported), sink);
+                }
+                Err(error) => self.add_error(Some(&name), error),
+            }
+        }
+    }
+
+    /// Lists up to [`BATCH`] more entries to copy, and makes the subdirectories among them.
+    fn list_more(
+        &mut self,
+        dir: &mut DirPair,
+        listed: &mut Listed<'_>,
+        remaining: &mut Remaining,
+        sink: &mut dyn ReportSink,
+    ) {
+        let enough = remaining.len() + BATCH;
+        self.slot.begin_dir();
+        while remaining.len() < enough && !self.should_end() {
+            let Some((kind, name)) = listed.read() else {
+                return;
+            };
+            match self.kind_to_copy(dir, kind, name) {
+                Ok(Kind::Directory) => self.make_subdir(dir, name),
+                Ok(kind) => {
+                    self.slot.add_found();
+                    remaining.extend(|names| names.push(kind, name.to_bytes()));
+                }
+                Err(error) => self.add_error(Some(name), error),
+            }
+            let is_wanted = || self.context.scoreboard.take_wanted();
+            if is_report_full(self.size) || self.current.has_unreported_subdirs() && is_wanted() {
+                self.send_update(remaining.progress_of_listing(listed.entries), sink);
+            }
+        }
+    }
+
+    /// Returns the kind of an entry as it is copied: a link that is followed is its target.
+    fn kind_to_copy(&self, dir: &DirPair, kind: Kind, name: &CStr) -> Result<Kind, CopyError> {
+        if kind != Kind::Symlink || !self.context.config.dereference {
+            return Ok(kind);
+        }
+        let stat = fs::statat(dir.source(), name, AtFlags::empty()).at(Step::Look)?;
+        Ok(Kind::of(FileType::from_raw_mode(stat.st_mode)))
+    }
+
+    fn make_subdir(&mut self, dir: &mut DirPair, name: &CStr) {
+        self.slot.begin_entry(name.to_bytes());
+        let subdirs = &mut self.current.update.subdirs;
+        match dir.make_subdir(name, self.context) {
+            Ok(made) => {
+                let list = match made {
+                    Made::New => &mut subdirs.new,
+                    Made::Resumed => &mut subdirs.resumed,
+                    Made::Merged => &mut subdirs.merged,
+                };
+                list.push(Kind::Directory, name.to_bytes());
+                self.size += name.count_bytes();
+            }
+            Err(error) => self.add_error(Some(name), error),
+        }
+        if let Some(ids) = self.current.dir_ids.take() {
+            self.current.update.dir_ids = Some(ids);
+        }
+        self.slot.begin_dir();
+    }
+
+    /// Copies entries. While other workers are idle it gives away the later half of them, and of
+    /// what is listed then: ever smaller halves of one batch would all have to be opened again.
+    fn copy_entries(
+        &mut self,
+        job: &Job,
+        dir: &mut DirPair,
+        remaining: &mut Remaining,
+        mut listed: Option<&mut Listed<'_>>,
+        hard_links: HardLinks,
+        sink: &mut dyn ReportSink,
+    ) {
+        while remaining.len() > 0 && !self.should_end() {
+            let may_share = remaining.len() >= 2 && hard_links == HardLinks::Report;
+            if may_share && self.context.scoreboard.take_wanted() {
+                if let Some(listed) = &mut listed {
+                    self.list_more(dir, listed, remaining, sink);
+                }
+                self.current.update.shared = remaining.split_half();
+                self.send_update(progress(remaining, listed.as_deref()), sink);
+            }
+            let Some((kind, name, next)) = remaining.first() else {
+                break;
+            };
+            self.copy_entry(job, dir, kind, name, hard_links);
+            remaining.settle(next);
+            self.after_entry(|| progress(remaining, listed.as_deref()), sink);
+        }
+    }
+
+    /// Copies the entries of a list.
+    pub(super) fn run_entries(
+        &mut self,
+        job: &Job,
+        names: &Names,
+        hard_links: HardLinks,
+        sink: &mut dyn ReportSink,
+    ) -> Result<(), CopyError> {
+        let mut dir = self.open(job)?;
+        let target = &self.context.targets.list[job.target as usize];
+        if target.single.is_some() && target.is_first && !dir.is_known_empty() {
+            let slot = self.slot;
+            temp::remove_leftovers(self.context, &dir, self.has_own_cwd, || slot.heartbeat());
+        }
+        let mut remaining = Remaining::new(names.clone());
+        self.copy_entries(job, &mut dir, &mut remaining, None, hard_links, sink);
+        self.sync_single(job, &dir)
+    }
+}
+
+fn progress(remaining: &Remaining, listed: Option<&Listed<'_>>) -> Progress {
+    match listed {
+        Some(listed) => remaining.progress_of_listing(listed.entries),
+        None => remaining.progress(),
+    }
+}
+
+/// Progress of a listing that has not got beyond what an earlier worker reported.
+fn listed_progress(entries: u64) -> Progress {
+    Progress::Listed {
+        entries,
+        own: Names::default(),
+    }
+}
