@@ -161,8 +161,8 @@ impl Targets {
 
 /// Creates a destination directory and its missing parents. Returns true if it did not exist.
 ///
-/// `is_copy` says that it becomes a copy of a source directory, so that its final mode is set at the
-/// end. A directory that only receives files gets the usual mode.
+/// `is_copy` says that it becomes a copy of a source directory: its final mode is set at the end. A
+/// directory that only receives files gets the usual mode.
 fn create_destination(
     path: &Path,
     is_copy: bool,
