@@ -9,7 +9,7 @@ use rustix::fs::Mode as FileMode;
 
 use crate::cli::{Attribute, Cli, When};
 pub use crate::cli::{Mode, Overwrite, Reflink, Sparse};
-use crate::ui::quote::quote;
+use crate::quote::quote;
 
 /// The settings of a run.
 #[derive(Clone, Debug)]

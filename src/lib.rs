@@ -10,6 +10,7 @@ mod copy;
 mod engine;
 mod fs;
 mod protocol;
+mod quote;
 mod scheduler;
 mod scoreboard;
 mod signals;

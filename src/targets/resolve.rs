@@ -15,7 +15,7 @@ use crate::config::{Config, Destination};
 use crate::fs::open::DIRECTORY;
 use crate::fs::path::Kind;
 use crate::protocol::error::Reason;
-use crate::ui::quote::quote;
+use crate::quote::quote;
 
 /// A source that is not a directory.
 pub(crate) struct SingleFile {

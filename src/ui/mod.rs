@@ -3,7 +3,7 @@
 pub(crate) mod output;
 mod paths;
 mod progress;
-pub(crate) mod quote;
+
 mod summary;
 mod units;
 

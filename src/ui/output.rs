@@ -5,8 +5,8 @@
 
 use std::io::Write as _;
 
-use super::quote::escape_hidden;
 use super::summary::exit;
+use crate::quote::escape_hidden;
 
 /// Prints a message on stderr, with the program's name in front.
 pub(super) fn print_message(message: &str) {

@@ -2,8 +2,8 @@
 
 use std::os::unix::ffi::OsStrExt;
 
-use super::quote::quote;
 use crate::fs::path::{Name, RelPath};
+use crate::quote::quote;
 use crate::targets::Target;
 
 /// The side of a target that an entry is on.
