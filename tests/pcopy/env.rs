@@ -1,37 +1,40 @@
-//! A test's environment: a temporary folder, builders for what lies in it, and pcopy run in it.
+//! A test's environment: a temporary directory, entries in it, and pcopy running in it.
 //!
-//! Paths given to the builders and to pcopy are relative to the folder, which is also
-//! pcopy's working folder, so that messages can be compared word by word.
+//! Paths given to the builders and to pcopy are relative to that directory. It is also pcopy's
+//! working directory, so that messages can be compared word by word.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chownat,
-    lsetxattr, mknodat, utimensat,
-};
+use rustix::fs::{AtFlags, CWD, FileType, mknodat};
 use rustix::process::geteuid;
 use tempfile::TempDir;
 
-use crate::compare::{self, Properties, Snapshot};
-use crate::run::{Pcopy, Run};
+use crate::compare::{self, Properties};
+use crate::created::Created;
+use crate::mounts::Namespace;
+use crate::outcome::Run;
+use crate::run::{Pcopy, Running, normalize_children};
+use crate::snapshot::Snapshot;
 
-/// How long anything that a test waits for may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a run, or anything else that a test waits for, may take before it counts as hanging.
+///
+/// Generous: everything takes a hundredth of this on an idle machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
-/// The user and group that stand for "a normal user" where the tests run as root.
+/// The user and group that stand for a normal user if the tests run as root.
 pub(crate) const NOBODY: u32 = 65534;
 
-/// The two engines of pcopy, each of which has to keep every promise.
+/// The two engines of pcopy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Thread,
@@ -47,28 +50,28 @@ impl Mode {
     }
 }
 
-/// Says that the test which calls this is not run, and why.
+/// Prints that the calling test is skipped, and why.
 ///
-/// It writes to the real standard error, past the test harness: a skipped test shall be seen.
+/// It writes to the real standard error, past the test harness, so that the line is seen.
 #[track_caller]
 pub(crate) fn skip(reason: impl Display) {
     let reason = reason.to_string();
     let reason = reason.trim().replace('\n', "; ");
     assert!(
         std::env::var_os("PCOPY_TEST_NO_SKIP").is_none(),
-        "would be skipped ({reason}), and PCOPY_TEST_NO_SKIP is set"
+        "would be skipped ({reason}), but PCOPY_TEST_NO_SKIP is set"
     );
     let test = thread::current().name().unwrap_or("?").to_owned();
-    // Nothing can be done about a standard error that is closed.
+    // A closed standard error cannot be helped.
     let _ = writeln!(io::stderr(), "skipped: {test}: {reason}");
 }
 
-/// Whether the tests run as root.
+/// Returns true if the tests run as root.
 pub(crate) fn is_root() -> bool {
     geteuid().is_root()
 }
 
-/// True, after saying so, where the tests do not run as root.
+/// Returns true, and prints it, if the tests do not run as root.
 #[track_caller]
 pub(crate) fn skipped_without_root() -> bool {
     if !is_root() {
@@ -77,60 +80,27 @@ pub(crate) fn skipped_without_root() -> bool {
     !is_root()
 }
 
-/// Asks again and again until `condition` holds; fails the test when that takes too long.
+/// Polls a condition until it holds; fails the test if it never does.
 ///
-/// For conditions that nobody announces, such as a file that appears.
+/// For conditions that no event announces, such as a new file.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(
-            started.elapsed() < PATIENCE,
-            "after {PATIENCE:?} still not so: {what}"
+            started.elapsed() < DEADLINE,
+            "not true after {DEADLINE:?}: {what}"
         );
         thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// Bytes that look random, are the same for the same seed, and have no block of zeros.
-pub(crate) fn pattern(len: usize, seed: u64) -> Vec<u8> {
-    let mut random = Random::new(seed);
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        bytes.extend_from_slice(&random.next().to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-/// A small generator of numbers (xorshift64*), so that a failure can be had again from its seed.
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Random {
-        // Zero would stay zero for ever.
-        Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    /// A number from 0 up to, not including, `end`.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-}
-
-/// A temporary folder and the way to run pcopy in it.
+/// A temporary directory, and the way to run pcopy in it.
 pub(crate) struct Env {
     mode: Mode,
-    /// The folder, as this process reaches it.
+    /// The path by which this process reaches the directory.
     root: PathBuf,
-    /// Where the folder lies in a mount namespace of its own.
+    /// The mount namespace in which the directory is seen, if it has its own.
     namespace: Option<Namespace>,
     /// Removed with the environment; dropped last.
     temp: TempDir,
@@ -141,7 +111,7 @@ impl Env {
         Env::below(mode, std::env::temp_dir())
     }
 
-    /// One in memory, where there is such a place, for tests that make very many files.
+    /// Creates one in memory if possible, for tests with a great many files.
     pub(crate) fn in_memory(mode: Mode) -> Env {
         let memory = PathBuf::from("/dev/shm");
         let base = if memory.is_dir() {
@@ -153,12 +123,13 @@ impl Env {
     }
 
     fn below(mode: Mode, base: PathBuf) -> Env {
+        normalize_children();
         let base = std::env::var_os("PCOPY_TEST_DIR").map_or(base, PathBuf::from);
         let temp = tempfile::Builder::new()
             .prefix("pcopy-test-")
             .tempdir_in(&base)
-            .unwrap_or_else(|e| panic!("a temporary folder in {}: {e}", base.display()));
-        // A normal user has to get through it.
+            .unwrap_or_else(|e| panic!("temporary directory in {}: {e}", base.display()));
+        // A normal user must be able to pass through it.
         fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let root = temp.path().canonicalize().unwrap();
         Env {
@@ -169,10 +140,10 @@ impl Env {
         }
     }
 
-    /// A further environment in a mount namespace of its own, in which `script` has been run.
+    /// Creates another environment in a mount namespace of its own, prepared by a script.
     ///
-    /// `script` is for `sh -e`, in the environment's folder. Where it fails, the test is to be
-    /// skipped: this says so and returns `None`.
+    /// `sh -e` runs the script in the environment's directory. If it fails, the test has to be
+    /// skipped: this function prints that and returns `None`.
     #[track_caller]
     pub(crate) fn mounted(&self, script: &str) -> Option<Env> {
         if skipped_without_root() {
@@ -200,105 +171,105 @@ impl Env {
         self.mode
     }
 
-    /// The same environment for runs in this mode.
+    /// Changes the mode of the runs that follow.
     pub(crate) fn set_mode(&mut self, mode: Mode) {
         self.mode = mode;
     }
 
-    /// The path, for this process, of something in the environment.
+    /// Returns the path of an entry for this process.
     pub(crate) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         self.root.join(path)
     }
 
-    /// The path of something in the environment as a program run in it sees it.
+    /// Returns the path of an entry as a program sees it that runs in the environment.
     pub(crate) fn inner_path(&self, path: impl AsRef<Path>) -> PathBuf {
         self.temp.path().canonicalize().unwrap().join(path)
     }
 
-    // ---- builders -------------------------------------------------------------------------
+    // ---- create entries ---------------------------------------------------------------------
 
-    /// A file with this content, in folders that are made as needed.
+    /// Creates a file with this content, and its directories.
     #[track_caller]
-    pub(crate) fn file(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Made {
-        let path = self.place(path);
+    pub(crate) fn file(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Created {
+        let path = self.with_parents(path);
         fs::write(&path, content).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Made(path)
+        Created(path)
     }
 
     #[track_caller]
-    pub(crate) fn folder(&self, path: impl AsRef<Path>) -> Made {
+    pub(crate) fn dir(&self, path: impl AsRef<Path>) -> Created {
         let path = self.path(path);
         fs::create_dir_all(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Made(path)
+        Created(path)
     }
 
     #[track_caller]
-    pub(crate) fn symlink(&self, path: impl AsRef<Path>, target: impl AsRef<Path>) -> Made {
-        let path = self.place(path);
+    pub(crate) fn symlink(&self, path: impl AsRef<Path>, target: impl AsRef<Path>) -> Created {
+        let path = self.with_parents(path);
         std::os::unix::fs::symlink(target, &path)
             .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Made(path)
+        Created(path)
     }
 
-    /// A further name at `path` for `existing`, which may be a link, a FIFO and so on.
+    /// Creates another name for an existing entry, which may also be a link or a FIFO.
     #[track_caller]
-    pub(crate) fn hard_link(&self, path: impl AsRef<Path>, existing: impl AsRef<Path>) -> Made {
-        let path = self.place(path);
+    pub(crate) fn hard_link(&self, path: impl AsRef<Path>, existing: impl AsRef<Path>) -> Created {
+        let path = self.with_parents(path);
         rustix::fs::linkat(CWD, self.path(existing), CWD, &path, AtFlags::empty())
             .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Made(path)
+        Created(path)
     }
 
-    /// A FIFO, socket or device.
+    /// Creates a FIFO, socket or device.
     #[track_caller]
-    pub(crate) fn special(&self, path: impl AsRef<Path>, kind: FileType, device: u64) -> Made {
-        let path = self.place(path);
+    pub(crate) fn special(&self, path: impl AsRef<Path>, kind: FileType, device: u64) -> Created {
+        let path = self.with_parents(path);
         mknodat(CWD, &path, kind, 0o644.into(), device)
             .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Made(path)
+        Created(path)
     }
 
     #[track_caller]
-    pub(crate) fn fifo(&self, path: impl AsRef<Path>) -> Made {
+    pub(crate) fn fifo(&self, path: impl AsRef<Path>) -> Created {
         self.special(path, FileType::Fifo, 0)
     }
 
     #[track_caller]
-    pub(crate) fn socket(&self, path: impl AsRef<Path>) -> Made {
+    pub(crate) fn socket(&self, path: impl AsRef<Path>) -> Created {
         self.special(path, FileType::Socket, 0)
     }
 
-    /// A file of `size` bytes that is a hole but for the given pieces of data.
+    /// Creates a file of `size` bytes that is a hole except for the given data.
     #[track_caller]
     pub(crate) fn sparse(
         &self,
         path: impl AsRef<Path>,
         size: u64,
-        pieces: &[(u64, &[u8])],
-    ) -> Made {
-        let path = self.place(path);
+        data: &[(u64, &[u8])],
+    ) -> Created {
+        let path = self.with_parents(path);
         let file = File::create(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         file.set_len(size).unwrap();
-        for (offset, bytes) in pieces {
+        for (offset, bytes) in data {
             file.write_all_at(bytes, *offset).unwrap();
         }
-        Made(path)
+        Created(path)
     }
 
-    /// What already lies at `path`, to change its properties.
-    pub(crate) fn at(&self, path: impl AsRef<Path>) -> Made {
-        Made(self.path(path))
+    /// Returns an existing entry, to change its metadata.
+    pub(crate) fn at(&self, path: impl AsRef<Path>) -> Created {
+        Created(self.path(path))
     }
 
     #[track_caller]
-    fn place(&self, path: impl AsRef<Path>) -> PathBuf {
+    fn with_parents(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap())
             .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         path
     }
 
-    // ---- looking --------------------------------------------------------------------------
+    // ---- examine entries --------------------------------------------------------------------
 
     #[track_caller]
     pub(crate) fn read(&self, path: impl AsRef<Path>) -> Vec<u8> {
@@ -306,19 +277,19 @@ impl Env {
         fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
 
-    /// What `lstat` says.
+    /// Returns the metadata of an entry, of a link its own.
     #[track_caller]
     pub(crate) fn stat(&self, path: impl AsRef<Path>) -> fs::Metadata {
         let path = self.path(path);
         fs::symlink_metadata(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
 
-    /// Whether there is anything at `path`, be it a dangling link.
+    /// Returns true if there is an entry, even a dangling link.
     pub(crate) fn exists(&self, path: impl AsRef<Path>) -> bool {
         fs::symlink_metadata(self.path(path)).is_ok()
     }
 
-    /// Everything below `path`, with all its properties, as of now.
+    /// Records a tree with all its metadata.
     #[track_caller]
     pub(crate) fn snapshot(&self, path: impl AsRef<Path>) -> Snapshot {
         Snapshot::take(&self.path(path))
@@ -334,7 +305,7 @@ impl Env {
         );
     }
 
-    // ---- running --------------------------------------------------------------------------
+    // ---- run programs -----------------------------------------------------------------------
 
     /// Runs pcopy with these arguments to its end.
     #[track_caller]
@@ -346,36 +317,55 @@ impl Env {
         self.command(args).run()
     }
 
-    /// A run of pcopy that is still to be shaped, and then run or started.
+    /// Prepares a run of pcopy.
     pub(crate) fn command<I>(&self, args: I) -> Pcopy<'_>
     where
         I: IntoIterator,
         I::Item: AsRef<OsStr>,
     {
-        Pcopy::new(
-            self,
-            args.into_iter()
-                .map(|arg| arg.as_ref().to_owned())
-                .collect(),
-        )
+        let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
+        Pcopy::new(self, args.collect())
     }
 
-    /// True, after saying so, where there is no such program.
+    /// Starts `pcopy -v` and returns when it is in the middle of its work.
+    #[track_caller]
+    pub(crate) fn start_and_await_entries(&self, args: &[&str]) -> Running {
+        let running = self.command([&["-v"], args].concat()).start();
+        running.await_stdout("some entries", |text| text.lines().count() > 20);
+        running
+    }
+
+    /// Returns true, and prints it, if a program is missing.
     #[track_caller]
     pub(crate) fn skipped_without(&self, program: &str) -> bool {
-        let missing = self.sh(&format!("command -v {program} || true")).is_empty();
-        if missing {
-            skip(format_args!("no {program}"));
+        let is_missing = self.sh(&format!("command -v {program} || true")).is_empty();
+        if is_missing {
+            skip(format_args!("needs {program}"));
         }
-        missing
+        is_missing
     }
 
-    /// Runs a shell script in the environment, which must succeed; gives what it printed.
+    /// Returns true, and prints it, if strace(1) is missing or may not trace.
+    #[track_caller]
+    pub(crate) fn skipped_without_strace(&self) -> bool {
+        let script = "strace -f -o /dev/null true 2>&1 >/dev/null || echo failed";
+        let reason = self.sh(script);
+        if !reason.is_empty() {
+            skip(format_args!("needs strace: {reason}"));
+        }
+        !reason.is_empty()
+    }
+
+    /// Runs a shell script in the environment, which must succeed, and returns its output.
     #[track_caller]
     pub(crate) fn sh(&self, script: &str) -> String {
         let mut argv = self.entering();
         argv.extend(["sh", "-ec", script].map(OsString::from));
-        let output = self.spawnable(&argv).stdin(Stdio::null()).output().unwrap();
+        let output = self
+            .command_for(&argv)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
         assert!(
             output.status.success(),
             "sh: {script}\n{}\n{}{}",
@@ -386,25 +376,19 @@ impl Env {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// The beginning of a command line that puts a program where the environment is.
+    /// Returns the beginning of a command line that enters the environment's namespace.
     pub(crate) fn entering(&self) -> Vec<OsString> {
-        match &self.namespace {
-            None => Vec::new(),
-            Some(namespace) => [
-                "nsenter",
-                "-m",
-                "-w",
-                "-t",
-                &namespace.pid().to_string(),
-                "--",
-            ]
+        let Some(namespace) = &self.namespace else {
+            return Vec::new();
+        };
+        let pid = namespace.pid().to_string();
+        ["nsenter", "-m", "-w", "-t", &pid, "--"]
             .map(OsString::from)
-            .into(),
-        }
+            .into()
     }
 
-    /// A command that runs in the environment's folder, once `argv` begins with the way there.
-    pub(crate) fn spawnable(&self, argv: &[OsString]) -> Command {
+    /// Returns a command for a command line that begins with [`Env::entering`].
+    pub(crate) fn command_for(&self, argv: &[OsString]) -> Command {
         let mut command = Command::new(&argv[0]);
         command.args(&argv[1..]).env("LC_ALL", "C");
         if self.namespace.is_none() {
@@ -413,8 +397,8 @@ impl Env {
         command
     }
 
-    /// The program under test, at a path that a normal user can reach.
-    pub(crate) fn program(&self, by_user: bool) -> PathBuf {
+    /// Returns the path of the program under test, which a normal user can execute on request.
+    pub(crate) fn program(&self, unprivileged: bool) -> PathBuf {
         static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
         let program = PROGRAM.get_or_init(|| {
             std::env::var_os("PCOPY_TEST_PROGRAM").map_or_else(
@@ -422,11 +406,11 @@ impl Env {
                 |path| fs::canonicalize(path).unwrap(),
             )
         });
-        let closed_to_others = |path: &Path| {
+        let is_private = |path: &Path| {
             path.ancestors()
                 .any(|part| fs::metadata(part).is_ok_and(|found| found.mode() & 0o001 == 0))
         };
-        if !by_user || !closed_to_others(program) {
+        if !unprivileged || !is_private(program) {
             return program.clone();
         }
         let reachable = self.temp.path().join(".program-under-test");
@@ -439,10 +423,10 @@ impl Env {
 
 impl Drop for Env {
     fn drop(&mut self) {
-        // Unmount first, so that what lies on the mounts need not be removed one by one.
+        // Unmount first, so that the entries on the mounts need not be removed one by one.
         self.namespace = None;
         if !is_root() {
-            // A normal user cannot empty folders without the w bit.
+            // A normal user cannot empty directories without the w bit.
             let _ = Command::new("chmod")
                 .args(["-R", "u+rwx"])
                 .arg(self.temp.path())
@@ -451,163 +435,7 @@ impl Drop for Env {
     }
 }
 
-/// An entry of the environment, whose properties can be set one after the other.
-///
-/// The order is the caller's: a change of owner takes setuid bits and capabilities away.
-pub(crate) struct Made(PathBuf);
-
-impl Made {
-    /// Its path, for this process.
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-
-    #[track_caller]
-    pub(crate) fn mode(self, mode: u32) -> Made {
-        fs::set_permissions(&self.0, fs::Permissions::from_mode(mode))
-            .unwrap_or_else(|e| panic!("chmod {}: {e}", self.0.display()));
-        self
-    }
-
-    #[track_caller]
-    pub(crate) fn owner(self, uid: u32, gid: u32) -> Made {
-        chownat(
-            CWD,
-            &self.0,
-            Some(Uid::from_raw(uid)),
-            Some(Gid::from_raw(gid)),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .unwrap_or_else(|e| panic!("chown {}: {e}", self.0.display()));
-        self
-    }
-
-    /// Sets the time of the last change, and leaves the time of the last access.
-    #[track_caller]
-    pub(crate) fn mtime(self, seconds: i64, nanoseconds: i64) -> Made {
-        self.times(
-            Timespec {
-                tv_sec: 0,
-                tv_nsec: UTIME_OMIT,
-            },
-            Timespec {
-                tv_sec: seconds,
-                tv_nsec: nanoseconds,
-            },
-        )
-    }
-
-    #[track_caller]
-    pub(crate) fn atime(self, seconds: i64, nanoseconds: i64) -> Made {
-        self.times(
-            Timespec {
-                tv_sec: seconds,
-                tv_nsec: nanoseconds,
-            },
-            Timespec {
-                tv_sec: 0,
-                tv_nsec: UTIME_OMIT,
-            },
-        )
-    }
-
-    #[track_caller]
-    fn times(self, last_access: Timespec, last_modification: Timespec) -> Made {
-        let times = Timestamps {
-            last_access,
-            last_modification,
-        };
-        utimensat(CWD, &self.0, &times, AtFlags::SYMLINK_NOFOLLOW)
-            .unwrap_or_else(|e| panic!("utimensat {}: {e}", self.0.display()));
-        self
-    }
-
-    #[track_caller]
-    pub(crate) fn xattr(self, name: &str, value: impl AsRef<[u8]>) -> Made {
-        lsetxattr(&self.0, name, value.as_ref(), XattrFlags::empty())
-            .unwrap_or_else(|e| panic!("setxattr {name} {}: {e}", self.0.display()));
-        self
-    }
-
-    /// Sets the attribute where the file system holds it, and says whether it does.
-    pub(crate) fn try_xattr(&self, name: &str, value: impl AsRef<[u8]>) -> bool {
-        lsetxattr(&self.0, name, value.as_ref(), XattrFlags::empty()).is_ok()
-    }
-}
-
-/// A POSIX ACL as the bytes of its extended attribute.
-///
-/// Each entry is a tag, permissions, and the id of a named user or group.
-pub(crate) fn acl(entries: &[(AclTag, u16, u32)]) -> Vec<u8> {
-    let mut bytes = 2u32.to_le_bytes().to_vec();
-    for &(tag, permissions, id) in entries {
-        bytes.extend((tag as u16).to_le_bytes());
-        bytes.extend(permissions.to_le_bytes());
-        bytes.extend(id.to_le_bytes());
-    }
-    bytes
-}
-
-/// The id in an ACL entry that names nobody.
-pub(crate) const ACL_NO_ID: u32 = u32::MAX;
-
-/// The tags of ACL entries, in the order in which the entries have to come.
-#[derive(Clone, Copy)]
-pub(crate) enum AclTag {
-    UserObj = 0x01,
-    User = 0x02,
-    GroupObj = 0x04,
-    Group = 0x08,
-    Mask = 0x10,
-    Other = 0x20,
-}
-
-/// A mount namespace, kept by a process that waits in it.
-struct Namespace {
-    keeper: Child,
-    stdin: Option<ChildStdin>,
-}
-
-impl Namespace {
-    fn new(folder: &Path, script: &str) -> Result<Namespace, String> {
-        let mut keeper = Command::new("unshare")
-            .args(["-m", "--propagation", "private", "sh", "-ec"])
-            .arg(format!("{script}\necho ready\nexec cat"))
-            .current_dir(folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|e| format!("unshare: {e}"))?;
-        let mut stdout = BufReader::new(keeper.stdout.take().unwrap());
-        let mut line = String::new();
-        while line != "ready\n" {
-            line.clear();
-            if stdout.read_line(&mut line).unwrap() == 0 {
-                let output = keeper.wait_with_output().unwrap();
-                return Err(format!(
-                    "cannot prepare the mounts: {}",
-                    String::from_utf8_lossy(&output.stderr)
-                ));
-            }
-        }
-        let stdin = keeper.stdin.take();
-        Ok(Namespace { keeper, stdin })
-    }
-
-    fn pid(&self) -> u32 {
-        self.keeper.id()
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        self.stdin = None;
-        let _ = self.keeper.wait();
-    }
-}
-
-/// A path of raw bytes.
+/// Returns a path of raw bytes.
 pub(crate) fn bytes_path(bytes: &[u8]) -> PathBuf {
     OsString::from_vec(bytes.to_vec()).into()
 }

@@ -1,4 +1,4 @@
-//! The project's FUSE file system, mounted for a test.
+//! The project's fault file system (tests/faultfs), mounted for a test.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags};
 use crate::env::{Env, skip, skipped_without_root};
 use crate::run::await_end;
 
-/// The project's FUSE file system that passes a folder through, with faults.
+/// A mounted FUSE file system that passes a directory through, slowly or with faults.
 pub(crate) struct FaultFs {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -18,7 +18,7 @@ pub(crate) struct FaultFs {
 }
 
 impl FaultFs {
-    /// Mounts `source` at `mountpoint`; `None`, after saying so, where that cannot be done.
+    /// Mounts `source` at `mountpoint`. If that is impossible, prints it and returns `None`.
     #[track_caller]
     pub(crate) fn mount(
         env: &Env,
@@ -29,6 +29,7 @@ impl FaultFs {
         if skipped_without_root() {
             return None;
         }
+        // Cargo builds it beside the directory of this test program.
         let program = std::env::current_exe().unwrap();
         let program = program
             .parent()
@@ -37,7 +38,7 @@ impl FaultFs {
             .join("faultfs");
         if !program.exists() {
             skip(format_args!(
-                "{} is not there: cargo build -p faultfs",
+                "{} is missing: cargo build -p faultfs",
                 program.display()
             ));
             return None;
@@ -46,7 +47,7 @@ impl FaultFs {
             skip("needs /dev/fuse");
             return None;
         }
-        let mountpoint = env.folder(mountpoint).path().to_owned();
+        let mountpoint = env.dir(mountpoint).path().to_owned();
         let mut child = Command::new(program)
             .arg(env.path(source))
             .arg(&mountpoint)
@@ -66,25 +67,33 @@ impl FaultFs {
             mountpoint,
         };
         if line != "ready\n" {
-            skip("faultfs could not mount");
+            skip("faultfs cannot mount here");
             return None;
         }
         Some(mounted)
+    }
+
+    fn unmount(&self) {
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(&self.mountpoint)
+            .output();
     }
 }
 
 impl Drop for FaultFs {
     fn drop(&mut self) {
-        // It unmounts and ends when its stdin ends; the rest is for the case that it does not.
+        // It unmounts and exits at the end of its stdin.
         self.stdin = None;
+        if let Ok(Some(_)) = self.child.try_wait() {
+            self.unmount();
+            return;
+        }
         let pidfd =
             rustix::process::pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).unwrap();
         if !await_end(&pidfd, Duration::from_secs(10)) {
             let _ = self.child.kill();
-            let _ = Command::new("umount")
-                .arg("-l")
-                .arg(&self.mountpoint)
-                .output();
+            self.unmount();
         }
         let _ = self.child.wait();
     }

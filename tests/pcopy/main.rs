@@ -1,16 +1,20 @@
-//! The promises of pcopy, each tried on the real binary in both modes.
+//! The promises of pcopy, each tested on the real program in both modes.
 //!
-//! - `cargo test` runs everything; `cargo test --test pcopy safety::` one module;
-//!   a test's name ends in `::thread` or `::process`, the mode it runs pcopy in.
-//! - A test that needs root, a mount or a tool that is not there prints
+//! - `cargo test` runs everything, `cargo test --test pcopy safety::` one module.
+//!   A test whose name ends in `::thread` or `::process` runs pcopy in that mode.
+//! - A test that needs root, a mount or a program that is missing prints
 //!   `skipped: TEST: REASON` and passes. With `PCOPY_TEST_NO_SKIP` set it fails instead.
-//! - `PCOPY_TEST_DIR` names the folder in which the tests make their temporary folders
-//!   (any file system will do); without it that is the system's temporary folder.
-//! - `PCOPY_TEST_PROGRAM` names another pcopy to be tested, say an installed one.
+//! - `PCOPY_TEST_DIR` names the directory in which the tests create their temporary
+//!   directories, on any file system. The default is the system's temporary directory.
+//! - `PCOPY_TEST_PROGRAM` names another pcopy to test, such as an installed one.
+//! - `PCOPY_TEST_SEED` is the seed of the randomised tests, which print it. It has a default.
+//!
+//! No test measures time: a busy machine only makes them slower. What must be fast is
+//! measured in `benches/`.
 
-/// Makes two tests of one body: the same promise, kept by threads and by processes.
+/// Defines two tests with one body: threads and processes keep the same promise.
 ///
-/// Each gets an environment of its own; `env.mode()` says which mode that is.
+/// Each test gets an environment of its own; `env.mode()` returns its mode.
 macro_rules! both_modes {
     ($name:ident, |$env:ident| $body:block) => {
         mod $name {
@@ -34,19 +38,50 @@ macro_rules! both_modes {
     };
 }
 
-// What the tests stand on.
+/// Defines one test, for what is decided before any worker starts.
+macro_rules! once {
+    ($name:ident, |$env:ident| $body:block) => {
+        #[test]
+        fn $name() {
+            let $env = &crate::env::Env::new(crate::env::Mode::Thread);
+            $body
+        }
+    };
+}
+
+// What the tests are built from.
+mod acl;
+mod capture;
 mod compare;
+mod created;
 mod env;
 mod faultfs;
+mod mounts;
+mod noise;
+mod outcome;
+mod processes;
 mod run;
+mod snapshot;
+mod trees;
 mod zoo;
 
 // The promises.
-mod basics;
+mod cli;
+mod crashes;
+mod disk_full;
 mod faults;
 mod fidelity;
-mod limits;
+mod filesystems;
+mod links;
 mod messages;
+mod output;
+mod overlap;
+mod overwrite;
+mod preserve;
 mod random;
+mod resources;
+mod resume;
 mod safety;
-mod workers;
+mod signals;
+mod stalls;
+mod targets;

@@ -1,43 +1,44 @@
-//! Random trees: what nobody thought of putting into the zoo.
+//! Random trees, for the cases that the zoo lacks.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 use crate::compare::{self, Properties};
-use crate::env::{Env, Mode, bytes_path, is_root, pattern};
+use crate::env::{Env, Mode, bytes_path, is_root};
+use crate::noise::{pattern, seed};
 
-/// How many trees each mode has to copy.
-const TREES: u32 = 40;
+/// The number of trees for each mode.
+const TREES: u32 = 30;
 
-/// What an entry of a random tree is.
+/// An entry of a random tree.
 #[derive(Clone, Debug)]
 enum Node {
-    Folder {
+    Dir {
         children: Children,
-        about: About,
+        metadata: Metadata,
     },
     File {
         size: usize,
         seed: u64,
-        about: About,
+        metadata: Metadata,
     },
     Sparse {
         size: u64,
         data_at: u64,
-        about: About,
+        metadata: Metadata,
     },
     Link {
         target: Vec<u8>,
         mtime: (i64, i64),
     },
     Fifo {
-        about: About,
+        metadata: Metadata,
     },
-    /// A further name of a file made before; a number to choose it by.
+    /// Another name for a file; the number chooses which.
     HardLink {
         which: usize,
     },
@@ -45,16 +46,16 @@ enum Node {
 
 type Children = BTreeMap<Vec<u8>, Node>;
 
-/// What is said about an entry besides what it is.
+/// The metadata of an entry.
 #[derive(Clone, Debug)]
-struct About {
+struct Metadata {
     mode: u32,
     mtime: (i64, i64),
     owner: (u32, u32),
     xattrs: BTreeMap<String, Vec<u8>>,
 }
 
-/// Names as Linux allows them: any bytes but `/` and NUL.
+/// Generates names of any bytes except `/` and NUL, as Linux allows.
 fn names() -> impl Strategy<Value = Vec<u8>> {
     let odd = vec(any::<u8>(), 1..24);
     let readable = "[a-c]{1,2}".prop_map(String::into_bytes);
@@ -68,22 +69,22 @@ fn names() -> impl Strategy<Value = Vec<u8>> {
             }
             name
         })
-        .prop_filter("these two are taken", |name| name != b"." && name != b"..")
+        .prop_filter("reserved", |name| name != b"." && name != b"..")
 }
 
 fn times() -> impl Strategy<Value = (i64, i64)> {
-    // What ext4 and XFS can hold.
+    // The range of ext4 and XFS.
     (-2_000_000_000_i64..8_000_000_000, 0..1_000_000_000_i64)
 }
 
-fn about() -> impl Strategy<Value = About> {
+fn metadata() -> impl Strategy<Value = Metadata> {
     let xattrs = btree_map("user\\.[a-z]{1,8}", vec(any::<u8>(), 0..60), 0..3);
-    // A folder or file that its owner cannot read is no test of copying, unless for root.
+    // Only root can copy an entry that its owner cannot read.
     let always = if is_root() { 0 } else { 0o700 };
     let mode = prop_oneof![3 => 0o700..=0o777_u32, 1 => 0..=0o7777_u32]
         .prop_map(move |mode| mode | always);
     let owner = prop_oneof![3 => Just((0, 0)), 1 => (0..5_u32, 0..5_u32)];
-    (mode, times(), owner, xattrs).prop_map(|(mode, mtime, owner, xattrs)| About {
+    (mode, times(), owner, xattrs).prop_map(|(mode, mtime, owner, xattrs)| Metadata {
         mode,
         mtime,
         owner,
@@ -100,52 +101,56 @@ fn trees() -> impl Strategy<Value = Children> {
         Just(300_001)
     ];
     let leaf = prop_oneof![
-        4 => (sizes, any::<u64>(), about()).prop_map(|(size, seed, about)| Node::File { size, seed, about }),
-        1 => (0..4_000_000_u64, 0..4_000_000_u64, about())
-            .prop_map(|(size, data_at, about)| Node::Sparse { size, data_at, about }),
+        4 => (sizes, any::<u64>(), metadata()).prop_map(|(size, seed, metadata)| Node::File { size, seed, metadata }),
+        1 => (0..4_000_000_u64, 0..4_000_000_u64, metadata())
+            .prop_map(|(size, data_at, metadata)| Node::Sparse { size, data_at, metadata }),
         2 => (vec(1..=255_u8, 1..80), times()).prop_map(|(target, mtime)| Node::Link { target, mtime }),
-        1 => about().prop_map(|about| Node::Fifo { about }),
+        1 => metadata().prop_map(|metadata| Node::Fifo { metadata }),
         2 => any::<usize>().prop_map(|which| Node::HardLink { which }),
     ];
     let node = leaf.prop_recursive(6, 60, 8, |inner| {
-        (btree_map(names(), inner, 0..8), about())
-            .prop_map(|(children, about)| Node::Folder { children, about })
+        (btree_map(names(), inner, 0..8), metadata())
+            .prop_map(|(children, metadata)| Node::Dir { children, metadata })
     });
     btree_map(names(), node, 1..10)
 }
 
-/// Makes the tree in the environment.
-struct Planter<'a> {
+/// Creates a tree in the environment.
+struct Builder<'a> {
     env: &'a Env,
-    /// Whatever can get a further name.
+    /// Entries that hard links can name.
     files: Vec<PathBuf>,
 }
 
-impl Planter<'_> {
-    fn plant(&mut self, path: &Path, node: &Node) {
+impl Builder<'_> {
+    fn build(&mut self, path: &Path, node: &Node) {
         let env = self.env;
         match node {
-            Node::Folder { children, about } => {
-                env.folder(path);
+            Node::Dir { children, metadata } => {
+                env.dir(path);
                 for (name, child) in children {
-                    self.plant(&path.join(bytes_path(name)), child);
+                    self.build(&path.join(bytes_path(name)), child);
                 }
-                self.describe(path, about, true);
+                self.set_metadata(path, metadata, true);
             }
-            Node::File { size, seed, about } => {
+            Node::File {
+                size,
+                seed,
+                metadata,
+            } => {
                 env.file(path, pattern(*size, *seed));
-                self.describe(path, about, true);
+                self.set_metadata(path, metadata, true);
                 self.files.push(path.to_owned());
             }
             Node::Sparse {
                 size,
                 data_at,
-                about,
+                metadata,
             } => {
                 let end = (*data_at + 100).min(*size);
                 let data = pattern(usize::try_from(end.saturating_sub(*data_at)).unwrap(), 1);
                 env.sparse(path, *size, &[(*data_at, &data)]);
-                self.describe(path, about, true);
+                self.set_metadata(path, metadata, true);
                 self.files.push(path.to_owned());
             }
             Node::Link { target, mtime } => {
@@ -153,9 +158,9 @@ impl Planter<'_> {
                     .mtime(mtime.0, mtime.1);
                 self.files.push(path.to_owned());
             }
-            Node::Fifo { about } => {
+            Node::Fifo { metadata } => {
                 env.fifo(path);
-                self.describe(path, about, false);
+                self.set_metadata(path, metadata, false);
                 self.files.push(path.to_owned());
             }
             Node::HardLink { which } => {
@@ -168,33 +173,35 @@ impl Planter<'_> {
         }
     }
 
-    fn describe(&self, path: &Path, about: &About, has_xattrs: bool) {
-        let made = self.env.at(path);
-        for (name, value) in about.xattrs.iter().filter(|_| has_xattrs) {
-            // Not every file system holds them.
-            made.try_xattr(name, value);
+    fn set_metadata(&self, path: &Path, metadata: &Metadata, has_xattrs: bool) {
+        let created = self.env.at(path);
+        for (name, value) in metadata.xattrs.iter().filter(|_| has_xattrs) {
+            // Not every file system supports them.
+            created.try_xattr(name, value);
         }
-        let made = if is_root() {
-            made.owner(about.owner.0, about.owner.1)
+        let created = if is_root() {
+            created.owner(metadata.owner.0, metadata.owner.1)
         } else {
-            made
+            created
         };
-        made.mode(about.mode).mtime(about.mtime.0, about.mtime.1);
+        created
+            .mode(metadata.mode)
+            .mtime(metadata.mtime.0, metadata.mtime.1);
     }
 }
 
-/// What is done to a tree between two runs.
+/// A change of the tree between two runs.
 #[derive(Clone, Debug)]
 enum Change {
-    /// Another content, and so another time.
+    /// New content and a new time.
     Rewrite { size: usize, mtime: (i64, i64) },
-    /// Another time only.
+    /// A new time.
     Touch { mtime: (i64, i64) },
-    /// A link in its place.
+    /// A link in place of the file.
     Relink,
-    /// Nothing in its place, at the destination: as if it had never been copied.
+    /// The copy is removed, as if the file had never been copied.
     Lose,
-    /// A new file beside it.
+    /// A new file in the same directory.
     Sibling,
 }
 
@@ -227,7 +234,7 @@ fn change(env: &Env, files: &[PathBuf], (which, change): &(usize, Change)) {
         }
         Change::Lose => {
             let copy = Path::new("dst").join(file.strip_prefix("src").unwrap());
-            // A second change may choose the same one.
+            // A second change may choose the same file.
             let _ = std::fs::remove_file(env.path(copy));
         }
         Change::Sibling => {
@@ -238,14 +245,14 @@ fn change(env: &Env, files: &[PathBuf], (which, change): &(usize, Change)) {
 
 fn copied_faithfully(mode: Mode, tree: &Children, changes: &[(usize, Change)], jobs: u8) {
     let env = Env::new(mode);
-    let mut planter = Planter {
+    let mut builder = Builder {
         env: &env,
         files: Vec::new(),
     };
     for (name, node) in tree {
-        planter.plant(&Path::new("src").join(bytes_path(name)), node);
+        builder.build(&Path::new("src").join(bytes_path(name)), node);
     }
-    let files = planter.files;
+    let files = builder.files;
     let jobs = jobs.to_string();
     let run = || env.pcopy(["-j", &jobs, "src", "dst"]);
     let source = env.snapshot("src");
@@ -267,6 +274,7 @@ fn copied_faithfully(mode: Mode, tree: &Children, changes: &[(usize, Change)], j
 fn copies_of_random_trees(mode: Mode) {
     let config = Config {
         cases: TREES,
+        rng_seed: RngSeed::Fixed(seed()),
         max_shrink_iters: 300,
         failure_persistence: None,
         ..Config::default()

@@ -7,27 +7,30 @@ use rustix::fs::{
     openat, symlinkat, utimensat,
 };
 
-use crate::env::{ACL_NO_ID, AclTag, Env, NOBODY, acl, bytes_path, is_root, pattern};
+use crate::acl::{ACCESS_ACL, AclTag, DEFAULT_ACL, NO_ID, acl};
+use crate::env::{Env, NOBODY, bytes_path, is_root};
+use crate::noise::pattern;
 
-/// Who lives in the zoo.
+/// The owner of a zoo.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Zoo {
-    /// All that the user who runs the tests can make.
+    /// Everything that the user of the tests can create.
     Full,
-    /// What a normal user can make, read and own; it belongs to "nobody" where root makes it.
-    OfUser,
+    /// Everything that a normal user can create, read and own. It belongs to "nobody" if root
+    /// creates it.
+    User,
 }
 
 impl Zoo {
-    /// Builds the zoo in the folder `root`; gives the kinds of entries that had to be left out.
+    /// Builds the zoo in the directory `root`, and returns the kinds of entries that it lacks.
     pub(crate) fn build(self, env: &Env, root: &str) -> Vec<&'static str> {
         let zoo = Builder {
             env,
             root,
             as_root: self == Zoo::Full && is_root(),
         };
-        env.folder(root);
-        let mut left_out = Vec::new();
+        env.dir(root);
+        let mut skipped = Vec::new();
         zoo.sizes();
         zoo.modes();
         zoo.times();
@@ -38,22 +41,22 @@ impl Zoo {
         zoo.names();
         zoo.deep();
         zoo.crowd();
-        zoo.attributes(&mut left_out);
-        zoo.acls(&mut left_out);
+        zoo.attributes(&mut skipped);
+        zoo.acls(&mut skipped);
         if zoo.as_root {
             zoo.owners();
             zoo.devices();
         } else {
-            left_out.push("devices, foreign owners, capabilities, unreadable files: need root");
+            skipped.push("devices, foreign owners, capabilities, unreadable files: need root");
         }
-        if self == Zoo::OfUser && is_root() {
-            // chown takes the setuid bits away.
+        if self == Zoo::User && is_root() {
+            // chown removes the setuid bits.
             env.sh(&format!("chown -hR {NOBODY}:{NOBODY} {root}"));
             zoo.setuid_and_setgid();
         }
-        // Folders last: what is made inside changes their time, and their mode may forbid it.
-        zoo.folders();
-        left_out
+        // Directories last: a new entry changes their time, and their mode may forbid it.
+        zoo.directories();
+        skipped
     }
 }
 
@@ -68,7 +71,7 @@ impl Builder<'_> {
         format!("{}/{path}", self.root)
     }
 
-    /// The sizes at which a copier's loops begin and end.
+    /// Sizes at the limits of a copier's loops.
     fn sizes(&self) {
         for size in [0, 1, 4095, 4096, 4097, 65_537, 3 * 1024 * 1024 + 5] {
             self.env.file(
@@ -76,7 +79,7 @@ impl Builder<'_> {
                 pattern(size, size as u64),
             );
         }
-        // Zeros that are stored are content as well.
+        // Stored zeros, which are no hole.
         self.env.file(self.at("sizes/zeros"), vec![0; 100_000]);
     }
 
@@ -124,7 +127,7 @@ impl Builder<'_> {
                 .symlink(self.at(&format!("times/link-{name}")), name)
                 .mtime(seconds, nanoseconds);
             self.env
-                .folder(self.at(&format!("times/folder-{name}")))
+                .dir(self.at(&format!("times/directory-{name}")))
                 .mtime(seconds, nanoseconds);
             self.env
                 .fifo(self.at(&format!("times/fifo-{name}")))
@@ -136,7 +139,7 @@ impl Builder<'_> {
         let links = [
             ("dangling", "no/such/thing"),
             ("to-file", "../sizes/4096"),
-            ("to-folder", "../modes"),
+            ("to-directory", "../modes"),
             ("absolute", "/etc/hostname"),
             ("to-above", "../.."),
             ("to-itself", "to-itself"),
@@ -147,7 +150,7 @@ impl Builder<'_> {
         }
         self.env
             .symlink(self.at("links/not-utf8"), bytes_path(b"\xff\xfe"));
-        // The longest that file systems with 4 KiB blocks hold is a little shorter than PATH_MAX.
+        // File systems with blocks of 4 KiB store almost PATH_MAX bytes.
         self.env.symlink(self.at("links/long"), "x/".repeat(500));
         self.env
             .symlink(self.at("links/old"), "to-file")
@@ -170,7 +173,7 @@ impl Builder<'_> {
         env.hard_link(self.at("hard-elsewhere/link"), self.at("hard/link"));
         env.fifo(self.at("hard/fifo"));
         env.hard_link(self.at("hard-elsewhere/fifo"), self.at("hard/fifo"));
-        // A name outside of the tree does not make it a group.
+        // Its other name lies outside the tree.
         env.file(self.at("hard/alone"), "alone");
         env.hard_link(format!("{}-outside", self.root), self.at("hard/alone"));
     }
@@ -222,14 +225,14 @@ impl Builder<'_> {
                 .owner(uid, gid);
             env.fifo(self.at(&format!("owners/fifo-{name}")))
                 .owner(uid, gid);
-            env.folder(self.at(&format!("owners/folder-{name}")))
+            env.dir(self.at(&format!("owners/directory-{name}")))
                 .owner(uid, gid)
                 .mode(0o2750);
-            env.file(self.at(&format!("owners/folder-{name}/inside")), name);
+            env.file(self.at(&format!("owners/directory-{name}/inside")), name);
         }
     }
 
-    /// Files that are mostly not there.
+    /// Files with holes.
     fn holes(&self) {
         const MIB: u64 = 1024 * 1024;
         let data = pattern(20_000, 11);
@@ -251,8 +254,8 @@ impl Builder<'_> {
             5 * MIB + 123,
             &[(MIB + 1, b"x"), (3 * MIB - 1, &data)],
         );
-        let pieces: Vec<(u64, &[u8])> = (0..32).map(|i| (i * MIB / 2, &data[..4096])).collect();
-        env.sparse(self.at("holes/many"), 20 * MIB, &pieces);
+        let extents: Vec<(u64, &[u8])> = (0..32).map(|i| (i * MIB / 2, &data[..4096])).collect();
+        env.sparse(self.at("holes/many"), 20 * MIB, &extents);
         env.sparse(
             self.at("holes/beyond-4-gib"),
             5 << 30,
@@ -262,7 +265,7 @@ impl Builder<'_> {
 
     fn names(&self) {
         let long_file = "f".repeat(255);
-        let long_folder = "d".repeat(255);
+        let long_directory = "d".repeat(255);
         for name in [
             " leading and trailing ",
             "-rf",
@@ -277,48 +280,57 @@ impl Builder<'_> {
         ] {
             self.env.file(self.at(&format!("names/{name}")), name);
         }
+        self.env.file(
+            self.at(&format!("names/{long_directory}/{long_file}")),
+            "long",
+        );
         self.env
-            .file(self.at(&format!("names/{long_folder}/{long_file}")), "long");
-        self.env
-            .symlink(self.at(&format!("names/{long_folder}/link")), &long_file);
+            .symlink(self.at(&format!("names/{long_directory}/link")), &long_file);
         for bytes in [&b"\xff\xfe"[..], b"latin-\xfc", b"\xc3(", b"\x01\x7f\x80"] {
             let path = bytes_path(&[self.root.as_bytes(), b"/names/", bytes].concat());
             self.env.file(path, bytes);
             let path =
-                bytes_path(&[self.root.as_bytes(), b"/names/folder-", bytes, b"/file"].concat());
+                bytes_path(&[self.root.as_bytes(), b"/names/directory-", bytes, b"/file"].concat());
             self.env.file(path, bytes);
         }
     }
 
-    /// A branch far longer than PATH_MAX, with entries of all kinds at its end.
+    /// Entries of all kinds at the end of a path far longer than PATH_MAX.
     fn deep(&self) {
-        let folder_mode = Mode::from_raw_mode(0o755);
+        let directory_mode = Mode::from_raw_mode(0o755);
         let name = "deep-".repeat(40);
         let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut folder: OwnedFd =
+        let mut directory: OwnedFd =
             openat(CWD, self.env.path(self.root), open, Mode::empty()).unwrap();
         for _ in 0..40 {
-            mkdirat(&folder, &name, folder_mode).unwrap();
-            folder = openat(&folder, &name, open, Mode::empty()).unwrap();
+            mkdirat(&directory, &name, directory_mode).unwrap();
+            directory = openat(&directory, &name, open, Mode::empty()).unwrap();
         }
         for name in ["file", "second-file"] {
             let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            let file = openat(&folder, name, create, Mode::from_raw_mode(0o600)).unwrap();
+            let file = openat(&directory, name, create, Mode::from_raw_mode(0o600)).unwrap();
             rustix::io::write(&file, b"far down").unwrap();
         }
-        rustix::fs::linkat(&folder, "file", &folder, "hard-link", AtFlags::empty()).unwrap();
-        symlinkat("file", &folder, "link").unwrap();
+        rustix::fs::linkat(
+            &directory,
+            "file",
+            &directory,
+            "hard-link",
+            AtFlags::empty(),
+        )
+        .unwrap();
+        symlinkat("file", &directory, "link").unwrap();
         mknodat(
-            &folder,
+            &directory,
             "fifo",
             FileType::Fifo,
             Mode::from_raw_mode(0o600),
             0,
         )
         .unwrap();
-        mkdirat(&folder, "empty", folder_mode).unwrap();
+        mkdirat(&directory, "empty", directory_mode).unwrap();
         chmodat(
-            &folder,
+            &directory,
             "empty",
             Mode::from_raw_mode(0o711),
             AtFlags::empty(),
@@ -333,7 +345,7 @@ impl Builder<'_> {
             last_modification: time,
         };
         for name in ["file", "link", "fifo", "empty"] {
-            utimensat(&folder, name, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+            utimensat(&directory, name, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
         }
     }
 
@@ -342,14 +354,14 @@ impl Builder<'_> {
             self.env
                 .file(self.at(&format!("crowd/{i:04}")), i.to_string());
         }
-        self.env.folder(self.at("empty/inner/innermost"));
+        self.env.dir(self.at("empty/inner/innermost"));
     }
 
-    fn attributes(&self, left_out: &mut Vec<&'static str>) {
+    fn attributes(&self, skipped: &mut Vec<&'static str>) {
         let env = self.env;
         let file = env.file(self.at("xattrs/file"), "x");
         if !file.try_xattr("user.simple", "value") {
-            left_out.push("user attributes: not on this file system");
+            skipped.push("user attributes: not on this file system");
             return;
         }
         file.xattr("user.empty", "")
@@ -359,8 +371,8 @@ impl Builder<'_> {
         for i in 0..20 {
             assert!(many.try_xattr(&format!("user.number-{i}"), i.to_string()));
         }
-        env.folder(self.at("xattrs/folder"))
-            .xattr("user.on-folder", "yes");
+        env.dir(self.at("xattrs/directory"))
+            .xattr("user.on-directory", "yes");
         env.file(self.at("xattrs/read-only"), "x")
             .xattr("user.simple", "value")
             .mode(0o444);
@@ -376,16 +388,16 @@ impl Builder<'_> {
                 .xattr("trusted.pcopy-test", "on a link");
             env.fifo(self.at("xattrs/trusted-fifo"))
                 .xattr("trusted.pcopy-test", "on a FIFO");
-            env.folder(self.at("xattrs/trusted-folder"))
-                .xattr("trusted.pcopy-test", "on a folder");
+            env.dir(self.at("xattrs/trusted-directory"))
+                .xattr("trusted.pcopy-test", "on a directory");
         } else {
-            left_out.push("trusted attributes: not on this file system");
+            skipped.push("trusted attributes: not on this file system");
         }
         if !env
             .file(self.at("xattrs/security"), "x")
             .try_xattr("security.pcopy-test", "value")
         {
-            left_out.push("security attributes: not on this file system");
+            skipped.push("security attributes: not on this file system");
         }
         // CAP_NET_BIND_SERVICE, permitted and effective; revision 2.
         let words = [0x0200_0001_u32, 1 << 10, 0, 0, 0];
@@ -395,7 +407,7 @@ impl Builder<'_> {
             .owner(1, 1)
             .mode(0o755);
         if !capable.try_xattr("security.capability", &capability) {
-            left_out.push("file capabilities: not on this file system");
+            skipped.push("file capabilities: not on this file system");
         }
         env.file(self.at("xattrs/capable-setuid"), "x")
             .owner(NOBODY, 5)
@@ -403,53 +415,51 @@ impl Builder<'_> {
             .try_xattr("security.capability", &capability);
     }
 
-    fn acls(&self, left_out: &mut Vec<&'static str>) {
+    fn acls(&self, skipped: &mut Vec<&'static str>) {
         use AclTag::{Group, GroupObj, Mask, Other, User, UserObj};
         let env = self.env;
         let access = acl(&[
-            (UserObj, 6, ACL_NO_ID),
+            (UserObj, 6, NO_ID),
             (User, 4, 1234),
-            (GroupObj, 0, ACL_NO_ID),
+            (GroupObj, 0, NO_ID),
             (Group, 6, 4321),
-            (Mask, 6, ACL_NO_ID),
-            (Other, 0, ACL_NO_ID),
+            (Mask, 6, NO_ID),
+            (Other, 0, NO_ID),
         ]);
         let default = acl(&[
-            (UserObj, 7, ACL_NO_ID),
+            (UserObj, 7, NO_ID),
             (User, 7, 1234),
-            (GroupObj, 5, ACL_NO_ID),
-            (Mask, 7, ACL_NO_ID),
-            (Other, 0, ACL_NO_ID),
+            (GroupObj, 5, NO_ID),
+            (Mask, 7, NO_ID),
+            (Other, 0, NO_ID),
         ]);
         if !env
             .file(self.at("acls/file"), "x")
-            .try_xattr("system.posix_acl_access", &access)
+            .try_xattr(ACCESS_ACL, &access)
         {
-            left_out.push("ACLs: not on this file system");
+            skipped.push("ACLs: not on this file system");
             return;
         }
-        // Without an ACL of their own, made before the folder has its default one.
+        // Entries without an ACL, created before the directory has its default ACL.
         env.file(self.at("acls/default/plain-file"), "x")
             .mode(0o644);
-        env.folder(self.at("acls/default/plain-folder/inner"))
+        env.dir(self.at("acls/default/plain-directory/inner"))
             .mode(0o755);
         env.fifo(self.at("acls/default/plain-fifo"));
         env.symlink(self.at("acls/default/plain-link"), "plain-file");
-        env.at(self.at("acls/default"))
-            .xattr("system.posix_acl_default", &default);
-        // And these get one by being made there.
+        env.at(self.at("acls/default")).xattr(DEFAULT_ACL, &default);
+        // Entries that inherit the default ACL.
         env.file(self.at("acls/default/inherited-file"), "x");
-        env.folder(self.at("acls/default/inherited-folder/inner"));
-        env.folder(self.at("acls/folder"))
-            .xattr("system.posix_acl_access", &access);
+        env.dir(self.at("acls/default/inherited-directory/inner"));
+        env.dir(self.at("acls/directory"))
+            .xattr(ACCESS_ACL, &access);
         if self.as_root {
-            env.fifo(self.at("acls/fifo"))
-                .xattr("system.posix_acl_access", &access);
+            env.fifo(self.at("acls/fifo")).xattr(ACCESS_ACL, &access);
         }
     }
 
-    /// The folders' own modes and times.
-    fn folders(&self) {
+    /// Directories with unusual modes and times.
+    fn directories(&self) {
         let env = self.env;
         for (name, mode) in [
             ("read-only", 0o555),
@@ -458,9 +468,9 @@ impl Builder<'_> {
             ("sticky", 0o1777),
             ("private", 0o700),
         ] {
-            let path = self.at(&format!("folders/{name}"));
+            let path = self.at(&format!("directories/{name}"));
             env.file(format!("{path}/file"), name);
-            env.folder(format!("{path}/inner")).mode(0o755);
+            env.dir(format!("{path}/inner")).mode(0o755);
             env.file(format!("{path}/inner/file"), name);
             env.symlink(format!("{path}/link"), "file");
             if is_root() && !self.as_root {
@@ -472,13 +482,15 @@ impl Builder<'_> {
             env.at(&path).mode(mode).mtime(999_999_999, 999);
         }
         if self.as_root {
-            env.folder(self.at("folders/closed/inner"))
+            env.dir(self.at("directories/closed/inner"))
                 .mode(0o000)
                 .mtime(5, 5);
-            env.at(self.at("folders/closed")).mode(0o000).mtime(6, 6);
+            env.at(self.at("directories/closed"))
+                .mode(0o000)
+                .mtime(6, 6);
         }
         if is_root() && !self.as_root {
-            env.at(self.at("folders")).owner(NOBODY, NOBODY);
+            env.at(self.at("directories")).owner(NOBODY, NOBODY);
         }
         env.at(self.at("times")).mtime(77, 7);
         env.at(self.root).mode(0o750).mtime(1_222_333_444, 555);

@@ -1,0 +1,52 @@
+//! Mount namespaces for tests, so that no mount outlives its test.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+/// A mount namespace. A process that waits inside keeps it alive.
+pub(crate) struct Namespace {
+    keeper: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Namespace {
+    /// Creates a namespace and runs a script for `sh -e` in it, which makes the mounts.
+    pub(crate) fn new(dir: &Path, script: &str) -> Result<Namespace, String> {
+        let mut keeper = Command::new("unshare")
+            .args(["-m", "--propagation", "private", "sh", "-ec"])
+            .arg(format!("{script}\necho ready\nexec cat"))
+            .current_dir(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|e| format!("unshare: {e}"))?;
+        let mut stdout = BufReader::new(keeper.stdout.take().unwrap());
+        let mut line = String::new();
+        while line != "ready\n" {
+            line.clear();
+            if stdout.read_line(&mut line).unwrap() == 0 {
+                let output = keeper.wait_with_output().unwrap();
+                return Err(format!(
+                    "cannot prepare the mounts: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                ));
+            }
+        }
+        let stdin = keeper.stdin.take();
+        Ok(Namespace { keeper, stdin })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.keeper.id()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // The keeper ends with its stdin.
+        self.stdin = None;
+        let _ = self.keeper.wait();
+    }
+}

@@ -1,0 +1,221 @@
+//! Messages: what goes to stdout and stderr, and in which form.
+
+use crate::env::{Mode, bytes_path};
+use crate::noise::pattern;
+use crate::trees::small_tree;
+
+both_modes!(quiet_prints_only_errors, |env| {
+    small_tree(env);
+    let run = env.pcopy(["-q", "src", "dst"]).exits(0).stdout_is_empty();
+    assert_eq!(run.stderr, "");
+    env.file("dst-2/a", "in the way");
+    let run = env
+        .pcopy(["-q", "src", "dst-2"])
+        .exits(1)
+        .fails_only(&[("dst-2/a", "in the way")]);
+    assert_eq!(run.stderr.lines().count(), 1, "{run}");
+});
+
+both_modes!(verbose_prints_each_entry_once_with_its_worker, |env| {
+    small_tree(env);
+    let running = env.command(["-v", "src", "dst"]).start();
+    let parent = running.pid().as_raw_pid().to_string();
+    let run = running.wait().ok();
+    let kind = match env.mode() {
+        Mode::Thread => "[thread ",
+        Mode::Process => "[pid ",
+    };
+    let mut entries = Vec::new();
+    for (worker, entry) in run.finished_entries() {
+        let number = worker
+            .strip_prefix(kind)
+            .and_then(|rest| rest.strip_suffix(']'))
+            .unwrap_or_else(|| panic!("{worker:?} does not begin with {kind:?}:\n{run}"));
+        assert!(
+            number.parse::<u32>().is_ok_and(|number| number > 0),
+            "{worker:?}"
+        );
+        assert_ne!(number, parent, "the parent copies nothing itself");
+        entries.push(entry);
+    }
+    entries.sort();
+    assert_eq!(
+        entries,
+        [
+            "src/",
+            "src/a/",
+            "src/a/b.txt",
+            "src/a/deeper/",
+            "src/a/deeper/c",
+            "src/dangling",
+            "src/empty-directory/",
+            "src/empty-file",
+            "src/link",
+        ],
+        "{run}"
+    );
+});
+
+// ---- form -----------------------------------------------------------------------------------
+
+both_modes!(a_pipe_gets_neither_colours_nor_carriage_returns, |env| {
+    small_tree(env);
+    env.file("dst/a", "in the way");
+    let run = env.pcopy(["-v", "src", "dst"]).exits(1);
+    for text in [run.stdout(), run.stderr.clone()] {
+        assert!(!text.contains(['\x1b', '\r']), "{text:?}");
+    }
+});
+
+both_modes!(
+    a_terminal_shows_whole_lines_and_no_remains_of_the_bar,
+    |env| {
+        for i in 0..300 {
+            env.file(
+                format!("src/directory-{}/file-{i}", i % 7),
+                pattern(3_000, i),
+            );
+        }
+        env.file("dst/directory-3", "in the way");
+        let mode = env.mode().name();
+        let program = env.program(false);
+        if env.skipped_without("script") {
+            return;
+        }
+        // script(1) provides one terminal for both stdout and stderr.
+        let text = env.sh(&format!(
+            "script -qec 'stty cols 60; {} --mode {mode} -v src dst' /dev/null </dev/null || true",
+            program.display()
+        ));
+        let lines: Vec<String> = text.split(['\n', '\r']).map(without_escapes).collect();
+        for i in (0..300).filter(|i| i % 7 != 3) {
+            let end = format!("] src/directory-{}/file-{i}", i % 7);
+            let found = lines
+                .iter()
+                .filter(|line| line.starts_with('[') && line.ends_with(&end))
+                .count();
+            assert_eq!(found, 1, "lines that end in {end:?} in:\n{text}");
+        }
+        let errors = lines
+            .iter()
+            .filter(|line| line.starts_with("pcopy: dst/directory-3: "));
+        assert_eq!(errors.count(), 1, "{text}");
+        let last = lines.iter().rfind(|line| !line.is_empty()).unwrap();
+        assert!(
+            last.starts_with("pcopy: ") && last.contains(" copied, "),
+            "the summary comes last:\n{text}"
+        );
+    }
+);
+
+/// Removes the sequences that move a terminal's cursor or colour its text.
+fn without_escapes(line: &str) -> String {
+    let mut text = String::new();
+    let mut chars = line.chars();
+    while let Some(char) = chars.next() {
+        if char == '\x1b' {
+            // A control sequence ends with a letter.
+            while chars.next().is_some_and(|next| !next.is_ascii_alphabetic()) {}
+        } else {
+            text.push(char);
+        }
+    }
+    text
+}
+
+both_modes!(each_error_is_one_line_whatever_the_name, |env| {
+    env.file(bytes_path(b"src/new\nline"), "x");
+    env.file(bytes_path(b"src/not-utf8-\xff"), "x");
+    env.file("src/plain name", "x");
+    for name in [
+        &b"dst/new\nline/x"[..],
+        b"dst/not-utf8-\xff/x",
+        b"dst/plain name/x",
+    ] {
+        env.file(bytes_path(name), "in the way");
+    }
+    env.pcopy(["src", "dst"])
+        .exits(1)
+        .counts(0, 0, 3)
+        .fails_only(&[
+            ("$'dst/new\\nline'", "in the way"),
+            ("$'dst/not-utf8-\\xff'", "in the way"),
+            ("dst/plain name", "in the way"),
+        ]);
+});
+
+both_modes!(a_verbose_line_is_one_line_whatever_the_name, |env| {
+    env.file(bytes_path(b"src/new\nline"), "x");
+    let run = env.pcopy(["-v", "src", "dst"]).ok();
+    assert_eq!(run.stdout().lines().count(), 2, "{run}");
+});
+
+// ---- output that cannot be written ----------------------------------------------------------
+
+both_modes!(a_reader_of_stdout_may_go_away, |env| {
+    for i in 0..3_000 {
+        env.file(format!("src/{}/file-with-a-long-name-{i}", i % 30), "x");
+    }
+    // head(1) ends after one line, and /dev/full accepts none.
+    for (name, script) in [
+        ("head", "{ \"$0\" \"$@\" || test $? -le 1; } | head -n 1"),
+        ("full", "\"$0\" \"$@\" > /dev/full || test $? -le 1"),
+        ("closed", "\"$0\" \"$@\" >&- || test $? -le 1"),
+    ] {
+        let copy = format!("dst-{name}");
+        let program = env.program(false);
+        env.sh(&format!(
+            "timeout 120 sh -ec '{script}' {} --mode {} -v src {copy} 2>stderr",
+            program.display(),
+            env.mode().name()
+        ));
+        let stderr = String::from_utf8(env.read("stderr")).unwrap();
+        assert!(!stderr.contains("panicked"), "{name}: {stderr}");
+        if name == "full" {
+            let message =
+                "pcopy: standard output: write: No space left on device; continuing without it\n";
+            assert_eq!(stderr.matches(message).count(), 1, "{stderr}");
+        }
+        // The next run completes the copy if this one has ended early.
+        env.pcopy(["src", &copy]).ok();
+        env.assert_same("src", &copy);
+    }
+});
+
+both_modes!(
+    messages_that_cannot_be_written_do_not_change_the_exit_status,
+    |env| {
+        env.file("src/file", "x");
+        let program = env.program(false);
+        let (program, mode) = (program.display(), env.mode().name());
+        env.sh(&format!(
+            "{program} --mode {mode} --progress=always src dst 2>/dev/full
+         {program} --mode {mode} missing dst 2>/dev/full || test $? = 2"
+        ));
+        env.assert_same("src", "dst");
+    }
+);
+
+both_modes!(
+    messages_for_closed_streams_do_not_end_up_in_the_copy,
+    |env| {
+        // A file that is opened as descriptor 1 or 2 would receive the messages.
+        env.file("src/a/file", "x");
+        env.file("src/file", "x");
+        env.file("dst/a", "in the way");
+        for script in [
+            "\"$0\" \"$@\" <&- >&- 2>&-",
+            "\"$0\" \"$@\" 2>&-",
+            "\"$0\" \"$@\" >&- 2>/dev/null",
+        ] {
+            let program = env.program(false);
+            env.sh(&format!(
+            "timeout 120 sh -c '{script}' {} --mode {} -v --overwrite always src dst || test $? -eq 1",
+            program.display(),
+            env.mode().name()
+        ));
+            env.assert_same("src/file", "dst/file");
+            assert_eq!(env.read("dst/a"), b"in the way");
+        }
+    }
+);
