@@ -26,7 +26,7 @@ pub(super) struct NewFile<'a> {
 }
 
 impl Copier {
-    /// Copies a regular file, or creates one that is to be copied in chunks.
+    /// Copies a regular file, or begins one that is to be copied in chunks.
     ///
     /// A small new file takes nine system calls: openat, fstat and flistxattr on the source;
     /// openat and copy_file_range for the new file; fstat once more, futimens, and close twice.
@@ -51,8 +51,10 @@ impl Copier {
         }
         self.slot.add_size(stat.size);
         let source = SourceFile::new(fd, stat, &self.context.config)?;
-        if self.is_chunkable(&source.stat) {
-            return self.copy_chunkable(dir, entry, &source, decision);
+        if self.is_chunkable(&source.stat)
+            && let Some(result) = self.begin_chunked(dir, entry, &source, decision)?
+        {
+            return Ok(result);
         }
         let target = self.write_target(decision);
         let mode = self.initial_mode(dir, &source);
