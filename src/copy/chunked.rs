@@ -86,8 +86,8 @@ impl Copier {
         Ok(Some(EntryResult::Chunked(file)))
     }
 
-    /// Copies one chunk. Fails with [`Reason::Changed`] if the source is not what it was. The file
-    /// has to be committed with `changed` then.
+    /// Copies one chunk. Fails with [`Reason::Changed`] if the source has changed: the file has to
+    /// be committed with `changed` then.
     pub(crate) fn copy_chunk(
         &mut self,
         dir: &mut DirPair,
@@ -135,7 +135,7 @@ impl Copier {
             }
             Err(error) => {
                 if error.reason == Reason::Replaced {
-                    // What stands there now is not ours to remove.
+                    // The name stands for another process's file now.
                     unfinished.keep();
                 }
                 return Err(error);
@@ -165,8 +165,8 @@ impl Copier {
         Ok(EntryResult::Done(Decision::Create))
     }
 
-    /// Handles a commit whose temporary file is gone. If another worker has renamed it into place
-    /// and crashed before it could report that, the entry is done.
+    /// Handles a commit whose temporary file is gone. A worker may have renamed it into place and
+    /// crashed before it could report that. The entry is done then.
     fn find_committed(
         &mut self,
         dir: &mut DirPair,
@@ -191,7 +191,7 @@ impl Copier {
     ) -> Result<(), CopyError> {
         let unfinished = Unfinished::adopt(dir, &file.temp)?;
         if unfinished.is_replaced(file.id) {
-            // What stands there now is not ours to remove.
+            // The name stands for another process's file now.
             unfinished.keep();
         }
         Ok(())

@@ -65,7 +65,7 @@ impl Copier {
         Ok(EntryResult::Done(decision))
     }
 
-    /// Creates a file at the destination, and observes what the kernel has given it.
+    /// Creates a file at the destination, and observes the defaults it was created with.
     pub(super) fn create_file<'a>(
         &mut self,
         dir: &mut DirPair,
@@ -157,7 +157,7 @@ impl Copier {
         let stat = &source.stat;
         let has_final_owner = !config.preserve.ownership.wanted()
             || owner == metadata::attainable_owner(config, Some(owner), stat);
-        // An inherited ACL would grant others what the group bits allow.
+        // An inherited ACL may grant other users whatever the group bits allow.
         let is_final = has_final_owner
             && source.attributes.is_empty()
             && stat.mode & 0o7000 == 0
