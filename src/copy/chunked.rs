@@ -35,57 +35,59 @@ impl Copier {
             && config.reflink != Reflink::Always
     }
 
-    /// Creates a file to be copied in chunks. Copies it at once if its extents can be shared, or if
-    /// chunks are not possible.
-    pub(super) fn copy_chunkable(
+    /// Creates a file to be copied in chunks, or shares the source's extents if that is possible.
+    /// Returns `None` if the file has to be copied in one go.
+    pub(super) fn begin_chunked(
         &mut self,
         dir: &mut DirPair,
         entry: Entry<'_>,
         source: &SourceFile,
         decision: Decision,
-    ) -> Result<EntryResult, CopyError> {
-        let temp = self.next_temp();
-        // Other workers open it again for each chunk, and the source may change meanwhile. Until
-        // it is complete, nobody but the owner gets access.
-        let new = self.create_file(dir, entry.to, temp, 0o600)?;
-        let files = Files::new(&source.fd, &new.fd, dir);
-        if !self.clone_whole(files)? {
-            if let Some(id) = self.preallocate(&new.fd, &source.stat)? {
-                let file = ChunkedFile {
-                    name: Name::new(entry.from.to_bytes()),
-                    temp: Name::new(new.unfinished.name().to_bytes()),
-                    id,
-                    stat: source.stat,
-                };
-                new.unfinished.hand_over();
-                return Ok(EntryResult::Chunked(file));
-            }
-            self.copy_whole(files, &source.stat)?;
-        }
-        self.finish_file(source, new, entry.to)?;
-        Ok(EntryResult::Done(decision))
-    }
-
-    /// Gives a new file its size and space, and returns its id. Returns `None` if it has to be
-    /// copied in one go: either its file system lets files grow only by being written, or enough
-    /// other files are being copied in chunks. The space of all of them is reserved, and a run that
-    /// stops has to remove them all, so there must not be too many.
-    fn preallocate(&self, file: &OwnedFd, stat: &FileStat) -> Result<Option<FileId>, CopyError> {
+    ) -> Result<Option<EntryResult>, CopyError> {
+        // The space of all these files is reserved, and a run that stops has to remove them all.
+        // So there must not be too many at a time.
         if !self.context.scoreboard.begin_chunked() {
             return Ok(None);
         }
-        let id = content::preallocate(file, stat).and_then(|is_preallocated| {
-            let stat = fs::fstat(file).at(Step::LookAtDestination)?;
-            Ok(is_preallocated.then(|| FileId::of(&stat)))
-        });
-        if !matches!(id, Ok(Some(_))) {
+        let result = self.create_chunked(dir, entry, source, decision);
+        if !matches!(result, Ok(Some(EntryResult::Chunked(_)))) {
             self.context.scoreboard.end_chunked();
         }
-        id
+        result
     }
 
-    /// Copies one chunk. Fails with [`Reason::Changed`] if the source is not what it was. The file
-    /// has to be committed with `changed` then.
+    fn create_chunked(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+        source: &SourceFile,
+        decision: Decision,
+    ) -> Result<Option<EntryResult>, CopyError> {
+        let temp = self.next_temp();
+        // Other workers open it again for each chunk, and the source may change meanwhile. Until
+        // it is complete, only the owner gets access.
+        let new = self.create_file(dir, entry.to, temp, 0o600)?;
+        if self.clone_whole(Files::new(&source.fd, &new.fd, dir))? {
+            self.finish_file(source, new, entry.to)?;
+            return Ok(Some(EntryResult::Done(decision)));
+        }
+        if !content::preallocate(&new.fd, &source.stat)? {
+            // Here files grow only by being written. It is created again under its own name.
+            return Ok(None);
+        }
+        let stat = fs::fstat(&new.fd).at(Step::LookAtDestination)?;
+        let file = ChunkedFile {
+            name: Name::new(entry.from.to_bytes()),
+            temp: Name::new(new.unfinished.name().to_bytes()),
+            id: FileId::of(&stat),
+            stat: source.stat,
+        };
+        new.unfinished.hand_over();
+        Ok(Some(EntryResult::Chunked(file)))
+    }
+
+    /// Copies one chunk. Fails with [`Reason::Changed`] if the source has changed: the file has to
+    /// be committed with `changed` then.
     pub(crate) fn copy_chunk(
         &mut self,
         dir: &mut DirPair,
@@ -133,7 +135,7 @@ impl Copier {
             }
             Err(error) => {
                 if error.reason == Reason::Replaced {
-                    // What stands there now is not ours to remove.
+                    // The name stands for another process's file now.
                     unfinished.keep();
                 }
                 return Err(error);
@@ -163,8 +165,8 @@ impl Copier {
         Ok(EntryResult::Done(Decision::Create))
     }
 
-    /// Handles a commit whose temporary file is gone. If another worker has renamed it into place
-    /// and crashed before it could report that, the entry is done.
+    /// Handles a commit whose temporary file is gone. A worker may have renamed it into place and
+    /// crashed before it could report that. The entry is done then.
     fn find_committed(
         &mut self,
         dir: &mut DirPair,
@@ -189,7 +191,7 @@ impl Copier {
     ) -> Result<(), CopyError> {
         let unfinished = Unfinished::adopt(dir, &file.temp)?;
         if unfinished.is_replaced(file.id) {
-            // What stands there now is not ours to remove.
+            // The name stands for another process's file now.
             unfinished.keep();
         }
         Ok(())

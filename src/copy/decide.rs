@@ -1,4 +1,4 @@
-//! Compares an entry with what the destination has, and decides what to do with it.
+//! Compares an entry with the destination, and decides what to do with it.
 
 use std::ffi::CStr;
 use std::ops::ControlFlow;
@@ -66,9 +66,9 @@ impl Copier {
             return Err(CopyError::new(Step::Create, Reason::IsSource));
         }
         let mut difference = self.difference(dir, entry, old, new)?;
-        if entry.suspect {
-            // Its times were to be set last, so those are what may be wrong.
-            difference = difference.or(Some(Decision::ReplaceTime));
+        if entry.suspect && difference.is_none() && !self.is_existing_trusted() {
+            // Reported as a difference of time, since times are set last.
+            difference = Some(Decision::ReplaceTime);
         }
         Ok(self.apply_overwrite(difference, old, new))
     }
@@ -112,6 +112,16 @@ impl Copier {
             Overwrite::Older => Decision::SkipNewer,
             Overwrite::Never => Decision::SkipExisting,
         }
+    }
+
+    /// Returns true if `--overwrite` trusts every existing entry to be complete. So nothing
+    /// incomplete may stand under its own name even for a moment: a kill would leave it there for
+    /// good.
+    pub(super) fn is_existing_trusted(&self) -> bool {
+        matches!(
+            self.context.config.overwrite,
+            Overwrite::Older | Overwrite::Never
+        )
     }
 
     /// Returns true if the destination's entry looks like a copy of the source's.

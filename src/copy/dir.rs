@@ -20,7 +20,7 @@ pub(crate) struct DirPair {
     source: OwnedFd,
     /// None in a dry run if there is no such directory.
     destination: Option<Rc<OwnedFd>>,
-    /// What the source directory was when it was opened.
+    /// The source directory's stat when it was opened.
     pub(crate) stat: FileStat,
     destination_id: Option<FileId>,
     origin: DirOrigin,
@@ -29,7 +29,7 @@ pub(crate) struct DirPair {
     default_owner: Option<Owner>,
     /// Whether new entries here inherit an ACL, once observed.
     has_default_acl: Option<bool>,
-    /// See `temp::lock`.
+    /// Set by `temp::lock`.
     pub(super) has_temp_lock: bool,
 }
 
@@ -76,7 +76,7 @@ impl DirPair {
         let source = source.at(Step::OpenDirectory)?;
         let stat = FileStat::of(&fs::fstat(&source).at(Step::OpenDirectory)?);
         let destination = match &target.destination {
-            // What a dry run "creates" does not exist, whether the job is a retry or not.
+            // A dry run makes nothing: its "created" directories do not exist, on a retry either.
             Some(root) if !(config.dry_run && origin.created) => {
                 open_destination(root.as_fd(), path, config.dry_run)?
             }
@@ -96,13 +96,13 @@ impl DirPair {
         Ok(dir)
     }
 
-    /// Checks that writing to the destination does not change a source, and takes over what is
-    /// known about a new directory.
+    /// Checks that writing to the destination does not change a source. Skips that for a new
+    /// directory, and sets the defaults that a new directory is known to have.
     ///
-    /// The shortcuts need `known_empty`; `created` is not enough. A directory is known to be empty
-    /// only until a job on it is retried. By then a crashed worker may have set its final owner
-    /// and default ACL, and these no longer say what new entries get. And mkdir(2) said only that
-    /// the name was taken, perhaps by another process.
+    /// Both shortcuts need `known_empty`; `created` is not enough. It stays true for a retry, when
+    /// a crashed worker may have set the directory's final owner and default ACL already. New
+    /// entries do not get these. And a resumed directory is known only by mkdir(2) saying that
+    /// the name is taken, perhaps by another process.
     fn examine_destination(&mut self, context: &Context) -> Result<(), CopyError> {
         let Some(destination) = &self.destination else {
             return Ok(());
@@ -173,7 +173,7 @@ impl DirPair {
         self.origin.known_empty || self.destination.is_none()
     }
 
-    /// Returns what the destination has under a name before this run writes there.
+    /// Returns the stat of an existing entry, if any. Does not look if none can be there.
     pub(super) fn existing(&self, name: &CStr) -> rustix::io::Result<Option<Stat>> {
         if self.is_known_empty() {
             Ok(None)
@@ -182,7 +182,7 @@ impl DirPair {
         }
     }
 
-    /// Returns what the destination has under a name now.
+    /// Returns the stat of an entry at the destination, if any, even in a known empty directory.
     pub(super) fn stat_destination(&self, name: &CStr) -> rustix::io::Result<Option<Stat>> {
         let Some(destination) = &self.destination else {
             return Ok(None);
@@ -219,7 +219,7 @@ impl DirPair {
         self.has_default_acl.unwrap_or(true)
     }
 
-    /// Observes from the first file made here what the kernel gives to new entries.
+    /// Observes the defaults for new entries, by the first file made here.
     pub(super) fn observe_defaults(&mut self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
         if self.default_owner.is_none() {
             self.default_owner = Some(Owner::of(&fs::fstat(file)?));

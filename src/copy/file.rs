@@ -26,7 +26,7 @@ pub(super) struct NewFile<'a> {
 }
 
 impl Copier {
-    /// Copies a regular file, or creates one that is to be copied in chunks.
+    /// Copies a regular file, or begins one that is to be copied in chunks.
     ///
     /// A small new file takes nine system calls: openat, fstat and flistxattr on the source;
     /// openat and copy_file_range for the new file; fstat once more, futimens, and close twice.
@@ -51,8 +51,10 @@ impl Copier {
         }
         self.slot.add_size(stat.size);
         let source = SourceFile::new(fd, stat, &self.context.config)?;
-        if self.is_chunkable(&source.stat) {
-            return self.copy_chunkable(dir, entry, &source, decision);
+        if self.is_chunkable(&source.stat)
+            && let Some(result) = self.begin_chunked(dir, entry, &source, decision)?
+        {
+            return Ok(result);
         }
         let target = self.write_target(decision);
         let mode = self.initial_mode(dir, &source);
@@ -63,7 +65,7 @@ impl Copier {
         Ok(EntryResult::Done(decision))
     }
 
-    /// Creates a file at the destination, and observes what the kernel has given it.
+    /// Creates a file at the destination, and observes the defaults it was created with.
     pub(super) fn create_file<'a>(
         &mut self,
         dir: &mut DirPair,
@@ -155,7 +157,7 @@ impl Copier {
         let stat = &source.stat;
         let has_final_owner = !config.preserve.ownership.is_wanted()
             || owner == metadata::attainable_owner(&self.context.identity, Some(owner), stat);
-        // An inherited ACL would grant others what the group bits allow.
+        // An inherited ACL may grant other users whatever the group bits allow.
         let is_final = has_final_owner
             && source.attributes.is_empty()
             && stat.mode & 0o7000 == 0

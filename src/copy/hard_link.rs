@@ -53,10 +53,10 @@ impl Copier {
                 Decision::LeaveUnchanged
             }));
         }
-        // `older` and `never` may have left what stood under the leader's name. If that is not a
-        // copy of the source, this entry must not become a link to it. And what they leave under
-        // this entry's name must not be replaced by a link.
-        if matches!(config.overwrite, Overwrite::Older | Overwrite::Never) {
+        // `older` and `never` may have left another file under the leader's name. If that is not
+        // a copy of the source, this entry must not become a link to it. Nor must a link replace
+        // a file that they would leave under this entry's name.
+        if self.is_existing_trusted() {
             let new = self.stat_source(dir, entry.from)?;
             for existing in [&leader, &old].into_iter().flatten() {
                 if !self.is_copy(dir, existing, &new) {

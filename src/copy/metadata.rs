@@ -1,4 +1,4 @@
-//! Owner, attributes, mode, times: what makes a copy faithful.
+//! Owner, attributes, mode, times.
 //!
 //! The order matters. The owner comes first, because chown(2) clears set-user-id bits and file
 //! capabilities. Then come attributes, among them ACLs, which change the mode. Then comes the mode.
@@ -25,7 +25,7 @@ use crate::protocol::error::{At, CopyError, Reason, Step};
 /// A regular file at the source, open.
 pub(super) struct SourceFile {
     pub(super) fd: OwnedFd,
-    /// What it was when it was opened.
+    /// Its stat when it was opened.
     pub(super) stat: FileStat,
     /// The names of the attributes to keep.
     pub(super) attributes: Vec<CString>,
@@ -42,7 +42,7 @@ impl SourceFile {
     }
 }
 
-/// What a new file has from its creation, so that it need not be set.
+/// Metadata that a new file has from its creation, so that it need not be set.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct InitialMeta {
     /// None if not known.
@@ -143,8 +143,8 @@ impl Copier {
         self.set_times(|| fs::futimens(file, &times(stat)))
     }
 
-    /// Applies the source's metadata to a directory whose entries are done. `stat` is what the
-    /// source directory was before it was listed.
+    /// Applies the source's metadata to a directory whose entries are done. `stat` is the source
+    /// directory's stat before it was listed.
     pub(crate) fn finish_dir(&mut self, dir: &DirPair, stat: &FileStat) -> Result<(), CopyError> {
         let config = &self.context.config;
         if config.dry_run {
@@ -378,9 +378,9 @@ impl Copier {
         self.tolerate(keep, errno, step, |not_kept| not_kept.xattr = true)
     }
 
-    /// Decides about something that could not be set. It is an error if the user named it as
-    /// required. What a normal user is not allowed to set is ignored. What the file system cannot
-    /// hold is noted, to be reported once for the run.
+    /// Decides whether metadata that could not be set is an error. It is one if `--preserve` names
+    /// it. It is ignored if a normal user is not allowed to set it. It is noted, to be reported
+    /// once for the run, if the file system cannot hold it.
     fn tolerate(
         &mut self,
         keep: Keep,

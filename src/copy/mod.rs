@@ -9,6 +9,8 @@ mod hard_link;
 mod metadata;
 mod special;
 pub(crate) mod temp;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::CStr;
 
@@ -29,20 +31,20 @@ pub(crate) use hard_link::LinkTarget;
 /// An entry to copy.
 #[derive(Clone, Copy)]
 pub(crate) struct Entry<'a> {
-    /// What the listing says it is. That may have changed since.
+    /// Its kind as listed, which may have changed since.
     pub(crate) kind: Kind,
     /// The name at the source.
     pub(crate) from: &'a CStr,
     /// The name at the destination: a single file may get another one.
     pub(crate) to: &'a CStr,
     pub(crate) hard_links: HardLinks,
-    /// A worker crashed while it wrote this entry. What stands at the destination may be
-    /// incomplete although its size and time look right, so it is replaced in any case. Not under
-    /// `--overwrite=older` and `never`: there nothing incomplete ever stands under its own name.
+    /// A worker crashed while it wrote this entry. An existing copy may be incomplete although its
+    /// size and time look right, so it is replaced in any case. Under `--overwrite=older` and
+    /// `never` this changes nothing: there, nothing incomplete ever stands under its own name.
     pub(crate) suspect: bool,
 }
 
-/// What became of an entry.
+/// The result of copying an entry.
 #[derive(Debug)]
 pub(crate) enum EntryResult {
     /// It is finished.
@@ -66,7 +68,7 @@ pub(crate) struct Copier {
     no_copy_range: Vec<Devices>,
     /// How exactly the destination's file systems store times, by device.
     granularities: Vec<(u64, Granularity)>,
-    /// What the destination could not hold. The worker takes it for its reports.
+    /// Metadata that the destination could not hold. The worker takes it for its reports.
     pub(crate) not_kept: NotKept,
 }
 

@@ -1,8 +1,8 @@
 //! Temporary names: the only file that knows their protocol.
 //!
-//! What replaces an existing entry is written under a temporary name beside it, and renamed into
-//! place once it is complete. So is a file that is copied in chunks, and so is everything under
-//! `--overwrite=older` and `never`, which trust whatever stands under an entry's own name.
+//! An entry is written under a temporary name, and renamed into place once it is complete, if it
+//! replaces another one or is copied in chunks. Under `--overwrite=older` and `never` this holds
+//! for all entries, because these trust every existing one.
 //!
 //! - The name is `.pcopy.RUN.WORKER.NUMBER.tmp`. No name is used twice in a run.
 //! - A worker's slot says which name it is writing under. So the parent can remove the file if the
@@ -20,7 +20,6 @@ use rustix::io::Errno;
 
 use super::Copier;
 use super::dir::DirPair;
-use crate::config::Overwrite;
 use crate::context::Context;
 use crate::fs::list::{self, Listing};
 use crate::fs::path::Name;
@@ -111,7 +110,7 @@ pub(crate) fn remove_leftovers(
 pub(super) struct Unfinished<'a> {
     dir: Rc<OwnedFd>,
     name: Cow<'a, CStr>,
-    /// The slot that says so. None for a chunked file that another worker has begun.
+    /// The slot that shows it. None for a chunked file that another worker has begun.
     slot: Option<WorkerSlot>,
     remove_on_drop: bool,
 }
@@ -197,7 +196,7 @@ impl Copier {
             WriteTarget::Final | WriteTarget::None => Cow::Borrowed(to),
         };
         let dir = dir.share_destination()?;
-        // The slot says so first: a crash must not leave anything that nobody knows of.
+        // The slot shows it first, so that the parent knows of it even if this worker crashes.
         self.slot.set_writing(target);
         let created =
             create(dir.as_fd(), &name).inspect_err(|_| self.slot.set_writing(WriteTarget::None))?;
@@ -212,13 +211,7 @@ impl Copier {
 
     /// Chooses the name under which to write an entry before it is complete.
     pub(super) fn write_target(&mut self, decision: Decision) -> WriteTarget {
-        // `older` and `never` trust what stands under the entry's own name. Nothing incomplete may
-        // stand there even for a moment, because a kill would leave it there for good.
-        let trusts_existing = matches!(
-            self.context.config.overwrite,
-            Overwrite::Older | Overwrite::Never
-        );
-        if decision == Decision::Create && !trusts_existing {
+        if decision == Decision::Create && !self.is_existing_trusted() {
             WriteTarget::Final
         } else {
             self.next_temp()

@@ -1,4 +1,4 @@
-//! What the parent and the workers say about one entry, or one directory.
+//! Parts of jobs and reports that describe one entry or one directory.
 
 use serde::{Deserialize, Serialize};
 
@@ -94,13 +94,13 @@ pub(crate) enum HardLinks {
     Copy,
 }
 
-/// What is known about a destination directory before a job opens it.
+/// Knowledge about a destination directory from before a job opens it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DirOrigin {
     /// This run has made the directory.
     pub(crate) created: bool,
-    /// None of the job's entries can be there yet, and the directory's own metadata is still what
-    /// it was made with. Implies `created`. A retry loses it.
+    /// None of the job's entries can be there yet, and the directory still has the metadata that
+    /// it was made with. Implies `created`. Never true for a retry.
     pub(crate) known_empty: bool,
 }
 
@@ -114,7 +114,7 @@ pub(crate) struct ChunkedFile {
     pub(crate) temp: Name,
     /// The file that stands under the temporary name.
     pub(crate) id: FileId,
-    /// What the source was when it was opened.
+    /// The source's stat when it was opened.
     pub(crate) stat: FileStat,
 }
 

@@ -60,7 +60,7 @@ impl Worker {
         let is_elsewhere = self.check_place(job, &dir, ancestors)?;
         let config = &self.context.config;
         if !resume.is_announced && (config.verbose && job.origin.created || config.dry_run) {
-            let decision = if dir.is_known_empty() {
+            let decision = if dir.is_created() {
                 Decision::MakeDirectory
             } else {
                 Decision::MergeDirectory
