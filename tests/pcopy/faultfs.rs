@@ -73,6 +73,12 @@ impl FaultFs {
         Some(mounted)
     }
 
+    /// Kills the file system's program. The mount stays, and every call to it fails.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     fn unmount(&self) {
         let _ = Command::new("umount")
             .arg("-l")

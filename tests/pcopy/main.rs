@@ -67,13 +67,13 @@ mod zoo;
 
 // The promises.
 mod cli;
+mod crash_reports;
 mod crashes;
 mod disk_full;
 mod faults;
 mod fidelity;
 mod filesystems;
 mod links;
-mod messages;
 mod output;
 mod overlap;
 mod overwrite;
