@@ -197,8 +197,9 @@ impl Scheduler {
         if let Some(limit) = self.limit.update(now, self.engine.busy(), Ticks::now) {
             self.engine.set_limit(limit);
         }
-        let workers = self.engine.started();
-        for (worker, stall) in self.watchdog.check(now, self.context.scoreboard, workers) {
+        let (scoreboard, workers) = (self.context.scoreboard, self.engine.started());
+        let has_work = |worker| self.engine.has_work(worker);
+        for (worker, stall) in self.watchdog.check(now, scoreboard, workers, has_work) {
             self.handle_stall(worker, stall);
         }
         self.update_bar();

@@ -294,6 +294,14 @@ impl Engine for SimEngine {
         }
     }
 
+    fn has_work(&self, worker: usize) -> bool {
+        let env = self.env.borrow();
+        match self.position(worker) {
+            Some(at) if env.is_process => self.workers[at].in_flight > 0,
+            _ => env.context.scoreboard.slot(worker).job().is_some(),
+        }
+    }
+
     fn started(&self) -> usize {
         self.started
     }
