@@ -19,6 +19,7 @@ use crate::fs::stat::{FileId, FileStat};
 use crate::fs::sys;
 use crate::protocol::entry::{Chunk, ChunkedFile, Decision};
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::scoreboard::WriteTarget;
 
 /// From this size on, a file is copied in chunks. A smaller one is finished by one worker before
 /// its chunks would be handed out (`benches/README.md`).
@@ -46,10 +47,14 @@ impl Copier {
     ) -> Result<Option<EntryResult>, CopyError> {
         // The space of all these files is reserved, and a run that stops has to remove them all.
         // So there must not be too many at a time.
+        let target = WriteTarget::Chunked(self.next_temp_number());
+        // First, so that the parent gives the place back if this worker crashes.
+        self.slot.set_writing(target);
         if !self.context.scoreboard.begin_chunked() {
+            self.slot.set_writing(WriteTarget::None);
             return Ok(None);
         }
-        let result = self.create_chunked(dir, entry, source, decision);
+        let result = self.create_chunked(dir, entry, source, decision, target);
         if !matches!(result, Ok(Some(EntryResult::Chunked(_)))) {
             self.context.scoreboard.end_chunked();
         }
@@ -62,11 +67,11 @@ impl Copier {
         entry: Entry<'_>,
         source: &SourceFile,
         decision: Decision,
+        target: WriteTarget,
     ) -> Result<Option<EntryResult>, CopyError> {
-        let temp = self.next_temp();
         // Other workers open it again for each chunk, and the source may change meanwhile. Until
         // it is complete, only the owner gets access.
-        let new = self.create_file(dir, entry.to, temp, 0o600)?;
+        let new = self.create_file(dir, entry.to, target, 0o600)?;
         if self.clone_whole(Files::new(&source.fd, &new.fd, dir))? {
             self.finish_file(source, new, entry.to)?;
             return Ok(Some(EntryResult::Done(decision)));

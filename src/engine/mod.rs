@@ -40,6 +40,9 @@ pub(crate) trait Engine {
     /// Sends nothing more to a worker that makes no progress, or again to one that does.
     fn set_stuck(&mut self, worker: usize, is_stuck: bool);
 
+    /// Returns true if a worker got jobs that it has not ended.
+    fn has_work(&self, worker: usize) -> bool;
+
     /// Returns how many workers have been started so far: their slots on the scoreboard.
     fn started(&self) -> usize;
 

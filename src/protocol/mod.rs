@@ -34,8 +34,12 @@ pub(crate) struct Job {
     pub(crate) path: RelPath,
     pub(crate) origin: DirOrigin,
     pub(crate) kind: JobKind,
-    /// Set if a worker crashed at this job, or its report was lost.
-    pub(crate) retry: Option<Retry>,
+    /// Entries of the directory at which workers crashed, and that were not examined since.
+    ///
+    /// **A retry needs no cleaning first.** Times are set last, so an entry that a crash left
+    /// incomplete under its own name differs from its source and is replaced. Only the entry that
+    /// the worker was at could look complete without being so. It is always treated as different.
+    pub(crate) suspects: Vec<Name>,
 }
 
 /// What to do in a directory.
@@ -69,17 +73,6 @@ pub(crate) enum JobKind {
         /// What the source directory was before it was listed.
         stat: FileStat,
     },
-}
-
-/// Marks a job that a worker may have done in part before it was lost.
-///
-/// **A retry needs no cleaning first.** Times are set last, so an entry that a crash left
-/// incomplete under its own name differs from its source and is replaced. Only one could look
-/// complete and not be: the entry that the worker was at. It is named here, and is always treated
-/// as different.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Retry {
-    pub(crate) suspect: Option<Name>,
 }
 
 /// What is known of a directory that was listed before, when its listing is repeated.
@@ -132,6 +125,8 @@ pub(crate) struct JobUpdate {
     /// Files that are ready to be copied in chunks.
     pub(crate) chunked: Vec<ChunkedFile>,
     pub(crate) errors: Vec<EntryError>,
+    /// Suspects that were examined and did not fail: nothing incomplete is left of them.
+    pub(crate) settled_suspects: Vec<Name>,
     /// What `-v` or `-n` prints.
     pub(crate) lines: Vec<Line>,
     /// The directory's stat, if other jobs must end before it can be finished. `None` once the

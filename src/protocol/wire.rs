@@ -197,7 +197,7 @@ mod tests {
     use crate::fs::path::{Kind, Name, Names, RelPath};
     use crate::protocol::entry::{DirOrigin, HardLinks};
     use crate::protocol::error::{CopyError, Step};
-    use crate::protocol::{EntryError, Job, JobKind, JobUpdate, Report, Resume, Retry};
+    use crate::protocol::{EntryError, Job, JobKind, JobUpdate, Report, Resume};
     use proptest::prelude::*;
 
     fn wire(socket: OwnedFd) -> Wire {
@@ -234,9 +234,7 @@ mod tests {
                 names: Names::one(Kind::File, b"f"),
                 hard_links: HardLinks::Report,
             },
-            retry: Some(Retry {
-                suspect: Some(Name::new(b"s")),
-            }),
+            suspects: vec![Name::new(b"s")],
         }]
     }
 

@@ -13,7 +13,7 @@ use crate::engine::Sent;
 use crate::fs::path::{Name, Names};
 use crate::fs::stat::FileId;
 use crate::protocol::entry::{Chunk, DirOrigin};
-use crate::protocol::{Job, JobId, JobKind, Retry};
+use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::claims::Claim;
 
 /// The most jobs in one batch. With many small directories to do, sending them one by one would
@@ -24,7 +24,6 @@ const BATCH_JOBS: usize = 16;
 pub(super) struct NewJob {
     pub(super) node: NodeKey,
     pub(super) kind: JobKind,
-    pub(super) retry: Option<Retry>,
     /// The groups of hard links that the job's entries lead, in the order of the entries.
     pub(super) leads: VecDeque<(Name, FileId)>,
 }
@@ -179,11 +178,8 @@ impl Scheduler {
 
     /// Queues a directory to be listed, or listed again.
     pub(super) fn push_listing(&mut self, node: NodeKey) {
-        let (kind, retry) = self.tree.dir_mut(node).listing_job();
-        self.push_job(NewJob {
-            retry,
-            ..NewJob::new(node, kind)
-        });
+        let kind = self.tree.dir_mut(node).listing_job();
+        self.push(node, kind);
     }
 
     /// Sends as many jobs as the engine takes.
@@ -256,7 +252,7 @@ impl Scheduler {
                 break;
             }
             match self.pop() {
-                Some(Popped::New(job)) => batch.push(self.begin(job)),
+                Some(Popped::New(job)) => batch.push(self.begin(*job)),
                 Some(Popped::Again(id)) => batch.extend(self.unclaimed(id)),
                 None => break,
             }
@@ -271,7 +267,7 @@ impl Scheduler {
         self.queue.jobs = self.queue.jobs.saturating_sub(1);
         let (job, is_last) = match self.queue.entries.last_mut()? {
             Queued::Job(_) | Queued::Again(_) => match self.queue.entries.pop() {
-                Some(Queued::Job(job)) => return Some(Popped::New(job)),
+                Some(Queued::Job(job)) => return Some(Popped::New(Box::new(job))),
                 Some(Queued::Again(id)) => return Some(Popped::Again(id)),
                 _ => return None,
             },
@@ -283,7 +279,7 @@ impl Scheduler {
                 let (_, name) = names.pop()?;
                 let is_last = names.is_empty();
                 let node = self.tree.open_subdir(*parent, &name, *origin);
-                let (kind, _) = self.tree.dir_mut(node).listing_job();
+                let kind = self.tree.dir_mut(node).listing_job();
                 (NewJob::new(node, kind), is_last)
             }
             Queued::Chunks { node, rest } => {
@@ -296,7 +292,7 @@ impl Scheduler {
         if is_last {
             self.queue.entries.pop();
         }
-        Some(Popped::New(job))
+        Some(Popped::New(Box::new(job)))
     }
 
     /// Gives a job its number, and opens it to claims.
@@ -310,7 +306,11 @@ impl Scheduler {
             path: directory.path.clone(),
             origin: directory.origin,
             kind: new.kind,
-            retry: new.retry,
+            suspects: directory
+                .suspects
+                .iter()
+                .map(|it| it.name.clone())
+                .collect(),
         });
         self.context.scoreboard.claims.publish(job.claim, job.id);
         let running = Running {
@@ -386,7 +386,7 @@ impl Scheduler {
 
 /// What was taken from the queue.
 pub(super) enum Popped {
-    New(NewJob),
+    New(Box<NewJob>),
     Again(JobId),
 }
 
@@ -395,7 +395,6 @@ impl NewJob {
         Self {
             node,
             kind,
-            retry: None,
             leads: VecDeque::new(),
         }
     }

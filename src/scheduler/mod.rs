@@ -6,7 +6,7 @@
 //! 1. A job is run by whoever claims it (`scoreboard/claims.rs`). So any job may be sent again at
 //!    any time: [`dispatch`].
 //! 2. What has not been reported has not happened (`protocol/mod.rs`): [`report`].
-//! 3. A retry needs no cleaning first (`protocol/mod.rs`, `Retry`): [`retry`].
+//! 3. A retry needs no cleaning first (`protocol/mod.rs`, `Job::suspects`): [`retry`].
 //! 4. A node completes when nothing of it is pending ([`tree`]).
 
 pub(crate) mod autoscale;
@@ -15,6 +15,8 @@ mod hard_links;
 mod report;
 mod retry;
 mod shutdown;
+#[cfg(test)]
+mod sim;
 mod tree;
 mod watchdog;
 
@@ -132,6 +134,12 @@ impl Scheduler {
 
     /// Runs to the end and returns the exit status.
     pub(crate) fn run(mut self) -> i32 {
+        self.run_jobs();
+        self.end()
+    }
+
+    /// Sends jobs and handles events until everything is done, or the run has stopped.
+    fn run_jobs(&mut self) {
         while !self.tree.is_empty() {
             self.dispatch();
             let event = self.engine.next(self.timeout());
@@ -139,10 +147,9 @@ impl Scheduler {
             self.tick();
             if self.has_stopped() {
                 self.tidy_up();
-                break;
+                return;
             }
         }
-        self.end()
     }
 
     fn handle_event(&mut self, event: Option<Event>) {
@@ -190,8 +197,9 @@ impl Scheduler {
         if let Some(limit) = self.limit.update(now, self.engine.busy(), Ticks::now) {
             self.engine.set_limit(limit);
         }
-        let workers = self.engine.started();
-        for (worker, stall) in self.watchdog.check(now, self.context.scoreboard, workers) {
+        let (scoreboard, workers) = (self.context.scoreboard, self.engine.started());
+        let has_work = |worker| self.engine.has_work(worker);
+        for (worker, stall) in self.watchdog.check(now, scoreboard, workers, has_work) {
             self.handle_stall(worker, stall);
         }
         self.update_bar();
@@ -274,7 +282,7 @@ impl Scheduler {
         self.ui.show(Side::Source, job.target, &job.path, entry)
     }
 
-    fn end(mut self) -> i32 {
+    fn end(&mut self) -> i32 {
         self.summary.left_behind = self.summary.left_behind.max(self.shut_down());
         self.ui.end();
         self.ui.print_summary(&self.summary);

@@ -79,6 +79,9 @@ impl Scheduler {
             directory.unfinished = Some(stat);
         }
         directory.ids = directory.ids.or(update.dir_ids);
+        for name in &update.settled_suspects {
+            directory.take_suspect(name);
+        }
         for error in &update.errors {
             self.handle_error(node, &job, error);
         }
@@ -135,6 +138,9 @@ impl Scheduler {
     }
 
     fn handle_error(&mut self, node: NodeKey, job: &Job, error: &EntryError) {
+        if let Some(name) = &error.name {
+            self.give_up_suspect(node, name);
+        }
         if error.error.reason == Reason::Stopped {
             return;
         }
@@ -241,7 +247,6 @@ impl Scheduler {
         self.push_job(NewJob {
             node: dir,
             kind: JobKind::Entries { names, hard_links },
-            retry: None,
             leads,
         });
     }

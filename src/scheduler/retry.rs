@@ -1,21 +1,21 @@
 //! Workers that are lost: what they had claimed and not reported is done again, or given up.
 //!
-//! A retry needs no cleaning first, and no order. The entry that the worker was at is named in
-//! the new job, and is replaced whatever it looks like. A temporary file that the worker left is
+//! A retry needs no cleaning first, and no order. The entry that the worker was at is suspect from
+//! then on, and is replaced whatever it looks like. A temporary file that the worker left is
 //! removed by a job of its own; its name is never used again, so it does not matter when.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::dispatch::{NewJob, Running};
-use super::tree::{CrashSite, Listed, Listing, NodeKey};
+use super::tree::{CrashSite, Listing, NodeKey, Suspect};
 use super::{Phase, Scheduler};
 use crate::copy::temp;
 use crate::fs::path::{Name, Names};
 use crate::fs::stat::FileId;
 use crate::protocol::entry::HardLinks;
 use crate::protocol::error::{CopyError, Death, Reason, Step};
-use crate::protocol::{EntryError, JobId, JobKind, Retry};
+use crate::protocol::{EntryError, JobId, JobKind};
 use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;
 
@@ -54,17 +54,19 @@ impl Scheduler {
                 self.on_crash(worker, running, reason);
             } else {
                 // Done, but the report was lost; or never begun.
-                self.retry(running, None, GivenUp::Nothing);
+                self.retry(running, GivenUp::Nothing);
             }
         }
     }
 
     /// Queues the removal of the temporary file that a lost worker was writing.
     fn remove_temp_of(&mut self, worker: usize, node: NodeKey) {
-        let WriteTarget::Temp(number) = self.context.scoreboard.slot(worker).writing() else {
+        let target = self.context.scoreboard.slot(worker).writing();
+        let (WriteTarget::Temp(number) | WriteTarget::Chunked(number)) = target else {
             return;
         };
-        let name = Name::new(temp::name(self.context, worker, number).to_bytes());
+        let name = temp::name(self.context, worker, number);
+        let name = Name::new(name.to_bytes());
         // A file to copy in chunks that the worker has prepared and reported is in use.
         if self
             .tree
@@ -73,9 +75,37 @@ impl Scheduler {
         {
             return;
         }
+        if matches!(target, WriteTarget::Chunked(_)) {
+            self.context.scoreboard.end_chunked();
+        }
+        self.push_removal(node, name);
+    }
+
+    /// Removes what a crashed worker left under the own name of an entry that failed after all.
+    pub(super) fn give_up_suspect(&mut self, node: NodeKey, name: &Name) {
+        let directory = self.tree.dir_mut(node);
+        let target = directory.target;
+        if directory
+            .take_suspect(name)
+            .is_some_and(|suspect| suspect.is_incomplete)
+        {
+            let name = self.name_at_destination(target, name);
+            self.push_removal(node, name);
+        }
+    }
+
+    fn push_removal(&mut self, node: NodeKey, name: Name) {
         let dir = self.tree.dir_key(node);
         self.tree.add_pending(dir, 1);
         self.push(dir, JobKind::Remove { name });
+    }
+
+    /// Returns the name that an entry of a target has at the destination.
+    pub(super) fn name_at_destination(&self, target: u32, name: &Name) -> Name {
+        match &self.context.targets.list[target as usize].single {
+            Some(single) => Name::new(single.to.to_bytes()),
+            None => name.clone(),
+        }
     }
 
     /// Does the job again at which a worker crashed, without the entry that has now cost two
@@ -93,8 +123,16 @@ impl Scheduler {
             entry: entry.clone(),
             position,
         };
+        let directory = self.tree.dir_mut(running.node);
+        if let Some(name) = entry.clone() {
+            let is_incomplete = slot.writing() == WriteTarget::Final;
+            directory.add_suspect(Suspect {
+                name,
+                is_incomplete,
+            });
+        }
         if self.tree.add_strike(running.node, site) {
-            return self.retry(running, entry, GivenUp::Nothing);
+            return self.retry(running, GivenUp::Nothing);
         }
         let step = match (&entry, &running.job.kind) {
             (None, JobKind::Directory { .. }) => Step::ListDirectory,
@@ -111,25 +149,20 @@ impl Scheduler {
             self.report_error(&Arc::clone(&running.job), &error);
         }
         self.tree.dir_mut(running.node).hand_out(entry.clone());
+        if let Some(name) = &entry {
+            self.give_up_suspect(running.node, name);
+        }
         let given_up = entry.map_or(GivenUp::Job, GivenUp::Entry);
-        self.retry(running, None, given_up);
+        self.retry(running, given_up);
     }
 
     /// Does a job again, as far as it was not reported.
-    fn retry(&mut self, running: Running, suspect: Option<Name>, given_up: GivenUp) {
+    fn retry(&mut self, running: Running, given_up: GivenUp) {
         let node = running.node;
         self.tree.dir_mut(node).origin.known_empty = false;
-        let again = |kind| NewJob {
-            node,
-            kind,
-            retry: Some(Retry {
-                suspect: suspect.clone(),
-            }),
-            leads: VecDeque::new(),
-        };
         let is_given_up = !matches!(given_up, GivenUp::Nothing);
         match running.job.kind.clone() {
-            JobKind::Directory { .. } => self.retry_listing(node, suspect, given_up),
+            JobKind::Directory { .. } => self.retry_listing(node, given_up),
             JobKind::Entries { names, hard_links } => {
                 let names = running.remaining(names, &given_up);
                 // A leader that is given up leaves it to the next one.
@@ -143,27 +176,24 @@ impl Scheduler {
                     return self.complete_one(node);
                 }
                 let kind = JobKind::Entries { names, hard_links };
-                self.push_job(NewJob {
-                    leads,
-                    ..again(kind)
-                });
+                self.push_job(NewJob { node, kind, leads });
             }
             JobKind::HardLinks { names, leader } => {
                 let names = running.remaining(names, &given_up);
                 if names.is_empty() {
                     return self.complete_one(node);
                 }
-                self.push_job(again(JobKind::HardLinks { names, leader }));
+                self.push(node, JobKind::HardLinks { names, leader });
             }
             JobKind::Commit { file, .. } if is_given_up => {
-                self.push_job(again(JobKind::Discard { file }));
+                self.push(node, JobKind::Discard { file });
             }
             JobKind::Discard { .. } if is_given_up => {
                 self.end_chunked(node, false);
                 self.complete_one(node);
             }
             _ if is_given_up => self.complete_one(node),
-            kind => self.push_job(again(kind)),
+            kind => self.push(node, kind),
         }
         if self.phase != Phase::Running {
             self.drop_queue();
@@ -172,7 +202,7 @@ impl Scheduler {
 
     /// Has a directory listed again. Entries that the lister had kept to itself are copied by a
     /// job of their own.
-    fn retry_listing(&mut self, node: NodeKey, suspect: Option<Name>, given_up: GivenUp) {
+    fn retry_listing(&mut self, node: NodeKey, given_up: GivenUp) {
         let listing = &mut self.tree.dir_mut(node).listing;
         let (Listing::Running(mut listed) | Listing::Repeat(mut listed)) =
             std::mem::replace(listing, Listing::Done)
@@ -182,7 +212,13 @@ impl Scheduler {
         let mut own = std::mem::take(&mut listed.own);
         match given_up {
             GivenUp::Nothing => {}
-            GivenUp::Entry(name) => own.remove_all(&[name].into()),
+            GivenUp::Entry(name) => {
+                if !contains(&own, &name) {
+                    // It was listed, and no worker lived to report that.
+                    self.summary.counts.found += 1;
+                }
+                own.remove_all(&[name].into());
+            }
             GivenUp::Job => return self.complete_one(node),
         }
         if !own.is_empty() {
@@ -192,16 +228,8 @@ impl Scheduler {
                 names: own,
                 hard_links,
             };
-            self.push_job(NewJob {
-                node,
-                kind,
-                retry: Some(Retry {
-                    suspect: suspect.clone(),
-                }),
-                leads: VecDeque::new(),
-            });
+            self.push(node, kind);
         }
-        let listed = Listed { suspect, ..listed };
         let next = self.tree.repeat_listing(node, listed);
         self.follow(node, next);
     }

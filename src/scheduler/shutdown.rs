@@ -1,7 +1,7 @@
 //! Stopping a run, and tidying up after it: nothing incomplete is left, and directories that were
 //! in progress get their metadata.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::dispatch::Popped;
 use super::{Phase, Scheduler};
@@ -97,7 +97,7 @@ impl Scheduler {
                 && let Some(popped) = self.pop()
             {
                 if let Popped::New(job) = popped {
-                    let job = self.begin(job);
+                    let job = self.begin(*job);
                     if self.engine.send(vec![job]) == Sent::NoWorkers {
                         return;
                     }
@@ -139,6 +139,27 @@ impl Scheduler {
                 });
             }
         }
+        // Removals that were sent, or that nobody could be found for.
+        for running in self.running.values() {
+            if let JobKind::Remove { name } = &running.job.kind {
+                self.unfinished.push(Unfinished {
+                    target: running.job.target,
+                    dir: running.job.path.clone(),
+                    name: name.clone(),
+                });
+            }
+        }
+        let mut unfinished = Vec::new();
+        for directory in self.tree.directories() {
+            for suspect in directory.suspects.iter().filter(|it| it.is_incomplete) {
+                unfinished.push(Unfinished {
+                    target: directory.target,
+                    dir: directory.path.clone(),
+                    name: self.name_at_destination(directory.target, &suspect.name),
+                });
+            }
+        }
+        self.unfinished.append(&mut unfinished);
         let chunked = self
             .tree
             .chunked_files()
@@ -155,13 +176,10 @@ impl Scheduler {
         let slot = self.context.scoreboard.slot(worker);
         match slot.writing() {
             WriteTarget::None => None,
-            WriteTarget::Temp(number) => Some(Name::new(
+            WriteTarget::Temp(number) | WriteTarget::Chunked(number) => Some(Name::new(
                 temp::name(self.context, worker, number).to_bytes(),
             )),
-            WriteTarget::Final => match &self.context.targets.list[job.target as usize].single {
-                Some(single) => Some(Name::new(single.to.as_bytes())),
-                None => slot.entry(),
-            },
+            WriteTarget::Final => Some(self.name_at_destination(job.target, &slot.entry()?)),
         }
     }
 
@@ -173,7 +191,7 @@ impl Scheduler {
             return;
         }
         let context = self.context;
-        let deadline = Instant::now() + TIDY_TIMEOUT;
+        let deadline = self.engine.now() + TIDY_TIMEOUT;
         let (done, wait) = crossbeam_channel::bounded::<()>(1);
         let thread = std::thread::Builder::new().spawn(move || {
             for file in unfinished {

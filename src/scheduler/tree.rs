@@ -17,7 +17,7 @@ use crate::fs::path::{Name, Names, RelPath};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::protocol::entry::{ChunkedFile, DirOrigin};
 use crate::protocol::error::CopyError;
-use crate::protocol::{JobKind, Resume, Retry};
+use crate::protocol::{JobKind, Resume};
 
 pub(super) type NodeKey = usize;
 
@@ -40,6 +40,7 @@ pub(super) struct Directory {
     pub(super) target: u32,
     pub(super) path: RelPath,
     pub(super) origin: DirOrigin,
+    pub(super) suspects: Vec<Suspect>,
     /// The directories above.
     pub(super) ancestors: Vec<DirIds>,
     /// Its own ids, once its listing has shown subdirectories.
@@ -61,6 +62,14 @@ pub(super) enum Listing {
     Done,
 }
 
+/// An entry at which a worker crashed, and that was not examined since.
+pub(super) struct Suspect {
+    pub(super) name: Name,
+    /// The worker was writing it under its own name, which was free before. If nobody copies it
+    /// again, it must be removed.
+    pub(super) is_incomplete: bool,
+}
+
 /// What has been reported of a listing.
 #[derive(Default)]
 pub(super) struct Listed {
@@ -71,8 +80,6 @@ pub(super) struct Listed {
     /// Entries that other jobs have, or that failed.
     pub(super) handed_out: HashSet<Name>,
     pub(super) is_announced: bool,
-    /// The entry at which the lister crashed.
-    pub(super) suspect: Option<Name>,
 }
 
 /// A file that is being copied in chunks.
@@ -128,6 +135,7 @@ impl Tree {
                 target,
                 path: RelPath::default(),
                 origin,
+                suspects: Vec::new(),
                 ancestors: Vec::new(),
                 ids: None,
                 listing,
@@ -149,6 +157,7 @@ impl Tree {
             target: above.target,
             path: above.path.join(name),
             origin,
+            suspects: Vec::new(),
             ancestors: above.ancestors.iter().copied().chain(above.ids).collect(),
             ids: None,
             listing: Listing::Running(Listed::default()),
@@ -218,6 +227,14 @@ impl Tree {
         }
     }
 
+    /// Returns all directories in progress.
+    pub(super) fn directories(&self) -> impl Iterator<Item = &Directory> {
+        self.nodes.iter().filter_map(|(_, node)| match &node.kind {
+            NodeKind::Directory(directory) => Some(directory),
+            NodeKind::Chunked(_) => None,
+        })
+    }
+
     /// Returns all chunked files, each with its directory.
     pub(super) fn chunked_files(&self) -> impl Iterator<Item = (&Directory, &Chunked)> {
         self.nodes
@@ -230,10 +247,8 @@ impl Tree {
 
     /// Returns true while some listing has not ended.
     pub(super) fn is_listing(&self) -> bool {
-        self.nodes.iter().any(|(_, node)| match &node.kind {
-            NodeKind::Directory(directory) => !matches!(directory.listing, Listing::Done),
-            NodeKind::Chunked(_) => false,
-        })
+        self.directories()
+            .any(|directory| !matches!(directory.listing, Listing::Done))
     }
 
     /// Counts more that is pending of a node.
@@ -328,24 +343,21 @@ impl Tree {
 
 impl Directory {
     /// Returns the job that lists this directory, or lists it again.
-    pub(super) fn listing_job(&mut self) -> (JobKind, Option<Retry>) {
-        let (mut listed, is_repeat) = match std::mem::replace(&mut self.listing, Listing::Done) {
-            Listing::Running(listed) => (listed, false),
-            Listing::Repeat(listed) => (listed, true),
-            Listing::Done => (Listed::default(), false),
+    pub(super) fn listing_job(&mut self) -> JobKind {
+        let listed = match std::mem::replace(&mut self.listing, Listing::Done) {
+            Listing::Running(listed) | Listing::Repeat(listed) => listed,
+            Listing::Done => Listed::default(),
         };
         let resume = Resume {
             reported: listed.entries,
             skip: listed.handed_out.clone(),
             is_announced: listed.is_announced,
         };
-        let suspect = listed.suspect.take();
         self.listing = Listing::Running(listed);
-        let kind = JobKind::Directory {
+        JobKind::Directory {
             ancestors: self.ancestors.clone(),
             resume,
-        };
-        (kind, is_repeat.then_some(Retry { suspect }))
+        }
     }
 
     /// Remembers that other jobs have these entries, or that they failed, for as long as the
@@ -354,6 +366,23 @@ impl Directory {
         if let Listing::Running(listed) | Listing::Repeat(listed) = &mut self.listing {
             listed.handed_out.extend(names);
         }
+    }
+
+    /// Notes that a worker crashed at an entry.
+    pub(super) fn add_suspect(&mut self, suspect: Suspect) {
+        match self.suspects.iter_mut().find(|it| it.name == suspect.name) {
+            Some(known) => known.is_incomplete |= suspect.is_incomplete,
+            None => self.suspects.push(suspect),
+        }
+    }
+
+    /// Takes out a suspect that was examined, or is given up.
+    pub(super) fn take_suspect(&mut self, name: &Name) -> Option<Suspect> {
+        let at = self
+            .suspects
+            .iter()
+            .position(|suspect| suspect.name == *name)?;
+        Some(self.suspects.swap_remove(at))
     }
 
     /// Notes an error of the directory itself. Returns false if it was reported before: several
@@ -415,8 +444,8 @@ mod tests {
         let next = tree.repeat_listing(root, Listed::default());
         assert!(matches!(next, Next::Wait));
         assert!(matches!(tree.complete_one(root), Next::RepeatListing));
-        let (kind, retry) = tree.dir_mut(root).listing_job();
-        assert!(matches!(kind, JobKind::Directory { .. }) && retry.is_some());
+        let job = tree.dir_mut(root).listing_job();
+        assert!(matches!(job, JobKind::Directory { .. }));
     }
 
     #[test]

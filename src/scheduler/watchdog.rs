@@ -55,12 +55,14 @@ impl Watchdog {
         }
     }
 
-    /// Checks the first `workers` workers, if it is time to.
+    /// Checks the first `workers` workers, if it is time to. A worker that has work must show
+    /// progress, even if it has not begun any of it: it may have been stopped before.
     pub(super) fn check(
         &mut self,
         now: Instant,
         scoreboard: Scoreboard,
         workers: usize,
+        has_work: impl Fn(usize) -> bool,
     ) -> Vec<(usize, Stall)> {
         if now - self.checked < PERIOD {
             return Vec::new();
@@ -85,7 +87,7 @@ impl Watchdog {
                 }
                 continue;
             }
-            if slot.job().is_none() || slot.heartbeats() != watched.heartbeats {
+            if !has_work(worker) || slot.heartbeats() != watched.heartbeats {
                 watched.heartbeats = slot.heartbeats();
                 watched.since = now;
                 watched.is_warned = false;
@@ -163,10 +165,13 @@ mod tests {
             // None of the checks in between notices anything.
             for half in 2 * last + 1..2 * seconds {
                 let now = start + Duration::from_millis(500 * half);
-                assert_eq!(watchdog.check(now, scoreboard, 1), []);
+                assert_eq!(watchdog.check(now, scoreboard, 1, |_| true), []);
             }
             last = seconds;
-            let stalls = watchdog.check(start + Duration::from_secs(seconds), scoreboard, 1);
+            let stalls =
+                watchdog.check(start + Duration::from_secs(seconds), scoreboard, 1, |_| {
+                    true
+                });
             stalls
                 .into_iter()
                 .map(|(_, stall)| stall)
@@ -181,7 +186,10 @@ mod tests {
         assert_eq!(at(40), [Stall::Kill]);
         assert_eq!(at(45), []);
         let end = start + Duration::from_millis(45_500);
-        assert_eq!(watchdog.check(end, scoreboard, 1), [(0, Stall::Unkillable)]);
+        assert_eq!(
+            watchdog.check(end, scoreboard, 1, |_| true),
+            [(0, Stall::Unkillable)]
+        );
         assert_eq!(watchdog.stalled(end, KILL_TIMEOUT), 1);
         assert_eq!(watchdog.forget(0, end), Some(Duration::from_secs(40)));
         assert_eq!(watchdog.stalled(end, KILL_TIMEOUT), 0);
@@ -190,9 +198,12 @@ mod tests {
     #[test]
     fn time_in_which_nobody_watched_does_not_count() {
         let (scoreboard, mut watchdog, start) = one_worker(Some(Duration::from_secs(5)));
-        assert_eq!(watchdog.check(start, scoreboard, 1), []);
+        assert_eq!(watchdog.check(start, scoreboard, 1, |_| true), []);
         let later = start + Duration::from_secs(600);
-        assert_eq!(watchdog.check(later, scoreboard, 1), [(0, Stall::Slow)]);
+        assert_eq!(
+            watchdog.check(later, scoreboard, 1, |_| true),
+            [(0, Stall::Slow)]
+        );
     }
 
     #[test]
@@ -201,21 +212,21 @@ mod tests {
         assert_eq!(watchdog.forget(0, start), None);
         for minutes in 1..3 {
             let later = start + Duration::from_secs(60 * minutes);
-            assert_eq!(watchdog.check(later, scoreboard, 1), []);
+            assert_eq!(watchdog.check(later, scoreboard, 1, |_| true), []);
         }
     }
 
     #[test]
     fn a_worker_that_goes_on_is_noticed_too() {
         let (scoreboard, mut watchdog, start) = one_worker(None);
-        assert_eq!(watchdog.check(start, scoreboard, 1), []);
+        assert_eq!(watchdog.check(start, scoreboard, 1, |_| true), []);
         let second = Duration::from_secs(1);
         assert_eq!(
-            watchdog.check(start + second, scoreboard, 1),
+            watchdog.check(start + second, scoreboard, 1, |_| true),
             [(0, Stall::Slow)]
         );
         scoreboard.slot(0).heartbeat();
-        let stalls = watchdog.check(start + 2 * second, scoreboard, 1);
+        let stalls = watchdog.check(start + 2 * second, scoreboard, 1, |_| true);
         assert_eq!(stalls, [(0, Stall::Over)]);
     }
 
@@ -223,11 +234,12 @@ mod tests {
     fn progress_and_idleness_are_no_stall() {
         let (_, mut watchdog, start) = one_worker(None);
         let scoreboard = Scoreboard::new(2, 1).unwrap();
+        let has_work = |worker| worker == 0;
         scoreboard.slot(0).begin_job(1);
         for second in 0..100 {
             scoreboard.slot(0).heartbeat();
             let now = start + Duration::from_secs(second);
-            assert_eq!(watchdog.check(now, scoreboard, 2), []);
+            assert_eq!(watchdog.check(now, scoreboard, 2, has_work), []);
         }
     }
 }

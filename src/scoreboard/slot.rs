@@ -38,6 +38,9 @@ pub(crate) enum WriteTarget {
     Final,
     /// The worker's temporary name of this number.
     Temp(u32),
+    /// The same, for a file that is prepared to be copied in chunks. It holds one of the places
+    /// for such files, and the parent does not know of it yet.
+    Chunked(u32),
 }
 
 /// One worker's slot. Only that worker writes to it.
@@ -134,21 +137,27 @@ impl WorkerSlot {
         let word = match target {
             WriteTarget::None => 0,
             WriteTarget::Final => 1,
-            WriteTarget::Temp(number) => 2 + u64::from(number),
+            WriteTarget::Temp(number) => 2 | u64::from(number) << 8,
+            WriteTarget::Chunked(number) => 3 | u64::from(number) << 8,
         };
         self.words[WRITING].store(word, Release);
     }
 
     pub(crate) fn writing(&self) -> WriteTarget {
-        match self.words[WRITING].load(Acquire) {
-            0 => WriteTarget::None,
+        let word = self.words[WRITING].load(Acquire);
+        let number = (word >> 8) as u32;
+        match word & 0xff {
             1 => WriteTarget::Final,
-            word => WriteTarget::Temp((word - 2) as u32),
+            2 => WriteTarget::Temp(number),
+            3 => WriteTarget::Chunked(number),
+            _ => WriteTarget::None,
         }
     }
 
-    /// Says that the worker is done with an entry, however it ended.
+    /// Says that the worker is done with an entry, however it ended. If it crashes now, that is
+    /// not because of this entry.
     pub(crate) fn end_entry(&self) {
+        self.words[NAME_LENGTH].store(0, Release);
         self.add(ENTRIES_DONE, 1);
     }
 
@@ -219,12 +228,19 @@ mod tests {
             slot.begin_entry(name);
             assert_eq!(slot.entry(), Some(Name::new(name)));
         }
-        slot.set_writing(WriteTarget::Temp(7));
-        assert_eq!(slot.writing(), WriteTarget::Temp(7));
+        for target in [
+            WriteTarget::Final,
+            WriteTarget::Temp(7),
+            WriteTarget::Chunked(u32::MAX),
+        ] {
+            slot.set_writing(target);
+            assert_eq!(slot.writing(), target);
+        }
         slot.add_outcome(Outcome::Copied);
         slot.add_bytes(10);
         slot.end_entry();
-        assert_eq!((slot.job(), slot.entries_done()), (Some(7), 1));
+        assert_eq!((slot.job(), slot.entry()), (Some(7), None));
+        assert_eq!(slot.entries_done(), 1);
         let counts = slot.counts();
         assert_eq!((counts.copied, counts.bytes), (1, 10));
         slot.add_outcome(Outcome::Skipped);

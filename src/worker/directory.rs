@@ -149,7 +149,7 @@ impl Worker {
     }
 
     /// Examines again the entries that were reported before the last worker crashed. They are
-    /// complete, so they are neither counted nor printed.
+    /// complete, so they are not suspect, and neither counted nor printed.
     fn recheck_reported(
         &mut self,
         job: &Job,
@@ -158,9 +158,10 @@ impl Worker {
         reported: u64,
         sink: &mut dyn ReportSink,
     ) {
+        let suspects = self.current.take_suspects();
         while listed.entries < reported && !self.should_end() {
             let Some((kind, name)) = listed.read() else {
-                return;
+                break;
             };
             let name = name.to_owned();
             match self.kind_to_copy(dir, kind, &name) {
@@ -176,6 +177,7 @@ impl Worker {
                 Err(error) => self.add_error(Some(&name), error),
             }
         }
+        self.current.set_suspects(suspects);
     }
 
     /// Lists up to [`BATCH`] more entries to copy, and makes the subdirectories among them.

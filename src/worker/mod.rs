@@ -157,6 +157,9 @@ impl Worker {
 
     /// Notes how an entry ended.
     fn conclude(&mut self, kind: Kind, name: &CStr, result: Result<EntryResult, CopyError>) {
+        if result.is_ok() {
+            self.current.settle_suspect(name);
+        }
         match result {
             Ok(EntryResult::Done(decision)) => {
                 let decision = self.current.as_counted(decision);
