@@ -136,7 +136,14 @@ impl Copier {
     ) -> Result<(), CopyError> {
         if stat.size == 0 {
             // Empty, or a file of /proc, which does not know its size.
-            self.read_write(files, 0..u64::MAX, Zeros::Write)?;
+            let first = self.read_write(files, 0..BUFFER as u64, Zeros::Write)?;
+            if first == BUFFER as u64 {
+                // A file that knows it by now may grow faster than it can be read.
+                if fs::fstat(files.source).at(Step::Look)?.st_size != 0 {
+                    return Err(CopyError::new(Step::Read, Reason::Changed));
+                }
+                self.read_write(files, first..u64::MAX, Zeros::Write)?;
+            }
             return Ok(());
         }
         if self.context.config.reflink == Reflink::Always {
@@ -247,6 +254,10 @@ impl Copier {
                     self.slot.add_bytes(count as u64);
                 }
                 Err(Errno::INTR) => {}
+                // Gone on either side. Reading tells.
+                Err(Errno::STALE) => {
+                    return Ok(copied + self.read_write(files, position..range.end, Zeros::Write)?);
+                }
                 Err(
                     Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM
                     // A swap file in use.

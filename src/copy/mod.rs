@@ -42,6 +42,16 @@ pub(crate) struct Entry<'a> {
     /// size and time look right, so it is replaced in any case. Under `--overwrite=older` and
     /// `never` this changes nothing: there, nothing incomplete ever stands under its own name.
     pub(crate) suspect: bool,
+    pub(crate) attempt: Attempt,
+}
+
+/// What follows if the source changes while it is being copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// The entry is tried once more.
+    First,
+    /// The entry fails.
+    Last,
 }
 
 /// The result of copying an entry.
@@ -94,7 +104,10 @@ impl Copier {
         entry: Entry<'_>,
     ) -> Result<EntryResult, CopyError> {
         match self.try_entry(dir, entry) {
-            Err(error) if error.reason == Reason::Changed => self.try_entry(dir, entry),
+            Err(error) if error.reason == Reason::Changed => {
+                let attempt = Attempt::Last;
+                self.try_entry(dir, Entry { attempt, ..entry })
+            }
             result => result,
         }
     }

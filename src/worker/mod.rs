@@ -13,7 +13,7 @@ use rustix::fs;
 
 use crate::context::Context;
 use crate::copy::dir::DirPair;
-use crate::copy::{Copier, Entry, EntryResult, LinkTarget};
+use crate::copy::{Attempt, Copier, Entry, EntryResult, LinkTarget};
 use crate::fs::path::{Kind, Name, Names};
 use crate::protocol::entry::{ChunkedFile, DirOrigin, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
@@ -149,6 +149,7 @@ impl Worker {
             to: target.name_at_destination(name),
             hard_links,
             suspect: self.current.is_suspect(name),
+            attempt: Attempt::First,
         };
         let copied = catch_unwind(AssertUnwindSafe(|| self.copier.copy_entry(dir, entry)));
         let bug = || Err(CopyError::new(Step::Copy, Reason::Bug));
@@ -216,6 +217,7 @@ impl Worker {
                 to: targets[job.target as usize].name_at_destination(name),
                 hard_links: HardLinks::Copy,
                 suspect: self.current.is_suspect(name),
+            attempt: Attempt::First,
             };
             let result = self.copier.hard_link(&mut dir, to, entry);
             self.conclude(kind, name, result);
