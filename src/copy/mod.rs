@@ -8,6 +8,7 @@ mod file;
 mod hard_link;
 mod metadata;
 mod special;
+mod stream;
 pub(crate) mod temp;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use crate::scoreboard::WorkerSlot;
 use dir::{Devices, DirPair};
 
 pub(crate) use hard_link::LinkTarget;
+pub(crate) use stream::Stream;
 
 /// An entry to copy.
 #[derive(Clone, Copy)]
@@ -43,6 +45,8 @@ pub(crate) struct Entry<'a> {
     /// `never` this changes nothing: there, nothing incomplete ever stands under its own name.
     pub(crate) suspect: bool,
     pub(crate) attempt: Attempt,
+    /// Set if the source is a pipe, to be read to its end.
+    pub(crate) stream: Option<Stream<'a>>,
 }
 
 /// What follows if the source changes while it is being copied.
@@ -113,6 +117,9 @@ impl Copier {
     }
 
     fn try_entry(&mut self, dir: &mut DirPair, entry: Entry<'_>) -> Result<EntryResult, CopyError> {
+        if let Some(stream) = entry.stream {
+            return Ok(EntryResult::Done(self.copy_stream(dir, entry, stream)?));
+        }
         match entry.kind {
             Kind::File => self.copy_file(dir, entry),
             Kind::Directory | Kind::Symlink | Kind::Special => self.copy_special(dir, entry),

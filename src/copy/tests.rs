@@ -98,6 +98,7 @@ fn entry(name: &CStr, suspect: bool) -> Entry<'_> {
         hard_links: HardLinks::Report,
         suspect,
         attempt: Attempt::First,
+        stream: None,
     }
 }
 

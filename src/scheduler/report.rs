@@ -282,7 +282,10 @@ impl Scheduler {
     ) {
         for (name, id) in leads {
             let is_of = |error: &EntryError| error.name.as_ref().is_none_or(|it| *it == name);
-            if errors.iter().any(|error| is_of(error) && !error.error.is_copied()) {
+            if errors
+                .iter()
+                .any(|error| is_of(error) && !error.error.is_copied())
+            {
                 self.on_leader_failed(id);
             } else {
                 self.on_leader_copied(dir, name, id);

@@ -66,7 +66,8 @@ impl Roots {
     /// Returns the side of a target that hangs. That is the source if both answer: a single entry
     /// of it may hang.
     pub(super) fn hanging_side(&mut self, context: &'static Context, target: u32) -> Side {
-        let is_silent = |roots: &mut Self, side| roots.examine(context, target, side) == Health::Silent;
+        let is_silent =
+            |roots: &mut Self, side| roots.examine(context, target, side) == Health::Silent;
         if is_silent(self, Side::Destination) && !is_silent(self, Side::Source) {
             Side::Destination
         } else {
@@ -102,8 +103,10 @@ impl Scheduler {
             if let Health::Gone(errno) = self.roots.examine(self.context, job.target, side) {
                 let path = self.ui.show(side, job.target, &RelPath::default(), None);
                 let reason = Reason::from(errno);
-                self.ui
-                    .error(&format!("{path}: {} is gone: {reason}; stopped", side.name()));
+                self.ui.error(&format!(
+                    "{path}: {} is gone: {reason}; stopped",
+                    side.name()
+                ));
                 self.summary.gone = Some(side);
                 self.stop();
                 return true;
@@ -145,8 +148,10 @@ fn look(context: &Context, target: u32, side: Side) -> io::Result<()> {
     // network mounts, have none (0), and a container may show no /sys.
     if major != 0
         && fs::access("/sys/dev/block", fs::Access::EXISTS).is_ok()
-        && fs::access(format!("/sys/dev/block/{major}:{minor}"), fs::Access::EXISTS)
-            == Err(Errno::NOENT)
+        && fs::access(
+            format!("/sys/dev/block/{major}:{minor}"),
+            fs::Access::EXISTS,
+        ) == Err(Errno::NOENT)
     {
         return Err(Errno::NODEV);
     }

@@ -133,7 +133,9 @@ impl Worker {
             if remaining.len() == 0 || self.should_end() {
                 return match listed.listing.result() {
                     // A directory that was removed has no links.
-                    Err(Errno::NOENT) if fs::fstat(dir.source()).is_ok_and(|it| it.st_nlink > 0) => {
+                    Err(Errno::NOENT)
+                        if fs::fstat(dir.source()).is_ok_and(|it| it.st_nlink > 0) =>
+                    {
                         Err(CopyError::new(Step::ListDirectory, Reason::NoProc))
                     }
                     result => result.at(Step::ListDirectory),
