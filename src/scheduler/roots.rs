@@ -2,11 +2,12 @@
 //! gone: an unplugged stick, a server that is away.
 
 use std::collections::HashMap;
+use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
-use rustix::fs::{self, Dir, Mode};
+use rustix::fs::{self, Mode, RawDir};
 use rustix::io::{self, Errno};
 
 use super::{Phase, Scheduler};
@@ -156,7 +157,12 @@ fn look(context: &Context, target: u32, side: Side) -> io::Result<()> {
         return Err(Errno::NODEV);
     }
     let opened = fs::openat(root, c".", DIRECTORY, Mode::empty())?;
-    Dir::new(opened)?.read().transpose().map(drop)
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    // Not `Dir`, which takes a directory that was removed (ENOENT) for an empty one.
+    RawDir::new(opened, &mut buffer)
+        .next()
+        .transpose()
+        .map(drop)
 }
 
 #[cfg(test)]
