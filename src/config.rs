@@ -40,6 +40,8 @@ pub struct Config {
     pub sparse: Sparse,
     /// Follow symbolic links in the source.
     pub dereference: bool,
+    /// Copy a link named as a source as a link.
+    pub links_as_links: bool,
     /// Skip other file systems below a source.
     pub one_file_system: bool,
     /// Sync the copy to disk.
@@ -138,6 +140,11 @@ impl Config {
                 None => bail!("nothing to copy; usage: pcopy SRC... DST"),
             },
         };
+        if cli.reflink == Reflink::Always && cli.sparse != Sparse::Auto {
+            bail!(
+                "--reflink=always needs --sparse=auto: shared extents have the holes of the source"
+            );
+        }
         if cli.stall_timeout.is_some() && cli.mode == Mode::Thread {
             bail!("--stall-timeout needs --mode process: a single thread cannot be killed");
         }
@@ -159,6 +166,7 @@ impl Config {
             reflink: cli.reflink,
             sparse: cli.sparse,
             dereference: cli.dereference,
+            links_as_links: cli.no_dereference || cli.no_dereference_d || cli.archive,
             one_file_system: cli.one_file_system,
             fsync: cli.fsync,
             stall_timeout: cli.stall_timeout.map(Duration::from_secs),
@@ -232,6 +240,37 @@ mod tests {
         let not_kept = config(&["a", "b", "--no-preserve=mode"]).unwrap();
         assert_eq!(not_kept.new_dir_mode(0o022).bits(), 0o755);
         assert_eq!(not_kept.new_dir_mode(0o777).bits(), 0o700);
+    }
+
+    #[test]
+    fn the_last_of_an_option_wins() {
+        let last = |words: &[&str]| config(&[&["a", "b"], words].concat()).unwrap();
+        assert_eq!(last(&["-j2", "-j", "3"]).jobs, Some(3));
+        assert_eq!(
+            last(&["--mode=process", "--mode=thread"]).mode,
+            Mode::Thread
+        );
+        assert_eq!(last(&["-nn", "--fsync", "--fsync"]).sources.len(), 1);
+        assert!(last(&["-q", "-v"]).summary);
+        assert!(!last(&["-v", "-q"]).verbose);
+        assert!(last(&["-L", "-P"]).links_as_links);
+        assert!(!last(&["-P", "-L"]).links_as_links);
+        assert!(last(&["-a", "-d", "-L"]).dereference);
+        // Lists add up.
+        let preserve = last(&["--preserve=mode", "--preserve=links"]).preserve;
+        assert_eq!(
+            (preserve.mode, preserve.links),
+            (Keep::Required, Keep::Required)
+        );
+        let apart = config(&["a", "-q", "b", "-x", "c"]).unwrap();
+        assert_eq!(apart.sources.len(), 2);
+    }
+
+    #[test]
+    fn shared_extents_have_the_holes_of_the_source() {
+        assert!(config(&["a", "b", "--reflink=always", "--sparse=never"]).is_err());
+        assert!(config(&["a", "b", "--reflink=always", "--sparse=always"]).is_err());
+        assert!(config(&["a", "b", "--reflink=always"]).is_ok());
     }
 
     #[test]

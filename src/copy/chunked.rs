@@ -12,7 +12,7 @@ use super::dir::{DirPair, Owner};
 use super::file::NewFile;
 use super::metadata::{InitialMeta, SourceFile};
 use super::temp::{self, Unfinished};
-use super::{Copier, Entry, EntryResult};
+use super::{Attempt, Copier, Entry, EntryResult};
 use crate::config::{Reflink, Sparse};
 use crate::fs::path::Name;
 use crate::fs::stat::{FileId, FileStat};
@@ -42,7 +42,7 @@ impl Copier {
         &mut self,
         dir: &mut DirPair,
         entry: Entry<'_>,
-        source: &SourceFile,
+        source: &mut SourceFile,
         decision: Decision,
     ) -> Result<Option<EntryResult>, CopyError> {
         // The space of all these files is reserved, and a run that stops has to remove them all.
@@ -65,7 +65,7 @@ impl Copier {
         &mut self,
         dir: &mut DirPair,
         entry: Entry<'_>,
-        source: &SourceFile,
+        source: &mut SourceFile,
         decision: Decision,
         target: WriteTarget,
     ) -> Result<Option<EntryResult>, CopyError> {
@@ -73,7 +73,7 @@ impl Copier {
         // it is complete, only the owner gets access.
         let new = self.create_file(dir, entry.to, target, 0o600)?;
         if self.clone_whole(Files::new(&source.fd, &new.fd, dir))? {
-            self.finish_file(source, new, entry.to)?;
+            self.finish_file(source, new, entry.to, entry.attempt)?;
             return Ok(Some(EntryResult::Done(decision)));
         }
         if !content::preallocate(&new.fd, &source.stat)? {
@@ -146,7 +146,7 @@ impl Copier {
                 return Err(error);
             }
         };
-        let source = SourceFile::new(source, stat, &self.context.config)?;
+        let mut source = SourceFile::new(source, stat, &self.context.config)?;
         if has_changed {
             fs::ftruncate(&fd, 0).at(Step::Write)?;
             self.copy_whole(Files::new(&source.fd, &fd, dir), &stat)?;
@@ -166,7 +166,7 @@ impl Copier {
             unfinished,
             meta,
         };
-        self.finish_file(&source, new, to)?;
+        self.finish_file(&mut source, new, to, Attempt::Last)?;
         Ok(EntryResult::Done(Decision::Create))
     }
 

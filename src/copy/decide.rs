@@ -9,7 +9,7 @@ use super::dir::DirPair;
 use super::{Copier, Entry, EntryResult, file_type};
 use crate::config::Overwrite;
 use crate::fs::granularity::{Granularity, PROBE};
-use crate::fs::stat::FileStat;
+use crate::fs::stat::{FileStat, file_system_type};
 use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
@@ -108,6 +108,10 @@ impl Copier {
             Overwrite::Always => Decision::ReplaceAlways,
             Overwrite::Changed => difference.unwrap_or(Decision::LeaveUnchanged),
             Overwrite::Older | Overwrite::Never if difference.is_none() => Decision::LeaveUnchanged,
+            // Which of them is newer says nothing then. rsync --update does the same.
+            Overwrite::Older if difference == Some(Decision::ReplaceOtherKind) => {
+                Decision::ReplaceOtherKind
+            }
             Overwrite::Older if old.mtime < new.mtime => Decision::ReplaceOlder,
             Overwrite::Older => Decision::SkipNewer,
             Overwrite::Never => Decision::SkipExisting,
@@ -160,7 +164,11 @@ impl Copier {
             return false;
         }
         let granularity = if self.context.config.dry_run {
-            Granularity::guessed_from(old)
+            // Asked only if the times differ by less than a step.
+            let known = dir.destination().ok().and_then(file_system_type);
+            known
+                .and_then(Granularity::of_type)
+                .unwrap_or_else(|| Granularity::guessed_from(old))
         } else {
             self.granularity(dir)
         };

@@ -11,12 +11,17 @@ use super::content::Files;
 use super::dir::DirPair;
 use super::metadata::{self, InitialMeta, SourceFile};
 use super::temp::Unfinished;
-use super::{Copier, Entry, EntryResult, file_type};
+use super::{Attempt, Copier, Entry, EntryResult, file_type};
 use crate::fs::proc::magic_link;
 use crate::fs::stat::FileStat;
 use crate::fs::sys;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::scoreboard::WriteTarget;
+
+/// Seconds by which the copy of a file that grew is older than the file was. So the next run
+/// replaces it, whatever the source is then: no time that the source has had since is stored as
+/// this one, even in steps of two seconds, and all are newer.
+const GROWN_IS_OLDER: i64 = 2;
 
 /// An unfinished file at the destination, open.
 pub(super) struct NewFile<'a> {
@@ -39,7 +44,13 @@ impl Copier {
             ControlFlow::Continue(decision) => decision,
             ControlFlow::Break(result) => return Ok(result),
         };
-        let fd = self.open_source(dir, entry.from).at(Step::Open)?;
+        let fd = match self.open_source(dir, entry.from) {
+            // A link has taken its place since the directory was listed.
+            Err(Errno::LOOP) if !self.context.config.dereference => {
+                return self.copy_special(dir, entry);
+            }
+            result => result.at(Step::Open)?,
+        };
         let stat = FileStat::of(&fs::fstat(&fd).at(Step::Look)?);
         if file_type(&stat) != FileType::RegularFile {
             // It was one when the directory was listed.
@@ -50,9 +61,9 @@ impl Copier {
             return Ok(EntryResult::HardLink(stat));
         }
         self.slot.add_size(stat.size);
-        let source = SourceFile::new(fd, stat, &self.context.config)?;
+        let mut source = SourceFile::new(fd, stat, &self.context.config)?;
         if self.is_chunkable(&source.stat)
-            && let Some(result) = self.begin_chunked(dir, entry, &source, decision)?
+            && let Some(result) = self.begin_chunked(dir, entry, &mut source, decision)?
         {
             return Ok(result);
         }
@@ -61,7 +72,7 @@ impl Copier {
         let new = self.create_file(dir, entry.to, target, mode)?;
         let files = Files::new(&source.fd, &new.fd, dir);
         self.copy_whole(files, &source.stat)?;
-        self.finish_file(&source, new, entry.to)?;
+        self.finish_file(&mut source, new, entry.to, entry.attempt)?;
         Ok(EntryResult::Done(decision))
     }
 
@@ -94,22 +105,40 @@ impl Copier {
 
     /// Finishes a file whose contents are there: checks that the source has not changed meanwhile,
     /// applies the metadata, closes the file and renames it into place.
+    ///
+    /// A file that has only grown at the last attempt too, such as a log, is kept as long as it was
+    /// when it was opened. That is an error all the same.
     pub(super) fn finish_file(
         &mut self,
-        source: &SourceFile,
+        source: &mut SourceFile,
         new: NewFile<'_>,
         to: &CStr,
+        attempt: Attempt,
     ) -> Result<(), CopyError> {
         let now = FileStat::of(&fs::fstat(&source.fd).at(Step::Look)?);
-        if !source.stat.has_same_contents(&now) {
+        let has_changed = !source.stat.has_same_contents(&now);
+        let has_grown = now.size > source.stat.size;
+        if has_changed && !(has_grown && attempt == Attempt::Last) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
+        if has_changed {
+            // Shared extents are those of a later moment.
+            fs::ftruncate(&new.fd, source.stat.size).at(Step::Write)?;
+            source.stat.mtime.0 -= GROWN_IS_OLDER;
+        }
         self.apply_metadata(source, new.fd.as_fd(), new.meta)?;
+        if has_changed && !self.context.config.preserve.timestamps.is_wanted() {
+            let _ = fs::futimens(&new.fd, &metadata::times(&source.stat));
+        }
         if self.context.config.fsync {
             fs::fsync(&new.fd).at(Step::Sync)?;
         }
         sys::close(new.fd).at(Step::Close)?;
-        new.unfinished.commit(to)
+        new.unfinished.commit(to)?;
+        if has_changed {
+            return Err(CopyError::new(Step::Read, Reason::Grown(source.stat.size)));
+        }
+        Ok(())
     }
 
     pub(super) fn open_source(&self, dir: &DirPair, from: &CStr) -> rustix::io::Result<OwnedFd> {

@@ -105,7 +105,7 @@ fn permissible_mode(stat: &FileStat, denied: u32, owner: Option<Owner>) -> u32 {
     }
 }
 
-fn times(stat: &FileStat) -> Timestamps {
+pub(super) fn times(stat: &FileStat) -> Timestamps {
     let time = |(tv_sec, tv_nsec)| Timespec { tv_sec, tv_nsec };
     Timestamps {
         last_access: time(stat.atime),

@@ -8,6 +8,7 @@ mod file;
 mod hard_link;
 mod metadata;
 mod special;
+mod stream;
 pub(crate) mod temp;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use crate::scoreboard::WorkerSlot;
 use dir::{Devices, DirPair};
 
 pub(crate) use hard_link::LinkTarget;
+pub(crate) use stream::Stream;
 
 /// An entry to copy.
 #[derive(Clone, Copy)]
@@ -42,6 +44,18 @@ pub(crate) struct Entry<'a> {
     /// size and time look right, so it is replaced in any case. Under `--overwrite=older` and
     /// `never` this changes nothing: there, nothing incomplete ever stands under its own name.
     pub(crate) suspect: bool,
+    pub(crate) attempt: Attempt,
+    /// Set if the source is a pipe, to be read to its end.
+    pub(crate) stream: Option<Stream<'a>>,
+}
+
+/// What follows if the source changes while it is being copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// The entry is tried once more.
+    First,
+    /// The entry fails.
+    Last,
 }
 
 /// The result of copying an entry.
@@ -94,12 +108,18 @@ impl Copier {
         entry: Entry<'_>,
     ) -> Result<EntryResult, CopyError> {
         match self.try_entry(dir, entry) {
-            Err(error) if error.reason == Reason::Changed => self.try_entry(dir, entry),
+            Err(error) if error.reason == Reason::Changed => {
+                let attempt = Attempt::Last;
+                self.try_entry(dir, Entry { attempt, ..entry })
+            }
             result => result,
         }
     }
 
     fn try_entry(&mut self, dir: &mut DirPair, entry: Entry<'_>) -> Result<EntryResult, CopyError> {
+        if let Some(stream) = entry.stream {
+            return Ok(EntryResult::Done(self.copy_stream(dir, entry, stream)?));
+        }
         match entry.kind {
             Kind::File => self.copy_file(dir, entry),
             Kind::Directory | Kind::Symlink | Kind::Special => self.copy_special(dir, entry),

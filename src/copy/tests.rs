@@ -97,6 +97,8 @@ fn entry(name: &CStr, suspect: bool) -> Entry<'_> {
         to: name,
         hard_links: HardLinks::Report,
         suspect,
+        attempt: Attempt::First,
+        stream: None,
     }
 }
 

@@ -4,11 +4,11 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 use rustix::process::Pid;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -131,6 +131,41 @@ pub(crate) fn close(fd: OwnedFd) -> rustix::io::Result<()> {
         result => result,
     }
 }
+
+/// Duplicates the descriptor of this number, which the command line names.
+pub(crate) fn duplicate(number: i32) -> rustix::io::Result<OwnedFd> {
+    if number < 0 {
+        return Err(rustix::io::Errno::BADF);
+    }
+    // SAFETY: it is only used for the call, by one thread, and nothing is closed meanwhile. If it
+    // is not open, the call fails (EBADF).
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_dupfd_cloexec(borrowed, 3)
+}
+
+/// Whether stdout was closed when the program was started.
+static WAS_STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Returns true if stdout was closed when the program was started. Before `main`, the standard
+/// library opens /dev/null in its place, where what is printed would be lost in silence.
+pub(crate) fn was_stdout_closed() -> bool {
+    // Uses the array, so that the linker keeps it.
+    std::hint::black_box(&AT_START);
+    WAS_STDOUT_CLOSED.load(Relaxed)
+}
+
+// SAFETY: the C library calls the function once, before `main` and the start of the standard
+// library. It only makes a system call and stores a flag.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_START: extern "C" fn() = {
+    extern "C" fn look_at_stdout() {
+        // SAFETY: fcntl(2) with F_GETFD takes any number and changes nothing.
+        let is_closed = unsafe { libc::fcntl(1, libc::F_GETFD) } == -1;
+        WAS_STDOUT_CLOSED.store(is_closed, Relaxed);
+    }
+    look_at_stdout
+};
 
 /// Milliseconds within which a second signal counts as the first one: timeout(1) sends its signal
 /// to the process and then to the process group.

@@ -14,6 +14,7 @@ mod dispatch;
 mod hard_links;
 mod report;
 mod retry;
+mod roots;
 mod shutdown;
 #[cfg(test)]
 mod sim;
@@ -33,6 +34,7 @@ use crate::ui::{Side, Summary, Ui};
 use autoscale::{Ticks, WorkerLimit};
 use dispatch::{Queue, Running};
 use hard_links::HardLinkGroups;
+use roots::Roots;
 use shutdown::Unfinished;
 use tree::{Listed, Listing, Tree};
 use watchdog::{Stall, Watchdog};
@@ -62,6 +64,9 @@ pub(crate) struct Scheduler {
     /// What each worker has reported so far; `None` once it is lost.
     reported: Vec<Option<Counts>>,
     watchdog: Watchdog,
+    roots: Roots,
+    /// The side that hung when a worker was killed because it made no progress.
+    hung: HashMap<usize, Side>,
     phase: Phase,
     /// Incomplete files that a stopped run removes.
     unfinished: Vec<Unfinished>,
@@ -102,6 +107,8 @@ impl Scheduler {
             running: HashMap::new(),
             reported: Vec::new(),
             watchdog: Watchdog::new(now, config.stall_timeout, config.stall_warning),
+            roots: Roots::default(),
+            hung: HashMap::new(),
             phase: Phase::Running,
             unfinished: Vec::new(),
             started: now,
@@ -257,6 +264,8 @@ impl Scheduler {
             Stall::Over => self.engine.set_stuck(worker, false),
             Stall::Warn { after } => self.warn_stalled(worker, after),
             Stall::Kill => {
+                let side = self.hanging_side(worker);
+                self.hung.insert(worker, side);
                 if !self.engine.kill(worker) {
                     self.engine.abandon(worker);
                 }
@@ -265,12 +274,23 @@ impl Scheduler {
         }
     }
 
-    fn warn_stalled(&self, worker: usize, after: Duration) {
+    /// Returns the side that keeps a worker waiting.
+    fn hanging_side(&mut self, worker: usize) -> Side {
+        let job = self.context.scoreboard.slot(worker).job();
+        match job.and_then(|id| self.running.get(&id)) {
+            Some(running) => self.roots.hanging_side(self.context, running.job.target),
+            None => Side::Source,
+        }
+    }
+
+    fn warn_stalled(&mut self, worker: usize, after: Duration) {
+        let side = self.hanging_side(worker);
         let slot = self.context.scoreboard.slot(worker);
         let Some(running) = slot.job().and_then(|id| self.running.get(&id)) else {
             return;
         };
-        let path = self.source_path(&running.job, slot.entry().as_ref());
+        let (job, entry) = (&running.job, slot.entry());
+        let path = self.ui.show(side, job.target, &job.path, entry.as_ref());
         let (seconds, label) = (after.as_secs(), self.engine.label(worker));
         self.ui.error(&format!(
             "{path}: no progress for {seconds} s ({label}); still waiting"

@@ -163,7 +163,11 @@ impl Scheduler {
 
     /// Prints and counts an error.
     pub(super) fn report_error(&mut self, job: &Job, error: &EntryError) {
+        if self.is_root_gone(job, &error.error) {
+            return;
+        }
         self.summary.failed += 1;
+        self.summary.moved += u64::from(error.error.is_moving_source());
         let name = error.name.as_ref();
         self.ui
             .print_entry_error(job.target, &job.path, name, &error.error);
@@ -181,7 +185,10 @@ impl Scheduler {
                 self.tree.forgive(node);
                 self.tree.dir_mut(node).listing = Listing::Done;
             }
-            JobKind::Commit { .. } => self.end_chunked(node, errors.is_empty()),
+            JobKind::Commit { .. } => {
+                let is_copied = errors.iter().all(|error| error.error.is_copied());
+                self.end_chunked(node, is_copied);
+            }
             JobKind::Discard { .. } => self.end_chunked(node, false),
             _ => {}
         }
@@ -280,7 +287,10 @@ impl Scheduler {
     ) {
         for (name, id) in leads {
             let is_of = |error: &EntryError| error.name.as_ref().is_none_or(|it| *it == name);
-            if errors.iter().any(is_of) {
+            if errors
+                .iter()
+                .any(|error| is_of(error) && !error.error.is_copied())
+            {
                 self.on_leader_failed(id);
             } else {
                 self.on_leader_copied(dir, name, id);

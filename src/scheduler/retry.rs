@@ -5,7 +5,6 @@
 //! removed by a job of its own; its name is never used again, so it does not matter when.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use super::dispatch::{NewJob, Running};
 use super::tree::{CrashSite, Listing, NodeKey, Suspect};
@@ -18,6 +17,7 @@ use crate::protocol::error::{CopyError, Death, Reason, Step};
 use crate::protocol::{EntryError, JobId, JobKind};
 use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;
+use crate::ui::Side;
 
 /// What a retry leaves out, after the second crash at one place.
 enum GivenUp {
@@ -134,7 +134,10 @@ impl Scheduler {
         if self.tree.add_strike(running.node, site) {
             return self.retry(running, GivenUp::Nothing);
         }
+        let hung = self.hung.get(&worker);
         let step = match (&entry, &running.job.kind) {
+            (Some(_), _) if hung == Some(&Side::Destination) => Step::Write,
+            (None, _) if hung == Some(&Side::Destination) => Step::OpenDestinationDirectory,
             (None, JobKind::Directory { .. }) => Step::ListDirectory,
             (None, _) => Step::OpenDirectory,
             (Some(_), _) => Step::Copy,
@@ -142,11 +145,7 @@ impl Scheduler {
         let is_known =
             matches!(running.job.kind, JobKind::Chunk { .. }) && !self.fail_chunked(running.node);
         if !is_known {
-            let error = EntryError {
-                name: entry.clone(),
-                error: CopyError::new(step, reason),
-            };
-            self.report_error(&Arc::clone(&running.job), &error);
+            self.report_given_up(&running, entry.clone(), CopyError::new(step, reason));
         }
         self.tree.dir_mut(running.node).hand_out(entry.clone());
         if let Some(name) = &entry {
@@ -154,6 +153,37 @@ impl Scheduler {
         }
         let given_up = entry.map_or(GivenUp::Job, GivenUp::Entry);
         self.retry(running, given_up);
+    }
+
+    /// Reports what is given up with a job: the entry, or each entry that the job was to copy and
+    /// the directory that it was to list.
+    fn report_given_up(&mut self, running: &Running, entry: Option<Name>, error: CopyError) {
+        let is_of_directory = entry.is_none();
+        let mut names: Vec<Name> = entry.into_iter().collect();
+        let mut is_directory_named = false;
+        if is_of_directory {
+            let missing = match &running.job.kind {
+                JobKind::Entries { names, .. } | JobKind::HardLinks { names, .. } => {
+                    running.remaining(names.clone(), &GivenUp::Nothing)
+                }
+                JobKind::Directory { .. } => {
+                    is_directory_named = true;
+                    self.tree.dir(running.node).own_entries()
+                }
+                _ => {
+                    is_directory_named = true;
+                    Names::default()
+                }
+            };
+            names.extend(missing.iter().map(|(_, name)| Name::new(name.to_bytes())));
+        }
+        if is_directory_named && self.tree.dir_mut(running.node).add_error(error) {
+            self.report_error(&running.job, &EntryError { name: None, error });
+        }
+        for name in names {
+            let name = Some(name);
+            self.report_error(&running.job, &EntryError { name, error });
+        }
     }
 
     /// Does a job again, as far as it was not reported.

@@ -385,6 +385,14 @@ impl Directory {
         Some(self.suspects.swap_remove(at))
     }
 
+    /// Returns the entries that the lister copies itself and has not reported.
+    pub(super) fn own_entries(&self) -> Names {
+        match &self.listing {
+            Listing::Running(listed) | Listing::Repeat(listed) => listed.own.clone(),
+            Listing::Done => Names::default(),
+        }
+    }
+
     /// Notes an error of the directory itself. Returns false if it was reported before: several
     /// jobs open the same directory.
     pub(super) fn add_error(&mut self, error: CopyError) -> bool {

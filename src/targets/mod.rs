@@ -3,6 +3,7 @@
 mod mounts;
 mod overlap;
 mod resolve;
+mod stream;
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ffi::CStr;
 
 use rustix::fs::{self, AtFlags, FileType};
+use rustix::io::Errno;
 
 use super::current::Remaining;
 use super::{BATCH, ReportSink, Worker, is_report_full};
@@ -130,7 +131,15 @@ impl Worker {
         loop {
             self.list_more(dir, &mut listed, &mut remaining, sink);
             if remaining.len() == 0 || self.should_end() {
-                return listed.listing.result().at(Step::ListDirectory);
+                return match listed.listing.result() {
+                    // A directory that was removed has no links.
+                    Err(Errno::NOENT)
+                        if fs::fstat(dir.source()).is_ok_and(|it| it.st_nlink > 0) =>
+                    {
+                        Err(CopyError::new(Step::ListDirectory, Reason::NoProc))
+                    }
+                    result => result.at(Step::ListDirectory),
+                };
             }
             if self.current.has_unreported_subdirs() {
                 // First: if an entry hangs, others go on with the subdirectories.
@@ -214,7 +223,15 @@ impl Worker {
         if kind != Kind::Symlink || !self.context.config.dereference {
             return Ok(kind);
         }
-        let stat = fs::statat(dir.source(), name, AtFlags::empty()).at(Step::Look)?;
+        let stat = match fs::statat(dir.source(), name, AtFlags::empty()) {
+            // If the link itself is gone, it has vanished.
+            Err(Errno::NOENT)
+                if fs::statat(dir.source(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok() =>
+            {
+                return Err(CopyError::new(Step::Look, Reason::DanglingLink));
+            }
+            result => result.at(Step::Look)?,
+        };
         Ok(Kind::of(FileType::from_raw_mode(stat.st_mode)))
     }
 

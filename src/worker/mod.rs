@@ -13,7 +13,7 @@ use rustix::fs;
 
 use crate::context::Context;
 use crate::copy::dir::DirPair;
-use crate::copy::{Copier, Entry, EntryResult, LinkTarget};
+use crate::copy::{Attempt, Copier, Entry, EntryResult, LinkTarget, Stream};
 use crate::fs::path::{Kind, Name, Names};
 use crate::protocol::entry::{ChunkedFile, DirOrigin, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
@@ -143,12 +143,19 @@ impl Worker {
     ) {
         self.slot.begin_entry(name.to_bytes());
         let target = &self.context.targets.list[job.target as usize];
+        let stream = target.single.as_ref().and_then(|it| it.stream.as_ref());
+        let stream = stream.map(|fd| Stream {
+            fd,
+            is_used: self.current.is_suspect(name),
+        });
         let entry = Entry {
             kind,
             from: name,
             to: target.name_at_destination(name),
             hard_links,
             suspect: self.current.is_suspect(name),
+            attempt: Attempt::First,
+            stream,
         };
         let copied = catch_unwind(AssertUnwindSafe(|| self.copier.copy_entry(dir, entry)));
         let bug = || Err(CopyError::new(Step::Copy, Reason::Bug));
@@ -219,6 +226,8 @@ impl Worker {
                 to: targets[job.target as usize].name_at_destination(name),
                 hard_links: HardLinks::Copy,
                 suspect: self.current.is_suspect(name),
+                attempt: Attempt::First,
+                stream: None,
             };
             let result = self.copier.hard_link(&mut dir, to, entry);
             self.conclude(kind, name, result);
