@@ -11,13 +11,13 @@ use super::content::{self, CopyMethod, Files};
 use super::dir::{DirPair, Owner};
 use super::file::NewFile;
 use super::metadata::{InitialMeta, SourceFile};
-use super::temp::{self, Unfinished};
-use super::{Copier, Entry, EntryResult};
+use super::temp::Unfinished;
+use super::{Copier, Entry, EntryResult, is_name_taken};
 use crate::config::{Reflink, Sparse};
-use crate::fs::path::Name;
+use crate::fs::path::{Kind, Name};
 use crate::fs::stat::{FileId, FileStat};
 use crate::fs::sys;
-use crate::protocol::entry::{Chunk, ChunkedFile, Decision};
+use crate::protocol::entry::{Chunk, ChunkedFile, Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
 /// From this size on, a file is copied in chunks. A smaller one is finished by one worker before
@@ -33,6 +33,8 @@ impl Copier {
             && config.jobs != Some(1)
             && config.sparse == Sparse::Auto
             && config.reflink != Reflink::Always
+            && !config.inplace
+            && !self.is_undivided
     }
 
     /// Creates a file to be copied in chunks, or shares the source's extents if that is possible.
@@ -68,11 +70,11 @@ impl Copier {
         // it is complete, only the owner gets access.
         let new = self.create_file(dir, entry.to, temp, 0o600)?;
         if self.clone_whole(Files::new(&source.fd, &new.fd, dir))? {
-            self.finish_file(source, new, entry.to)?;
+            self.finish_file(source, new, entry.to, decision)?;
             return Ok(Some(EntryResult::Done(decision)));
         }
-        if !content::preallocate(&new.fd, &source.stat)? {
-            // Here files grow only by being written. It is created again under its own name.
+        if !content::takes_chunks(&new.fd)? || !content::preallocate(&new.fd, &source.stat)? {
+            // It is created again under its own name, and written from front to back.
             return Ok(None);
         }
         let stat = fs::fstat(&new.fd).at(Step::LookAtDestination)?;
@@ -81,6 +83,7 @@ impl Copier {
             temp: Name::new(new.unfinished.name().to_bytes()),
             id: FileId::of(&stat),
             stat: source.stat,
+            decision,
         };
         new.unfinished.hand_over();
         Ok(Some(EntryResult::Chunked(file)))
@@ -97,11 +100,11 @@ impl Copier {
     ) -> Result<(), CopyError> {
         let stat = &file.stat;
         let source = self.open_source(dir, from).at(Step::Open)?;
-        if FileId::of(&fs::fstat(&source).at(Step::Look)?) != stat.id {
+        let now = FileStat::of(&fs::fstat(&source).at(Step::Look)?);
+        // On many network file systems the inode number of a file does not last.
+        if now.id != stat.id && !now.has_same_contents(stat) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
-        // Each job locks anew, since a lock ends with the job that took it.
-        temp::lock(dir);
         let new = open_chunked(dir, file)?;
         let range = chunk.offset..chunk.offset + chunk.length;
         let files = Files::new(&source, &new, dir);
@@ -161,8 +164,37 @@ impl Copier {
             unfinished,
             meta,
         };
-        self.finish_file(&source, new, to)?;
-        Ok(EntryResult::Done(Decision::Create))
+        match self.finish_file(&source, new, to, file.decision) {
+            Ok(()) => Ok(EntryResult::Done(Decision::Create)),
+            Err(error) if is_name_taken(&error) => {
+                // Another run was faster, or it is the same name as another one. What is there
+                // decides.
+                dir.expect_others();
+                self.copy_undivided(
+                    dir,
+                    Entry {
+                        kind: Kind::File,
+                        from,
+                        to,
+                        hard_links: HardLinks::Copy,
+                        suspect: false,
+                    },
+                )
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Copies an entry as usual, but a large file in one go.
+    pub(super) fn copy_undivided(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+    ) -> Result<EntryResult, CopyError> {
+        self.is_undivided = true;
+        let result = self.copy_entry(dir, entry);
+        self.is_undivided = false;
+        result
     }
 
     /// Handles a commit whose temporary file is gone. A worker may have renamed it into place and

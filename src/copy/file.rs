@@ -15,6 +15,7 @@ use super::{Copier, Entry, EntryResult, file_type};
 use crate::fs::proc::magic_link;
 use crate::fs::stat::FileStat;
 use crate::fs::sys;
+use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::scoreboard::WriteTarget;
 
@@ -56,12 +57,21 @@ impl Copier {
         {
             return Ok(result);
         }
-        let target = self.write_target(decision);
-        let mode = self.initial_mode(dir, &source);
-        let new = self.create_file(dir, entry.to, target, mode)?;
+        let mut new = match self.open_in_place(dir, entry.to, &source, decision)? {
+            Some(existing) => existing,
+            None => {
+                let target = self.write_target(decision);
+                let mode = self.initial_mode(dir, &source);
+                self.create_file(dir, entry.to, target, mode)?
+            }
+        };
         let files = Files::new(&source.fd, &new.fd, dir);
-        self.copy_whole(files, &source.stat)?;
-        self.finish_file(&source, new, entry.to)?;
+        let copied = self.copy_whole(files, &source.stat);
+        if copied.is_err() {
+            new.unfinished.disown_unless(new.fd.as_fd());
+        }
+        copied?;
+        self.finish_file(&source, new, entry.to, decision)?;
         Ok(EntryResult::Done(decision))
     }
 
@@ -97,9 +107,20 @@ impl Copier {
     pub(super) fn finish_file(
         &mut self,
         source: &SourceFile,
-        new: NewFile<'_>,
+        mut new: NewFile<'_>,
         to: &CStr,
+        decision: Decision,
     ) -> Result<(), CopyError> {
+        let finished = self.finish_contents(source, &new);
+        if finished.is_err() {
+            new.unfinished.disown_unless(new.fd.as_fd());
+        }
+        finished?;
+        sys::close(new.fd).at(Step::Close)?;
+        new.unfinished.commit(to, decision)
+    }
+
+    fn finish_contents(&mut self, source: &SourceFile, new: &NewFile<'_>) -> Result<(), CopyError> {
         let now = FileStat::of(&fs::fstat(&source.fd).at(Step::Look)?);
         if !source.stat.has_same_contents(&now) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
@@ -108,8 +129,7 @@ impl Copier {
         if self.context.config.fsync {
             fs::fsync(&new.fd).at(Step::Sync)?;
         }
-        sys::close(new.fd).at(Step::Close)?;
-        new.unfinished.commit(to)
+        Ok(())
     }
 
     pub(super) fn open_source(&self, dir: &DirPair, from: &CStr) -> rustix::io::Result<OwnedFd> {

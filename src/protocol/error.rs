@@ -116,6 +116,13 @@ pub(crate) enum Reason {
     System(i32),
     #[error("file changed while being copied (2 attempts)")]
     Changed,
+    /// Two source names that the destination takes for one. The [`EntryError`] names the other.
+    ///
+    /// [`EntryError`]: crate::protocol::EntryError
+    #[error("same name as another entry at the destination")]
+    SameName,
+    #[error("destination cannot rename; use --inplace")]
+    CannotRename,
     #[error("a directory of that name is in the way")]
     DirectoryInTheWay,
     #[error("a file of that name is in the way")]

@@ -107,6 +107,7 @@ impl Scheduler {
             let error = EntryError {
                 name: entry.clone(),
                 error: CopyError::new(step, reason),
+                twin: None,
             };
             self.report_error(&Arc::clone(&running.job), &error);
         }
