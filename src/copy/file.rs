@@ -68,7 +68,7 @@ impl Copier {
         let files = Files::new(&source.fd, &new.fd, dir);
         let copied = self.copy_whole(files, &source.stat);
         if copied.is_err() {
-            new.unfinished.disown_unless(new.fd.as_fd());
+            self.abandon(&mut new.unfinished, new.fd.as_fd());
         }
         copied?;
         self.finish_file(&source, new, entry.to, decision)?;
@@ -113,7 +113,7 @@ impl Copier {
     ) -> Result<(), CopyError> {
         let finished = self.finish_contents(source, &new);
         if finished.is_err() {
-            new.unfinished.disown_unless(new.fd.as_fd());
+            self.abandon(&mut new.unfinished, new.fd.as_fd());
         }
         finished?;
         sys::close(new.fd).at(Step::Close)?;

@@ -1,6 +1,7 @@
 //! Hard links to entries that this run has copied.
 
 use std::ffi::CStr;
+use std::time::Duration;
 
 use rustix::fs::{self, AtFlags, FileType};
 use rustix::io::Errno;
@@ -33,6 +34,8 @@ impl Copier {
         for _ in 0..MAX_TAKEN {
             match self.try_hard_link(dir, target, entry) {
                 Err(error) if is_name_taken(&error) => dir.expect_others(),
+                // Another run may be renaming the leader at this moment (`Copier::abandon`).
+                Err(error) if is_gone(&error) => std::thread::sleep(LEADER_PAUSE),
                 result => return result,
             }
         }
@@ -163,6 +166,13 @@ impl Copier {
         let difference = (!self.is_copy(dir, old, &new)).then_some(Decision::ReplaceOtherKind);
         Ok(self.apply_overwrite(difference, old, &new).changes())
     }
+}
+
+/// How long a leader that is gone is waited for.
+const LEADER_PAUSE: Duration = Duration::from_millis(2);
+
+fn is_gone(error: &CopyError) -> bool {
+    error.step == Step::Link && error.reason == Errno::NOENT.into()
 }
 
 /// Why an entry could not become a hard link, although it can be copied.

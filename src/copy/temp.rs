@@ -59,6 +59,10 @@ fn run_of(name: &[u8]) -> Option<RunNumber> {
     RunNumber::parse(run).filter(|_| is_temporary)
 }
 
+fn is_temporary(name: &CStr) -> bool {
+    run_of(name.to_bytes()).is_some()
+}
+
 /// Returns true if nobody is going to use a run's temporary file any more.
 fn is_stale(run: RunNumber, dir: BorrowedFd<'_>, name: &CStr) -> bool {
     match run.liveness() {
@@ -196,14 +200,6 @@ impl Unfinished<'_> {
         }
     }
 
-    /// Keeps what stands under the entry's own name if that is not the given file: another run has
-    /// replaced it by its complete copy.
-    pub(super) fn disown_unless(&mut self, file: BorrowedFd<'_>) {
-        if fs::fstat(file).is_ok_and(|stat| self.is_replaced(FileId::of(&stat))) {
-            self.remove_on_drop = false;
-        }
-    }
-
     /// Leaves the entry as it is.
     pub(super) fn keep(mut self) {
         self.remove_on_drop = false;
@@ -262,6 +258,35 @@ impl Copier {
             remove_on_drop: true,
         };
         Ok((created, unfinished))
+    }
+
+    /// Prepares the removal of a file that could not be completed.
+    ///
+    /// Another run may have replaced it by its own complete copy, at this very moment even. So what
+    /// has the name is renamed first, looked at, and renamed back if it is another file.
+    pub(super) fn abandon(&mut self, unfinished: &mut Unfinished<'_>, file: BorrowedFd<'_>) {
+        let Ok(id) = fs::fstat(file).map(|stat| FileId::of(&stat)) else {
+            return;
+        };
+        if unfinished.is_replaced(id) {
+            unfinished.remove_on_drop = false;
+            return;
+        }
+        self.temps += 1;
+        let temp = name(self.context, self.worker, self.temps);
+        let dir = Rc::clone(&unfinished.dir);
+        if is_temporary(&unfinished.name)
+            || fs::renameat(&dir, &*unfinished.name, &dir, &temp).is_err()
+        {
+            return;
+        }
+        let own_name = std::mem::replace(&mut unfinished.name, Cow::Owned(temp));
+        if unfinished.is_replaced(id) {
+            let flags = RenameFlags::NOREPLACE;
+            let back = fs::renameat_with(&dir, &*unfinished.name, &dir, &*own_name, flags);
+            // Otherwise a third run has put its copy there.
+            unfinished.remove_on_drop = back == Err(Errno::EXIST);
+        }
     }
 
     /// Chooses the name under which to write an entry before it is complete.
