@@ -99,6 +99,14 @@ pub struct Cli {
     )]
     pub overwrite: Overwrite,
 
+    /// Write into existing files instead of replacing them by a rename
+    ///
+    /// For destinations that cannot rename, such as phones and some FUSE file systems. A run that is
+    /// interrupted can leave a file incomplete; the next run completes it. Other hard links to the
+    /// file show the new contents. Not with --overwrite=older or never.
+    #[arg(long)]
+    pub inplace: bool,
+
     /// Fail if one of these cannot be kept
     ///
     /// By default everything is kept as far as the system allows. LIST is a comma-separated list

@@ -32,6 +32,8 @@ pub struct Config {
     pub dry_run: bool,
     /// Which existing entries to replace.
     pub overwrite: Overwrite,
+    /// Write into existing files instead of replacing them.
+    pub inplace: bool,
     /// Which properties to keep.
     pub preserve: Preserve,
     /// When to share extents with the source.
@@ -148,6 +150,12 @@ impl Config {
         if cli.stall_timeout.is_some() && cli.mode == Mode::Thread {
             bail!("--stall-timeout needs --mode process: a single thread cannot be killed");
         }
+        if cli.inplace && matches!(cli.overwrite, Overwrite::Older | Overwrite::Never) {
+            bail!(
+                "--inplace does not go with --overwrite=older or never: these trust every \
+                 existing file to be complete"
+            );
+        }
         Ok(Self {
             sources: paths,
             destination,
@@ -162,6 +170,7 @@ impl Config {
             verbose: cli.verbose,
             dry_run: cli.dry_run,
             overwrite: cli.overwrite,
+            inplace: cli.inplace,
             preserve: Preserve::new(&cli.preserve, &cli.no_preserve),
             reflink: cli.reflink,
             sparse: cli.sparse,
@@ -271,6 +280,14 @@ mod tests {
         assert!(config(&["a", "b", "--reflink=always", "--sparse=never"]).is_err());
         assert!(config(&["a", "b", "--reflink=always", "--sparse=always"]).is_err());
         assert!(config(&["a", "b", "--reflink=always"]).is_ok());
+    }
+
+    #[test]
+    fn files_that_are_trusted_are_not_written_in_place() {
+        for overwrite in ["--overwrite=older", "--overwrite=never"] {
+            assert!(config(&["a", "b", "--inplace", overwrite]).is_err());
+        }
+        assert!(config(&["a", "b", "--inplace"]).unwrap().inplace);
     }
 
     #[test]

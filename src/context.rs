@@ -1,10 +1,9 @@
 //! Everything that a worker needs from the start.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use rustix::fs::Mode;
 
 use crate::config::Config;
+use crate::run_number::RunNumber;
 use crate::scoreboard::Scoreboard;
 use crate::targets::Targets;
 
@@ -27,8 +26,8 @@ pub(crate) struct Identity {
     pub(crate) is_root: bool,
     /// The effective group.
     pub(crate) group: u32,
-    /// A number in the temporary names of this run that those of other runs do not have.
-    pub(crate) run: u64,
+    /// The number in the temporary names of this run.
+    pub(crate) run: RunNumber,
 }
 
 impl Identity {
@@ -36,13 +35,11 @@ impl Identity {
     ///
     /// From then on, new files get exactly the mode that the code passes.
     pub(crate) fn take_over() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let nanoseconds = now.map_or(0, |now| now.as_nanos() as u64);
         Self {
             umask: rustix::process::umask(Mode::empty()).bits(),
             is_root: rustix::process::geteuid().is_root(),
             group: rustix::process::getegid().as_raw(),
-            run: nanoseconds ^ u64::from(std::process::id()) << 48,
+            run: RunNumber::of_this_process(),
         }
     }
 }

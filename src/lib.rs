@@ -11,6 +11,7 @@ mod engine;
 mod fs;
 mod protocol;
 mod quote;
+mod run_number;
 mod scheduler;
 mod scoreboard;
 mod signals;

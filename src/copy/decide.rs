@@ -24,7 +24,7 @@ impl Copier {
         entry: Entry<'_>,
     ) -> Result<ControlFlow<EntryResult, Decision>, CopyError> {
         let dry_run = self.context.config.dry_run;
-        let old = dir.existing(entry.to).at(Step::LookAtDestination)?;
+        let old = self.existing(dir, entry.to)?;
         if old.is_none() && !dry_run {
             return Ok(ControlFlow::Continue(Decision::Create));
         }

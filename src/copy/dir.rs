@@ -10,13 +10,18 @@ use rustix::io::Errno;
 use crate::context::Context;
 use crate::fs::open::{DIRECTORY, open_dir, open_dir_following_links};
 use crate::fs::path::RelPath;
+use crate::fs::spelling::Spellings;
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::fs::xattr;
 use crate::protocol::entry::DirOrigin;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
+use super::twins::Naming;
+
 /// A source directory and its destination.
 pub(crate) struct DirPair {
+    /// The number of the target that it belongs to.
+    pub(super) target: usize,
     source: OwnedFd,
     /// None in a dry run if there is no such directory.
     destination: Option<Rc<OwnedFd>>,
@@ -24,13 +29,19 @@ pub(crate) struct DirPair {
     pub(crate) stat: FileStat,
     destination_id: Option<FileId>,
     origin: DirOrigin,
+    /// Another run, or a twin of an entry, has put something here meanwhile.
+    is_shared: bool,
     /// The owner that the kernel gives to new entries here, once observed. A set-group-id
     /// directory, a mount option or a server may decide it, so it cannot be computed.
     default_owner: Option<Owner>,
     /// Whether new entries here inherit an ACL, once observed.
     has_default_acl: Option<bool>,
-    /// Set by `temp::lock`.
-    pub(super) has_temp_lock: bool,
+    /// How the destination treats names, once observed.
+    pub(super) naming: Option<Naming>,
+    /// The names at the destination and the source. Listed only if the destination takes some for
+    /// others.
+    pub(super) stored: Option<Spellings>,
+    pub(super) source_names: Option<Spellings>,
 }
 
 /// Who owns an entry.
@@ -66,7 +77,8 @@ impl DirPair {
         path: &RelPath,
         origin: DirOrigin,
     ) -> Result<Self, CopyError> {
-        let target = &context.targets.list[target];
+        let number = target;
+        let target = &context.targets.list[number];
         let config = &context.config;
         let source = if config.dereference {
             open_dir_following_links(target.source.as_fd(), path)
@@ -83,14 +95,18 @@ impl DirPair {
             _ => None,
         };
         let mut dir = Self {
+            target: number,
             source,
             destination: destination.map(Rc::new),
             stat,
             destination_id: None,
             origin,
+            is_shared: false,
             default_owner: None,
             has_default_acl: None,
-            has_temp_lock: false,
+            naming: None,
+            stored: None,
+            source_names: None,
         };
         dir.examine_destination(context)?;
         Ok(dir)
@@ -170,7 +186,14 @@ impl DirPair {
 
     /// Returns true if no entry can be at the destination yet, so that none has to be looked for.
     pub(crate) fn is_known_empty(&self) -> bool {
-        self.origin.known_empty || self.destination.is_none()
+        self.origin.known_empty && !self.is_shared || self.destination.is_none()
+    }
+
+    /// Notes that something was in the way where nothing was. From now on this job looks before it
+    /// creates: another run copies to the same destination, or the destination takes two names of
+    /// the source for one.
+    pub(super) fn expect_others(&mut self) {
+        self.is_shared = true;
     }
 
     /// Returns the stat of an existing entry, if any. Does not look if none can be there.
@@ -250,9 +273,10 @@ impl DirPair {
         let mode = config.new_dir_mode(context.identity.umask);
         let made = match fs::mkdirat(&destination, name, mode) {
             Ok(()) => Made::New,
-            // Nothing had this name, so the file system takes two source names for one.
+            // Nothing had this name: another run has made it, or it is a twin.
             Err(Errno::EXIST) if self.origin.known_empty => {
-                return Err(CopyError::new(Step::MakeDirectory, Errno::EXIST));
+                self.is_shared = true;
+                return Ok(Made::Merged);
             }
             Err(Errno::EXIST) if self.origin.created => Made::Resumed,
             // Opening it, which follows no link, shows whether it is a directory.

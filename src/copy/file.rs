@@ -15,6 +15,7 @@ use super::{Attempt, Copier, Entry, EntryResult, file_type};
 use crate::fs::proc::magic_link;
 use crate::fs::stat::FileStat;
 use crate::fs::sys;
+use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::scoreboard::WriteTarget;
 
@@ -28,6 +29,15 @@ pub(super) struct NewFile<'a> {
     pub(super) fd: OwnedFd,
     pub(super) unfinished: Unfinished<'a>,
     pub(super) meta: InitialMeta,
+}
+
+/// How a file whose contents are there is finished.
+#[derive(Clone, Copy)]
+pub(super) struct Finish<'a> {
+    /// Its name at the destination.
+    pub(super) to: &'a CStr,
+    pub(super) decision: Decision,
+    pub(super) attempt: Attempt,
 }
 
 impl Copier {
@@ -67,12 +77,26 @@ impl Copier {
         {
             return Ok(result);
         }
-        let target = self.write_target(decision);
-        let mode = self.initial_mode(dir, &source);
-        let new = self.create_file(dir, entry.to, target, mode)?;
+        let mut new = match self.open_in_place(dir, entry.to, &source, decision)? {
+            Some(existing) => existing,
+            None => {
+                let target = self.write_target(decision);
+                let mode = self.initial_mode(dir, &source);
+                self.create_file(dir, entry.to, target, mode)?
+            }
+        };
         let files = Files::new(&source.fd, &new.fd, dir);
-        self.copy_whole(files, &source.stat)?;
-        self.finish_file(&mut source, new, entry.to, entry.attempt)?;
+        let copied = self.copy_whole(files, &source.stat);
+        if copied.is_err() {
+            self.abandon(&mut new.unfinished, new.fd.as_fd());
+        }
+        copied?;
+        let finish = Finish {
+            to: entry.to,
+            decision,
+            attempt: entry.attempt,
+        };
+        self.finish_file(&mut source, new, finish)?;
         Ok(EntryResult::Done(decision))
     }
 
@@ -111,10 +135,29 @@ impl Copier {
     pub(super) fn finish_file(
         &mut self,
         source: &mut SourceFile,
-        new: NewFile<'_>,
-        to: &CStr,
-        attempt: Attempt,
+        mut new: NewFile<'_>,
+        finish: Finish<'_>,
     ) -> Result<(), CopyError> {
+        let finished = self.finish_contents(source, &new, finish.attempt);
+        if finished.is_err() {
+            self.abandon(&mut new.unfinished, new.fd.as_fd());
+        }
+        let has_grown = finished?;
+        sys::close(new.fd).at(Step::Close)?;
+        new.unfinished.commit(finish.to, finish.decision)?;
+        if has_grown {
+            return Err(CopyError::new(Step::Read, Reason::Grown(source.stat.size)));
+        }
+        Ok(())
+    }
+
+    /// Returns true if the source has only grown.
+    fn finish_contents(
+        &mut self,
+        source: &mut SourceFile,
+        new: &NewFile<'_>,
+        attempt: Attempt,
+    ) -> Result<bool, CopyError> {
         let now = FileStat::of(&fs::fstat(&source.fd).at(Step::Look)?);
         let has_changed = !source.stat.has_same_contents(&now);
         let has_grown = now.size > source.stat.size;
@@ -133,12 +176,7 @@ impl Copier {
         if self.context.config.fsync {
             fs::fsync(&new.fd).at(Step::Sync)?;
         }
-        sys::close(new.fd).at(Step::Close)?;
-        new.unfinished.commit(to)?;
-        if has_changed {
-            return Err(CopyError::new(Step::Read, Reason::Grown(source.stat.size)));
-        }
-        Ok(())
+        Ok(has_changed)
     }
 
     pub(super) fn open_source(&self, dir: &DirPair, from: &CStr) -> rustix::io::Result<OwnedFd> {

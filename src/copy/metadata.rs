@@ -348,7 +348,7 @@ impl Copier {
     /// Removes a merged directory's ACLs and user attributes that the source does not have. Keeps
     /// those that the system sets by itself, above all security labels. Returns true if one was
     /// removed.
-    fn remove_other_attributes(
+    pub(super) fn remove_other_attributes(
         &mut self,
         target: BorrowedFd<'_>,
         keep: &[CString],

@@ -6,28 +6,32 @@ mod decide;
 pub(crate) mod dir;
 mod file;
 mod hard_link;
+mod in_place;
 mod metadata;
 mod special;
 mod stream;
 pub(crate) mod temp;
 #[cfg(test)]
 mod tests;
+mod twins;
 
 use std::ffi::CStr;
 
 use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use crate::context::Context;
 use crate::fs::granularity::Granularity;
-use crate::fs::path::Kind;
+use crate::fs::path::{Kind, Name};
 use crate::fs::stat::FileStat;
 use crate::protocol::NotKept;
 use crate::protocol::entry::{ChunkedFile, Decision, HardLinks};
-use crate::protocol::error::{CopyError, Reason};
+use crate::protocol::error::{CopyError, Reason, Step};
 use crate::scoreboard::WorkerSlot;
 use dir::{Devices, DirPair};
+use twins::Naming;
 
-pub(crate) use hard_link::LinkTarget;
+pub(crate) use hard_link::{LinkTarget, Unlinkable};
 pub(crate) use stream::Stream;
 
 /// An entry to copy.
@@ -82,6 +86,14 @@ pub(crate) struct Copier {
     no_copy_range: Vec<Devices>,
     /// How exactly the destination's file systems store times, by device.
     granularities: Vec<(u64, Granularity)>,
+    /// How the destination's file systems treat names, by device.
+    namings: Vec<(u64, Naming)>,
+    /// The other entry, after an error with [`Reason::SameName`].
+    pub(crate) twin: Option<Name>,
+    /// The next file is copied in one go, although it may be large.
+    is_undivided: bool,
+    /// Why the last entry was copied although it should have become a hard link.
+    pub(crate) unlinked: Option<Unlinkable>,
     /// Metadata that the destination could not hold. The worker takes it for its reports.
     pub(crate) not_kept: NotKept,
 }
@@ -96,6 +108,10 @@ impl Copier {
             buffer: Vec::new(),
             no_copy_range: Vec::new(),
             granularities: Vec::new(),
+            namings: Vec::new(),
+            twin: None,
+            is_undivided: false,
+            unlinked: None,
             not_kept: NotKept::default(),
         }
     }
@@ -107,12 +123,21 @@ impl Copier {
         dir: &mut DirPair,
         entry: Entry<'_>,
     ) -> Result<EntryResult, CopyError> {
-        match self.try_entry(dir, entry) {
-            Err(error) if error.reason == Reason::Changed => {
-                let attempt = Attempt::Last;
-                self.try_entry(dir, Entry { attempt, ..entry })
+        let (mut entry, mut taken) = (entry, 0);
+        loop {
+            match self.try_entry(dir, entry) {
+                Err(error)
+                    if error.reason == Reason::Changed && entry.attempt == Attempt::First =>
+                {
+                    entry.attempt = Attempt::Last;
+                }
+                Err(error) if is_name_taken(&error) && taken < MAX_TAKEN => {
+                    // Looks at what is there now.
+                    dir.expect_others();
+                    taken += 1;
+                }
+                result => return result,
             }
-            result => result,
         }
     }
 
@@ -125,6 +150,16 @@ impl Copier {
             Kind::Directory | Kind::Symlink | Kind::Special => self.copy_special(dir, entry),
         }
     }
+}
+
+/// How often an entry is looked at again because its name was taken meanwhile.
+const MAX_TAKEN: u32 = 3;
+
+/// Returns true if something had the entry's name although nothing had it at first: another run
+/// copies to the same destination, or the destination takes two names for one.
+fn is_name_taken(error: &CopyError) -> bool {
+    matches!(error.step, Step::Create | Step::Link | Step::Rename)
+        && error.reason == Errno::EXIST.into()
 }
 
 fn file_type(stat: &FileStat) -> FileType {

@@ -32,6 +32,7 @@ impl Copier {
             ControlFlow::Continue(decision) => decision,
             ControlFlow::Break(result) => return Ok(result),
         };
+        self.make_room(dir, entry.to, decision)?;
         let target = self.write_target(decision);
         let ((), unfinished) = if file_type == FileType::Symlink {
             let link = fs::readlinkat(dir.source(), entry.from, Vec::new()).at(Step::ReadLink)?;
@@ -46,7 +47,7 @@ impl Copier {
         };
         dir.observe_default_acl();
         self.apply_metadata_by_path(dir, entry.from, unfinished.name(), &stat)?;
-        unfinished.commit(entry.to)?;
+        unfinished.commit(entry.to, decision)?;
         Ok(EntryResult::Done(decision))
     }
 

@@ -51,7 +51,7 @@ impl Copier {
             fs::fsync(&new.fd).at(Step::Sync)?;
         }
         sys::close(new.fd).at(Step::Close)?;
-        new.unfinished.commit(entry.to)?;
+        new.unfinished.commit(entry.to, decision)?;
         Ok(decision)
     }
 

@@ -116,6 +116,8 @@ pub(crate) struct ChunkedFile {
     pub(crate) id: FileId,
     /// The source's stat when it was opened.
     pub(crate) stat: FileStat,
+    /// Whether it is new, or replaces something.
+    pub(crate) decision: Decision,
 }
 
 impl ChunkedFile {
@@ -166,6 +168,7 @@ impl ChunkedFile {
                 mtime: none,
                 ctime: none,
             },
+            decision: Decision::Create,
         }
     }
 }

@@ -155,6 +155,13 @@ pub(crate) enum Reason {
     /// A pipe, and another worker has read from it.
     #[error("a worker was lost while reading it, and it can be read only once")]
     ReadOnce,
+    /// Two source names that the destination takes for one. The [`EntryError`] names the other.
+    ///
+    /// [`EntryError`]: crate::protocol::EntryError
+    #[error("same name as another entry at the destination")]
+    SameName,
+    #[error("destination cannot rename; use --inplace")]
+    CannotRename,
     #[error("a directory of that name is in the way")]
     DirectoryInTheWay,
     #[error("a file of that name is in the way")]

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fs::path::{Kind, Name, Names, RelPath};
 use crate::fs::stat::{DirIds, FileId, FileStat};
+use crate::quote::quote;
 use entry::{Chunk, ChunkedFile, Decision, DirOrigin, HardLinks};
 use error::CopyError;
 
@@ -89,7 +90,7 @@ pub(crate) struct Resume {
 }
 
 /// The copied file that the other names of its group become links to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Leader {
     pub(crate) target: u32,
     pub(crate) dir: RelPath,
@@ -122,6 +123,10 @@ pub(crate) struct JobUpdate {
     /// Entries that another worker shall copy: the last ones of the job's list.
     pub(crate) shared: Names,
     pub(crate) hard_links: Vec<HardLinkEntry>,
+    /// The first entry that was copied although it should be a hard link ([`Counts::unlinked`]).
+    pub(crate) unlinked: Option<Name>,
+    /// The copied entry that further names become links to: the leader has as many as it can get.
+    pub(crate) next_leader: Option<Name>,
     /// Files that are ready to be copied in chunks.
     pub(crate) chunked: Vec<ChunkedFile>,
     pub(crate) errors: Vec<EntryError>,
@@ -206,6 +211,34 @@ pub(crate) struct EntryError {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
     pub(crate) error: CopyError,
+    /// The entry that has the same name at the destination, with [`Reason::SameName`].
+    ///
+    /// [`Reason::SameName`]: error::Reason::SameName
+    pub(crate) twin: Option<Name>,
+}
+
+impl EntryError {
+    pub(crate) fn new(name: Option<Name>, error: CopyError) -> Self {
+        Self {
+            name,
+            error,
+            twin: None,
+        }
+    }
+}
+
+impl EntryError {
+    /// Returns the operation and the reason.
+    pub(crate) fn message(&self) -> String {
+        match &self.twin {
+            Some(twin) => format!(
+                "{}: same name as {} at the destination",
+                self.error.step,
+                quote(twin.as_bytes())
+            ),
+            None => self.error.to_string(),
+        }
+    }
 }
 
 /// One line of output about an entry.
@@ -233,6 +266,8 @@ pub(crate) struct Counts {
     pub(crate) skipped: u64,
     /// Bytes that were copied.
     pub(crate) bytes: u64,
+    /// Entries that were copied because they could not become hard links.
+    pub(crate) unlinked: u64,
 }
 
 impl Counts {
@@ -241,7 +276,7 @@ impl Counts {
         self.copied + self.unchanged + self.skipped
     }
 
-    pub(crate) const fn to_array(self) -> [u64; 7] {
+    pub(crate) const fn to_array(self) -> [u64; 8] {
         [
             self.found,
             self.sized,
@@ -250,11 +285,21 @@ impl Counts {
             self.unchanged,
             self.skipped,
             self.bytes,
+            self.unlinked,
         ]
     }
 
-    pub(crate) const fn from_array(counts: [u64; 7]) -> Self {
-        let [found, sized, bytes_found, copied, unchanged, skipped, bytes] = counts;
+    pub(crate) const fn from_array(counts: [u64; 8]) -> Self {
+        let [
+            found,
+            sized,
+            bytes_found,
+            copied,
+            unchanged,
+            skipped,
+            bytes,
+            unlinked,
+        ] = counts;
         Self {
             found,
             sized,
@@ -263,6 +308,7 @@ impl Counts {
             unchanged,
             skipped,
             bytes,
+            unlinked,
         }
     }
 

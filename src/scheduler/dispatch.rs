@@ -296,7 +296,12 @@ impl Scheduler {
     }
 
     /// Gives a job its number, and opens it to claims.
-    pub(super) fn begin(&mut self, new: NewJob) -> Arc<Job> {
+    pub(super) fn begin(&mut self, mut new: NewJob) -> Arc<Job> {
+        if let JobKind::HardLinks { leader, .. } = &mut new.kind
+            && let Some(next) = self.hard_links.successor(leader)
+        {
+            *leader = next;
+        }
         self.queue.last_job += 1;
         let directory = self.tree.dir(new.node);
         let job = Arc::new(Job {

@@ -58,6 +58,8 @@ pub(crate) struct Scheduler {
     /// Directories and chunked files in progress.
     tree: Tree,
     hard_links: HardLinkGroups,
+    /// The path of the first entry that was copied because it could not become a hard link.
+    first_unlinked: Option<String>,
     queue: Queue,
     /// Jobs that were sent and are not reported done.
     running: HashMap<JobId, Running>,
@@ -103,6 +105,7 @@ impl Scheduler {
             summary: Summary::default(),
             tree: Tree::default(),
             hard_links: HardLinkGroups::default(),
+            first_unlinked: None,
             queue: Queue::new(context.scoreboard.claims.capacity()),
             running: HashMap::new(),
             reported: Vec::new(),
@@ -305,6 +308,9 @@ impl Scheduler {
     fn end(&mut self) -> i32 {
         self.summary.left_behind = self.summary.left_behind.max(self.shut_down());
         self.ui.end();
+        if let Some(first) = &self.first_unlinked {
+            self.ui.warn_unlinked(self.summary.counts.unlinked, first);
+        }
         self.ui.print_summary(&self.summary);
         self.summary.exit_status()
     }

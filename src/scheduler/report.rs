@@ -68,6 +68,7 @@ impl Scheduler {
         }
         self.summary.counts += update.counts;
         self.print_lines(worker, &job, &update.lines);
+        self.note_unlinked(&job, &update);
         self.note_progress(node, &update);
         if !update.is_done || !matches!(job.kind, JobKind::Directory { .. }) {
             self.tree.dir_mut(dir).hand_out(handed_out(&update));
@@ -125,6 +126,21 @@ impl Scheduler {
         }
     }
 
+    /// Notes entries that could not become hard links.
+    fn note_unlinked(&mut self, job: &Job, update: &JobUpdate) {
+        if let (Some(name), None) = (&update.unlinked, &self.first_unlinked) {
+            self.first_unlinked = Some(self.source_path(job, Some(name)));
+        }
+        if let (Some(name), JobKind::HardLinks { leader, .. }) = (&update.next_leader, &job.kind) {
+            let next = Leader {
+                target: job.target,
+                dir: job.path.clone(),
+                name: name.clone(),
+            };
+            self.hard_links.leader_full(leader, &next);
+        }
+    }
+
     /// Prints what -v or -n prints of a job's entries.
     fn print_lines(&mut self, worker: usize, job: &Job, lines: &[Line]) {
         if lines.is_empty() {
@@ -168,9 +184,7 @@ impl Scheduler {
         }
         self.summary.failed += 1;
         self.summary.moved += u64::from(error.error.is_moving_source());
-        let name = error.name.as_ref();
-        self.ui
-            .print_entry_error(job.target, &job.path, name, &error.error);
+        self.ui.print_entry_error(job.target, &job.path, error);
         if error.error.is_full_destination() {
             self.summary.is_full = true;
             self.stop();

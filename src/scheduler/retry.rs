@@ -178,11 +178,11 @@ impl Scheduler {
             names.extend(missing.iter().map(|(_, name)| Name::new(name.to_bytes())));
         }
         if is_directory_named && self.tree.dir_mut(running.node).add_error(error) {
-            self.report_error(&running.job, &EntryError { name: None, error });
+            self.report_error(&running.job, &EntryError::new(None, error));
         }
         for name in names {
             let name = Some(name);
-            self.report_error(&running.job, &EntryError { name, error });
+            self.report_error(&running.job, &EntryError::new(name, error));
         }
     }
 

@@ -187,6 +187,11 @@ impl WorkerSlot {
         self.add(COUNTS + counter, 1);
     }
 
+    /// Counts an entry that was copied because it could not become a hard link.
+    pub(crate) fn add_unlinked(&self) {
+        self.add(COUNTS + 7, 1);
+    }
+
     /// Counts bytes that were copied. That is progress.
     pub(crate) fn add_bytes(&self, bytes: u64) {
         self.add(COUNTS + 6, bytes);

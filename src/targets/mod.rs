@@ -7,10 +7,11 @@ mod stream;
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -21,6 +22,7 @@ use self::resolve::{Resolved, is_link, parent_of, quote_path, resolve};
 use crate::config::{Config, Destination};
 use crate::fs::open::{DIRECTORY, open_dir};
 use crate::fs::path::RelPath;
+use crate::fs::spelling::{Spellings, fold};
 use crate::fs::stat::FileId;
 use crate::fs::xattr::strip_acls;
 use crate::protocol::error::Reason;
@@ -98,6 +100,9 @@ impl Targets {
         let created = !config.dry_run
             && create_destination(&path, is_copy, config, umask).with_context(cannot)?
             && is_copy;
+        if is_copy && !created {
+            self.refuse_twin(&path)?;
+        }
         let previous = self.list.last();
         let previous = previous.filter(|target| target.destination_path == path);
         let is_first = previous.is_none();
@@ -129,10 +134,50 @@ impl Targets {
         Ok(())
     }
 
-    /// Tries to remove an unfinished file from a directory of a target's destination.
+    /// Refuses a directory that the destination takes for that of another source, because it does
+    /// not keep their names apart.
+    fn refuse_twin(&self, path: &Path) -> Result<()> {
+        let name = |path: &Path| path.file_name().map(|name| name.as_bytes().to_owned());
+        let (Some(this), parent) = (name(path), parent_of(path)) else {
+            return Ok(());
+        };
+        let twins = self.list.iter().filter(|other| {
+            let other_name = name(&other.destination_path).unwrap_or_default();
+            other.single.is_none()
+                && other_name != this
+                && fold(&other_name) == fold(&this)
+                && parent_of(&other.destination_path) == parent
+        });
+        for other in twins {
+            let parent = fs::open(
+                &parent,
+                DIRECTORY.difference(OFlags::NOFOLLOW),
+                Mode::empty(),
+            );
+            let stored = parent.and_then(|parent| Spellings::list(parent.as_fd()));
+            let stored = stored.map_err(Reason::from)?;
+            // If both are there, they are two directories.
+            let other_name = name(&other.destination_path).unwrap_or_default();
+            if stored.like(&this).next().is_some()
+                && !(stored.has(&this) && stored.has(&other_name))
+            {
+                bail!(
+                    "{} and {} have the same name at the destination",
+                    quote_path(&other.destination_path),
+                    quote_path(path)
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries to remove an unfinished file from a directory of a target's destination. Keeps it if
+    /// it is complete: another run has put it there.
     pub(crate) fn remove(&self, target: usize, path: &RelPath, name: &[u8]) {
-        if let Some(destination) = &self.list[target].destination
+        let target = &self.list[target];
+        if let Some(destination) = &target.destination
             && let Ok(dir) = open_dir(destination.as_fd(), path)
+            && !is_complete(target, dir.as_fd(), path, name)
         {
             let _ = fs::unlinkat(&dir, name, AtFlags::empty());
         }
@@ -149,6 +194,17 @@ impl Targets {
         singles.any(|single| single.from.to_bytes() == name)
     }
 
+    /// Returns the names at the destination of all files of the command line that land in the same
+    /// directory as this target's file; `None` if the target is a directory.
+    pub(crate) fn names_beside(&self, target: usize) -> Option<impl Iterator<Item = &[u8]>> {
+        let target = &self.list[target];
+        target.single.as_ref()?;
+        let is_beside = |other: &&Target| other.destination_path == target.destination_path;
+        let beside = self.list.iter().filter(is_beside);
+        let singles = beside.filter_map(|target| target.single.as_ref());
+        Some(singles.map(|single| single.to.to_bytes()))
+    }
+
     /// Returns true if a source directory is also a destination, so that it must not be copied.
     pub(crate) fn is_destination(&self, dir: FileId) -> bool {
         self.overlap.is_destination(dir)
@@ -158,6 +214,21 @@ impl Targets {
     pub(crate) fn is_in_source(&self, dir: BorrowedFd<'_>, id: FileId) -> bool {
         self.overlap.is_in_source(dir, id)
     }
+}
+
+/// Returns true if a destination's entry has the size and the time of the source's entry. Times
+/// are set last.
+fn is_complete(target: &Target, dir: BorrowedFd<'_>, path: &RelPath, name: &[u8]) -> bool {
+    let from = match &target.single {
+        Some(single) if single.to.as_bytes() == name => single.from.as_bytes(),
+        _ => name,
+    };
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    let source = open_dir(target.source.as_fd(), path);
+    let source = source.and_then(|source| fs::statat(source, from, flags));
+    let copy = fs::statat(dir, name, flags);
+    let essence = |stat: fs::Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+    source.is_ok_and(|source| copy.is_ok_and(|copy| essence(source) == essence(copy)))
 }
 
 /// Creates a destination directory and its missing parents. Returns true if it did not exist.

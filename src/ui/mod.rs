@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use crate::context::Context;
 use crate::fs::path::{Name, RelPath};
 use crate::protocol::Counts;
-use crate::protocol::error::{CopyError, error_text};
-use crate::protocol::{Line, NotKept};
+use crate::protocol::error::error_text;
+use crate::protocol::{EntryError, Line, NotKept};
 
 pub(crate) use paths::Side;
 use progress::Progress;
@@ -73,20 +73,14 @@ impl Ui {
     }
 
     /// Prints an error under the path on the side where it happened.
-    pub(crate) fn print_entry_error(
-        &self,
-        target: u32,
-        dir: &RelPath,
-        name: Option<&Name>,
-        error: &CopyError,
-    ) {
-        let side = if error.step.is_at_destination() {
+    pub(crate) fn print_entry_error(&self, target: u32, dir: &RelPath, error: &EntryError) {
+        let side = if error.error.step.is_at_destination() {
             Side::Destination
         } else {
             Side::Source
         };
-        let path = self.show(side, target, dir, name);
-        self.error(&format!("{path}: {error}"));
+        let path = self.show(side, target, dir, error.name.as_ref());
+        self.error(&format!("{path}: {}", error.message()));
     }
 
     /// Warns of metadata that the destination does not support, once a run for each kind.
@@ -98,6 +92,18 @@ impl Ui {
             }
         }
         self.warned = self.warned.and(not_kept);
+    }
+
+    /// Warns that entries were copied because they could not become hard links.
+    pub(crate) fn warn_unlinked(&self, count: u64, first: &str) {
+        let entries = if count == 1 {
+            "1 entry was copied instead".to_owned()
+        } else {
+            format!("{count} entries were copied instead")
+        };
+        self.error(&format!(
+            "warning: destination does not support these hard links; {entries} (first: {first})"
+        ));
     }
 
     /// Prints the lines of `-v` or `-n` for entries of a directory.
@@ -202,7 +208,7 @@ mod tests {
     use crate::config::Config;
     use crate::context::Identity;
     use crate::protocol::entry::Decision;
-    use crate::protocol::error::Step;
+    use crate::protocol::error::{CopyError, Reason, Step};
     use crate::scoreboard::Scoreboard;
     use crate::targets::Targets;
 
@@ -302,14 +308,24 @@ mod tests {
     fn an_error_shows_the_path_on_the_side_where_it_happened() {
         let mut stage = Stage::new("-q");
         let top = RelPath::default();
-        let name = Name::new(b"file");
+        let error = |name: Option<&[u8]>, error| EntryError {
+            name: name.map(Name::new),
+            error,
+            twin: None,
+        };
         let open = CopyError::new(Step::Open, Errno::ACCESS);
         let create = CopyError::new(Step::Create, Errno::ROFS);
+        let file = Some(&b"file"[..]);
+        let twin = EntryError {
+            twin: Some(Name::new(b"FI\nLE")),
+            ..error(file, CopyError::new(Step::Create, Reason::SameName))
+        };
         let printed = stage.capture(|ui| {
-            ui.print_entry_error(0, &top, Some(&name), &open);
-            ui.print_entry_error(0, &top, Some(&name), &create);
-            ui.print_entry_error(1, &top, Some(&name), &create);
-            ui.print_entry_error(0, &top, None, &create);
+            ui.print_entry_error(0, &top, &error(file, open));
+            ui.print_entry_error(0, &top, &error(file, create));
+            ui.print_entry_error(1, &top, &error(file, create));
+            ui.print_entry_error(0, &top, &error(None, create));
+            ui.print_entry_error(0, &top, &twin);
         });
         assert_eq!(
             printed,
@@ -318,6 +334,7 @@ mod tests {
                 err("dst/src/file: create: Read-only file system"),
                 err("dst/file: create: Read-only file system"),
                 err("dst/src: create: Read-only file system"),
+                err("dst/src/file: create: same name as $'FI\\nLE' at the destination"),
             ]
         );
     }

@@ -238,7 +238,7 @@ impl Worker {
     fn make_subdir(&mut self, dir: &mut DirPair, name: &CStr) {
         self.slot.begin_entry(name.to_bytes());
         let subdirs = &mut self.current.update.subdirs;
-        match dir.make_subdir(name, self.context) {
+        match self.copier.make_subdir(dir, name) {
             Ok(made) => {
                 let list = match made {
                     Made::New => &mut subdirs.new,

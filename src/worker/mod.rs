@@ -13,7 +13,7 @@ use rustix::fs;
 
 use crate::context::Context;
 use crate::copy::dir::DirPair;
-use crate::copy::{Attempt, Copier, Entry, EntryResult, LinkTarget, Stream};
+use crate::copy::{Attempt, Copier, Entry, EntryResult, LinkTarget, Stream, Unlinkable};
 use crate::fs::path::{Kind, Name, Names};
 use crate::protocol::entry::{ChunkedFile, DirOrigin, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
@@ -204,17 +204,15 @@ impl Worker {
     ) -> Result<(), CopyError> {
         let mut dir = self.open(job)?;
         let targets = &self.context.targets.list;
-        let leader_dir = DirPair::open(
+        let mut leader_dir = DirPair::open(
             self.context,
             leader.target as usize,
             &leader.dir,
             DirOrigin::default(),
         )?;
         let leader_name = leader.name.to_c_string();
-        let to = LinkTarget {
-            dir: &leader_dir,
-            name: targets[leader.target as usize].name_at_destination(&leader_name),
-        };
+        let leader_name = targets[leader.target as usize].name_at_destination(&leader_name);
+        let mut leader_name = leader_name.to_owned();
         let mut remaining = Remaining::new(names.clone());
         while let Some((kind, name, next)) = remaining.first()
             && !self.should_end()
@@ -229,7 +227,25 @@ impl Worker {
                 attempt: Attempt::First,
                 stream: None,
             };
+            let to = LinkTarget {
+                dir: &leader_dir,
+                name: &leader_name,
+            };
             let result = self.copier.hard_link(&mut dir, to, entry);
+            let unlinked = self.copier.unlinked.take().filter(|_| result.is_ok());
+            if let Some(why) = unlinked {
+                let name = Name::new(name.to_bytes());
+                self.slot.add_unlinked();
+                if why == Unlinkable::Full {
+                    // The names after this one become links to it.
+                    let origin = DirOrigin::default();
+                    leader_dir =
+                        DirPair::open(self.context, job.target as usize, &job.path, origin)?;
+                    leader_name = entry.to.to_owned();
+                    self.current.update.next_leader = Some(name.clone());
+                }
+                self.current.update.unlinked.get_or_insert(name);
+            }
             self.conclude(kind, name, result);
             remaining.settle(next);
             self.after_entry(|| remaining.progress(), sink);
@@ -285,7 +301,9 @@ impl Worker {
             // At once, not when the parent reads the report: everything begun now fails too.
             self.context.scoreboard.stop();
         }
-        self.current.add_error(name, error);
+        let twin = self.copier.twin.take();
+        let twin = twin.filter(|_| error.reason == Reason::SameName);
+        self.current.add_error(name, error, twin);
     }
 
     /// Sends what is due after an entry.

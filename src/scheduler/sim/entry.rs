@@ -167,6 +167,7 @@ impl Worker {
             return State::Concluded(Ok(Outcome::Chunked(ChunkedFile {
                 name: Name::new(&name),
                 temp: Name::new(&written_as),
+                decision,
                 id: id(2, inode),
                 stat: FileStat {
                     size,
