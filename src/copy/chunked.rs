@@ -66,9 +66,14 @@ impl Copier {
         let temp = self.next_temp();
         // Other workers open it again for each chunk, and the source may change meanwhile. Until
         // it is complete, only the owner gets access.
-        let new = self.create_file(dir, entry.to, temp, 0o600)?;
+        let mode = if self.context.config.preserve.mode.is_wanted() {
+            0o600
+        } else {
+            self.initial_mode(dir, source, decision)
+        };
+        let new = self.create_file(dir, entry.to, temp, mode)?;
         if self.clone_whole(Files::new(&source.fd, &new.fd, dir))? {
-            self.finish_file(source, new, entry.to)?;
+            self.finish_file(dir, source, new, entry.to)?;
             return Ok(Some(EntryResult::Done(decision)));
         }
         if !content::preallocate(&new.fd, &source.stat)? {
@@ -141,7 +146,7 @@ impl Copier {
                 return Err(error);
             }
         };
-        let source = SourceFile::new(source, stat, &self.context.config)?;
+        let source = self.source_file(dir, source, stat);
         if has_changed {
             fs::ftruncate(&fd, 0).at(Step::Write)?;
             self.copy_whole(Files::new(&source.fd, &fd, dir), &stat)?;
@@ -161,7 +166,7 @@ impl Copier {
             unfinished,
             meta,
         };
-        self.finish_file(&source, new, to)?;
+        self.finish_file(dir, &source, new, to)?;
         Ok(EntryResult::Done(Decision::Create))
     }
 

@@ -9,13 +9,16 @@ use rustix::io::Errno;
 
 use super::content::Files;
 use super::dir::DirPair;
-use super::metadata::{self, InitialMeta, SourceFile};
+use super::handle::{Handle, Subject};
+use super::metadata::{self, InitialMeta, SourceFile, Wanted};
 use super::temp::Unfinished;
 use super::{Copier, Entry, EntryResult, file_type};
 use crate::fs::proc::magic_link;
 use crate::fs::stat::FileStat;
 use crate::fs::sys;
+use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::metadata::Sort;
 use crate::scoreboard::WriteTarget;
 
 /// An unfinished file at the destination, open.
@@ -50,18 +53,18 @@ impl Copier {
             return Ok(EntryResult::HardLink(stat));
         }
         self.slot.add_size(stat.size);
-        let source = SourceFile::new(fd, stat, &self.context.config)?;
+        let source = self.source_file(dir, fd, stat);
         if self.is_chunkable(&source.stat)
             && let Some(result) = self.begin_chunked(dir, entry, &source, decision)?
         {
             return Ok(result);
         }
         let target = self.write_target(decision);
-        let mode = self.initial_mode(dir, &source);
+        let mode = self.initial_mode(dir, &source, decision);
         let new = self.create_file(dir, entry.to, target, mode)?;
         let files = Files::new(&source.fd, &new.fd, dir);
         self.copy_whole(files, &source.stat)?;
-        self.finish_file(&source, new, entry.to)?;
+        self.finish_file(dir, &source, new, entry.to)?;
         Ok(EntryResult::Done(decision))
     }
 
@@ -96,6 +99,7 @@ impl Copier {
     /// applies the metadata, closes the file and renames it into place.
     pub(super) fn finish_file(
         &mut self,
+        dir: &DirPair,
         source: &SourceFile,
         new: NewFile<'_>,
         to: &CStr,
@@ -104,11 +108,29 @@ impl Copier {
         if !source.stat.has_same_contents(&now) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
-        self.apply_metadata(source, new.fd.as_fd(), new.meta)?;
+        let subject = Subject {
+            handle: Handle::Open(new.fd.as_fd()),
+            device: dir.devices().destination,
+            sort: Sort::File,
+        };
+        let replaced = self.open_replaced(dir, new.unfinished.name(), to, &source.stat);
+        let wanted = Wanted {
+            source: &Handle::Open(source.fd.as_fd()),
+            stat: &source.stat,
+            attributes: &source.attributes,
+            initial: new.meta,
+            replaced: replaced.as_ref(),
+            set_times: true,
+            verify: false,
+        };
+        let applied = self.apply(&subject, &wanted);
         if self.context.config.fsync {
             fs::fsync(&new.fd).at(Step::Sync)?;
         }
         sys::close(new.fd).at(Step::Close)?;
+        if applied.are_times_set {
+            self.settle_times(dir, &new.unfinished, &source.stat)?;
+        }
         new.unfinished.commit(to)
     }
 
@@ -146,10 +168,20 @@ impl Copier {
     /// Returns the mode to create a file with. That is its final mode if nothing has to happen
     /// before other users may access the file, which saves a chmod(2). Otherwise only the owner
     /// gets access.
-    fn initial_mode(&self, dir: &DirPair, source: &SourceFile) -> u32 {
+    pub(super) fn initial_mode(
+        &self,
+        dir: &DirPair,
+        source: &SourceFile,
+        decision: Decision,
+    ) -> u32 {
         let config = &self.context.config;
         if !config.preserve.mode.is_wanted() {
-            return metadata::default_file_mode(&self.context.identity);
+            // The umask or a default ACL cuts it, as with cp -r. A file that replaces another one
+            // gets its mode in the end.
+            return match decision {
+                Decision::Create | Decision::ReplaceOtherKind => source.stat.mode & 0o777,
+                _ => 0o600,
+            };
         }
         let Some(owner) = dir.default_owner() else {
             return 0o600;

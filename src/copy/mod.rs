@@ -1,16 +1,21 @@
 //! Copies one entry: decide, write, apply metadata, commit. Workers of both modes call this.
 
+mod attributes;
 mod chunked;
 mod content;
 mod decide;
 pub(crate) mod dir;
 mod file;
+mod handle;
 mod hard_link;
+mod issues;
+mod learned;
 mod metadata;
 mod special;
 pub(crate) mod temp;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::ffi::CStr;
 
@@ -20,13 +25,15 @@ use crate::context::Context;
 use crate::fs::granularity::Granularity;
 use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
-use crate::protocol::NotKept;
 use crate::protocol::entry::{ChunkedFile, Decision, HardLinks};
 use crate::protocol::error::{CopyError, Reason};
+use crate::protocol::metadata::Grant;
 use crate::scoreboard::WorkerSlot;
 use dir::{Devices, DirPair};
+use learned::Learned;
 
 pub(crate) use hard_link::LinkTarget;
+pub(crate) use issues::Issues;
 
 /// An entry to copy.
 #[derive(Clone, Copy)]
@@ -68,8 +75,17 @@ pub(crate) struct Copier {
     no_copy_range: Vec<Devices>,
     /// How exactly the destination's file systems store times, by device.
     granularities: Vec<(u64, Granularity)>,
-    /// Metadata that the destination could not hold. The worker takes it for its reports.
-    pub(crate) not_kept: NotKept,
+    /// What was learned of the destination's file systems by looking.
+    learned: Vec<Learned>,
+    /// Whether two devices hold file systems of one kind.
+    same_kind: Vec<(Devices, bool)>,
+    /// The groups of this process, once they are needed.
+    own_groups: Option<Vec<u32>>,
+    /// What could not be kept of the current entry.
+    issues: Issues,
+    /// What was granted so far, and what of that was not reported.
+    granted: Vec<Grant>,
+    newly_granted: Vec<Grant>,
 }
 
 impl Copier {
@@ -82,7 +98,12 @@ impl Copier {
             buffer: Vec::new(),
             no_copy_range: Vec::new(),
             granularities: Vec::new(),
-            not_kept: NotKept::default(),
+            learned: Vec::new(),
+            same_kind: Vec::new(),
+            own_groups: None,
+            issues: Issues::default(),
+            granted: Vec::new(),
+            newly_granted: Vec::new(),
         }
     }
 
@@ -100,6 +121,7 @@ impl Copier {
     }
 
     fn try_entry(&mut self, dir: &mut DirPair, entry: Entry<'_>) -> Result<EntryResult, CopyError> {
+        self.issues = Issues::default();
         match entry.kind {
             Kind::File => self.copy_file(dir, entry),
             Kind::Directory | Kind::Symlink | Kind::Special => self.copy_special(dir, entry),

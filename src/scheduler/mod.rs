@@ -12,6 +12,7 @@
 pub(crate) mod autoscale;
 mod dispatch;
 mod hard_links;
+mod refusals;
 mod report;
 mod retry;
 mod shutdown;
@@ -31,6 +32,7 @@ use crate::ui::{Side, Summary, Ui};
 use autoscale::{Ticks, WorkerLimit};
 use dispatch::{Queue, Running};
 use hard_links::HardLinkGroups;
+use refusals::Refusals;
 use shutdown::Unfinished;
 use tree::{Listed, Listing, Tree};
 use watchdog::{Stall, Watchdog};
@@ -51,6 +53,7 @@ pub(crate) struct Scheduler {
     signals: Signals,
     ui: Ui,
     summary: Summary,
+    refusals: Refusals,
     /// Directories and chunked files in progress.
     tree: Tree,
     hard_links: HardLinkGroups,
@@ -94,6 +97,7 @@ impl Scheduler {
             signals,
             ui: Ui::new(context),
             summary: Summary::default(),
+            refusals: Refusals::default(),
             tree: Tree::default(),
             hard_links: HardLinkGroups::default(),
             queue: Queue::new(context.scoreboard.claims.capacity()),
@@ -277,6 +281,7 @@ impl Scheduler {
     fn end(mut self) -> i32 {
         self.summary.left_behind = self.summary.left_behind.max(self.shut_down());
         self.ui.end();
+        self.conclude_refusals();
         self.ui.print_summary(&self.summary);
         self.summary.exit_status()
     }
