@@ -185,13 +185,14 @@ impl Config {
 
     /// Returns the mode that directories are created with; they get the final one at the end.
     ///
-    /// If modes are kept, only the owner has access while the entries are copied. If not, the
-    /// umask decides, but the owner always has access.
-    pub(crate) fn new_dir_mode(&self, umask: u32) -> FileMode {
+    /// If modes are kept, only the owner has access while the entries are copied. If not, they get
+    /// the source's permissions as far as the umask or a default ACL allows, as with cp -r. But
+    /// the owner has access until the entries are there.
+    pub(crate) fn new_dir_mode(&self, source: u32) -> FileMode {
         if self.preserve.mode.is_wanted() {
             FileMode::RWXU
         } else {
-            FileMode::from_raw_mode(0o777 & !umask | 0o700)
+            FileMode::from_raw_mode(source & 0o777 | 0o700)
         }
     }
 }
@@ -245,10 +246,9 @@ mod tests {
     #[test]
     fn only_the_owner_has_access_to_a_new_directory_if_modes_are_kept() {
         let kept = config(&["a", "b"]).unwrap();
-        assert_eq!(kept.new_dir_mode(0o022).bits(), 0o700);
+        assert_eq!(kept.new_dir_mode(0o755).bits(), 0o700);
         let not_kept = config(&["a", "b", "--no-preserve=mode"]).unwrap();
-        assert_eq!(not_kept.new_dir_mode(0o022).bits(), 0o755);
-        assert_eq!(not_kept.new_dir_mode(0o777).bits(), 0o700);
+        assert_eq!(not_kept.new_dir_mode(0o2055).bits(), 0o755);
     }
 
     #[test]

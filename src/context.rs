@@ -20,7 +20,7 @@ pub(crate) struct Context {
 /// Who runs pcopy, and which run this is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
-    /// The umask that pcopy was started with. It matters only if modes are not kept.
+    /// The umask that pcopy was started with.
     pub(crate) umask: u32,
     /// The effective user is root.
     pub(crate) is_root: bool,
@@ -31,15 +31,23 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Reads the identity of this process, and sets its umask to 0.
-    ///
-    /// From then on, new files get exactly the mode that the code passes.
+    /// Reads the identity of this process.
     pub(crate) fn take_over() -> Self {
+        let umask = rustix::process::umask(Mode::empty());
+        rustix::process::umask(umask);
         Self {
-            umask: rustix::process::umask(Mode::empty()).bits(),
+            umask: umask.bits(),
             is_root: rustix::process::geteuid().is_root(),
             group: rustix::process::getegid().as_raw(),
             run: RunNumber::of_this_process(),
+        }
+    }
+
+    /// Sets the umask to 0 if modes are kept: new files get exactly the mode that the code passes.
+    /// If not, the kernel applies the umask, or the default ACL of a directory instead.
+    pub(crate) fn clear_umask(config: &Config) {
+        if config.preserve.mode.is_wanted() {
+            rustix::process::umask(Mode::empty());
         }
     }
 }

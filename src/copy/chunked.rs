@@ -73,14 +73,19 @@ impl Copier {
     ) -> Result<Option<EntryResult>, CopyError> {
         // Other workers open it again for each chunk, and the source may change meanwhile. Until
         // it is complete, only the owner gets access.
-        let new = self.create_file(dir, entry.to, target, 0o600)?;
+        let mode = if self.context.config.preserve.mode.is_wanted() {
+            0o600
+        } else {
+            self.initial_mode(dir, source, decision)
+        };
+        let new = self.create_file(dir, entry.to, target, mode)?;
         if self.clone_whole(Files::new(&source.fd, &new.fd, dir))? {
             let finish = Finish {
                 to: entry.to,
                 decision,
                 attempt: entry.attempt,
             };
-            self.finish_file(source, new, finish)?;
+            self.finish_file(dir, source, new, finish)?;
             return Ok(Some(EntryResult::Done(decision)));
         }
         if !content::takes_chunks(&new.fd)? || !content::preallocate(&new.fd, &source.stat)? {
@@ -154,7 +159,7 @@ impl Copier {
                 return Err(error);
             }
         };
-        let mut source = SourceFile::new(source, stat, &self.context.config)?;
+        let mut source = self.source_file(dir, source, stat);
         if has_changed {
             fs::ftruncate(&fd, 0).at(Step::Write)?;
             self.copy_whole(Files::new(&source.fd, &fd, dir), &stat)?;
@@ -179,7 +184,7 @@ impl Copier {
             decision: file.decision,
             attempt: Attempt::Last,
         };
-        match self.finish_file(&mut source, new, finish) {
+        match self.finish_file(dir, &mut source, new, finish) {
             Ok(()) => Ok(EntryResult::Done(Decision::Create)),
             Err(error) if is_name_taken(&error) => {
                 // Another run was faster, or it is the same name as another one. What is there

@@ -28,6 +28,8 @@ pub(crate) struct DirPair {
     /// The source directory's stat when it was opened.
     pub(crate) stat: FileStat,
     destination_id: Option<FileId>,
+    /// The destination directory's mode when it was opened.
+    destination_mode: u32,
     origin: DirOrigin,
     /// Another run, or a twin of an entry, has put something here meanwhile.
     is_shared: bool,
@@ -100,6 +102,7 @@ impl DirPair {
             destination: destination.map(Rc::new),
             stat,
             destination_id: None,
+            destination_mode: 0,
             origin,
             is_shared: false,
             default_owner: None,
@@ -126,6 +129,7 @@ impl DirPair {
         let stat = fs::fstat(destination).at(Step::OpenDestinationDirectory)?;
         let id = FileId::of(&stat);
         self.destination_id = Some(id);
+        self.destination_mode = stat.st_mode & 0o7777;
         if self.origin.known_empty {
             // Its ACLs were removed when it was made.
             self.has_default_acl = Some(false);
@@ -142,6 +146,23 @@ impl DirPair {
             return Err(CopyError::new(step, Reason::LandsOnSource));
         }
         Ok(())
+    }
+
+    /// Returns the stat to finish the directory with: the source's, but if modes are not kept, with
+    /// the mode that the destination shall have. Call it before [`DirPair::make_writable`].
+    pub(crate) fn stat_to_apply(&self, context: &Context) -> FileStat {
+        let mut stat = self.stat;
+        if !context.config.preserve.mode.is_wanted() {
+            let mode = if self.origin.created {
+                // Its owner had access only while it was being filled.
+                let denied = !self.stat.mode | context.identity.umask;
+                self.destination_mode & !(denied & 0o700)
+            } else {
+                self.destination_mode
+            };
+            stat.mode = stat.mode & !0o7777 | mode;
+        }
+        stat
     }
 
     /// Makes an existing read-only directory writable while pcopy copies into it. Its final mode
@@ -270,7 +291,15 @@ impl DirPair {
             return Ok(old.map_or(Made::New, |_| Made::Merged));
         }
         let destination = self.share_destination()?;
-        let mode = config.new_dir_mode(context.identity.umask);
+        let is_mode_kept = config.preserve.mode.is_wanted();
+        let source_mode = if is_mode_kept {
+            0
+        } else {
+            fs::statat(&self.source, name, AtFlags::empty())
+                .at(Step::Look)?
+                .st_mode
+        };
+        let mode = config.new_dir_mode(source_mode);
         let made = match fs::mkdirat(&destination, name, mode) {
             Ok(()) => Made::New,
             // Nothing had this name: another run has made it, or it is a twin.
@@ -284,10 +313,22 @@ impl DirPair {
             Err(errno) => return Err(CopyError::new(Step::MakeDirectory, errno)),
         };
         self.observe_default_acl();
+        if !is_mode_kept && context.identity.umask & 0o700 != 0 {
+            // Its owner must be able to fill it.
+            if let Ok(stat) = fs::statat(&destination, name, AtFlags::SYMLINK_NOFOLLOW)
+                && FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+            {
+                let mode = Mode::from_raw_mode(stat.st_mode & 0o7777 | 0o700);
+                let _ = fs::chmodat(&destination, name, mode, AtFlags::empty());
+            }
+        }
         // The worker that made a resumed one may have crashed before this.
-        if self.has_default_acl() {
+        if is_mode_kept && self.has_default_acl() {
             let subdir =
                 fs::openat(&destination, name, DIRECTORY, Mode::empty()).at(Step::MakeDirectory)?;
+            // A set-group-id bit stays until the end: it hands the group down.
+            let inherited = fs::fstat(&subdir).at(Step::MakeDirectory)?.st_mode & 0o2000;
+            let mode = mode | Mode::from_raw_mode(inherited);
             xattr::strip_acls(subdir.as_fd(), mode).at(Step::SetAttributes)?;
         }
         Ok(made)

@@ -9,7 +9,8 @@ use rustix::io::Errno;
 
 use super::content::Files;
 use super::dir::DirPair;
-use super::metadata::{self, InitialMeta, SourceFile};
+use super::handle::{Handle, Subject};
+use super::metadata::{self, InitialMeta, SourceFile, Wanted};
 use super::temp::Unfinished;
 use super::{Attempt, Copier, Entry, EntryResult, file_type};
 use crate::fs::proc::magic_link;
@@ -17,6 +18,7 @@ use crate::fs::stat::FileStat;
 use crate::fs::sys;
 use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::metadata::Sort;
 use crate::scoreboard::WriteTarget;
 
 /// Seconds by which the copy of a file that grew is older than the file was. So the next run
@@ -38,6 +40,13 @@ pub(super) struct Finish<'a> {
     pub(super) to: &'a CStr,
     pub(super) decision: Decision,
     pub(super) attempt: Attempt,
+}
+
+/// What was done to finish a file.
+struct Finished {
+    /// The source has grown since it was opened.
+    has_grown: bool,
+    are_times_set: bool,
 }
 
 impl Copier {
@@ -71,7 +80,7 @@ impl Copier {
             return Ok(EntryResult::HardLink(stat));
         }
         self.slot.add_size(stat.size);
-        let mut source = SourceFile::new(fd, stat, &self.context.config)?;
+        let mut source = self.source_file(dir, fd, stat);
         if self.is_chunkable(&source.stat)
             && let Some(result) = self.begin_chunked(dir, entry, &mut source, decision)?
         {
@@ -81,7 +90,7 @@ impl Copier {
             Some(existing) => existing,
             None => {
                 let target = self.write_target(decision);
-                let mode = self.initial_mode(dir, &source);
+                let mode = self.initial_mode(dir, &source, decision);
                 self.create_file(dir, entry.to, target, mode)?
             }
         };
@@ -96,7 +105,7 @@ impl Copier {
             decision,
             attempt: entry.attempt,
         };
-        self.finish_file(&mut source, new, finish)?;
+        self.finish_file(dir, &mut source, new, finish)?;
         Ok(EntryResult::Done(decision))
     }
 
@@ -134,34 +143,38 @@ impl Copier {
     /// when it was opened. That is an error all the same.
     pub(super) fn finish_file(
         &mut self,
+        dir: &DirPair,
         source: &mut SourceFile,
         mut new: NewFile<'_>,
         finish: Finish<'_>,
     ) -> Result<(), CopyError> {
-        let finished = self.finish_contents(source, &new, finish.attempt);
+        let finished = self.finish_contents(dir, source, &new, finish);
         if finished.is_err() {
             self.abandon(&mut new.unfinished, new.fd.as_fd());
         }
-        let has_grown = finished?;
+        let finished = finished?;
         sys::close(new.fd).at(Step::Close)?;
+        if finished.are_times_set {
+            self.settle_times(dir, &new.unfinished, &source.stat)?;
+        }
         new.unfinished.commit(finish.to, finish.decision)?;
-        if has_grown {
+        if finished.has_grown {
             return Err(CopyError::new(Step::Read, Reason::Grown(source.stat.size)));
         }
         Ok(())
     }
 
-    /// Returns true if the source has only grown.
     fn finish_contents(
         &mut self,
+        dir: &DirPair,
         source: &mut SourceFile,
         new: &NewFile<'_>,
-        attempt: Attempt,
-    ) -> Result<bool, CopyError> {
+        finish: Finish<'_>,
+    ) -> Result<Finished, CopyError> {
         let now = FileStat::of(&fs::fstat(&source.fd).at(Step::Look)?);
         let has_changed = !source.stat.has_same_contents(&now);
         let has_grown = now.size > source.stat.size;
-        if has_changed && !(has_grown && attempt == Attempt::Last) {
+        if has_changed && !(has_grown && finish.attempt == Attempt::Last) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
         if has_changed {
@@ -169,14 +182,32 @@ impl Copier {
             fs::ftruncate(&new.fd, source.stat.size).at(Step::Write)?;
             source.stat.mtime.0 -= GROWN_IS_OLDER;
         }
-        self.apply_metadata(source, new.fd.as_fd(), new.meta)?;
+        let subject = Subject {
+            handle: Handle::Open(new.fd.as_fd()),
+            device: dir.devices().destination,
+            sort: Sort::File,
+        };
+        let replaced = self.open_replaced(dir, new.unfinished.name(), finish.to, &source.stat);
+        let wanted = Wanted {
+            source: &Handle::Open(source.fd.as_fd()),
+            stat: &source.stat,
+            attributes: &source.attributes,
+            initial: new.meta,
+            replaced: replaced.as_ref(),
+            set_times: true,
+            verify: false,
+        };
+        let applied = self.apply(&subject, &wanted);
         if has_changed && !self.context.config.preserve.timestamps.is_wanted() {
             let _ = fs::futimens(&new.fd, &metadata::times(&source.stat));
         }
         if self.context.config.fsync {
             fs::fsync(&new.fd).at(Step::Sync)?;
         }
-        Ok(has_changed)
+        Ok(Finished {
+            has_grown: has_changed,
+            are_times_set: applied.are_times_set,
+        })
     }
 
     pub(super) fn open_source(&self, dir: &DirPair, from: &CStr) -> rustix::io::Result<OwnedFd> {
@@ -213,10 +244,20 @@ impl Copier {
     /// Returns the mode to create a file with. That is its final mode if nothing has to happen
     /// before other users may access the file, which saves a chmod(2). Otherwise only the owner
     /// gets access.
-    fn initial_mode(&self, dir: &DirPair, source: &SourceFile) -> u32 {
+    pub(super) fn initial_mode(
+        &self,
+        dir: &DirPair,
+        source: &SourceFile,
+        decision: Decision,
+    ) -> u32 {
         let config = &self.context.config;
         if !config.preserve.mode.is_wanted() {
-            return metadata::default_file_mode(&self.context.identity);
+            // The umask or a default ACL cuts it, as with cp -r. A file that replaces another one
+            // gets its mode in the end.
+            return match decision {
+                Decision::Create | Decision::ReplaceOtherKind => source.stat.mode & 0o777,
+                _ => 0o600,
+            };
         }
         let Some(owner) = dir.default_owner() else {
             return 0o600;

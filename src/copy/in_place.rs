@@ -13,10 +13,12 @@ use rustix::io::Errno;
 use super::Copier;
 use super::dir::{DirPair, Owner};
 use super::file::NewFile;
+use super::handle::{Handle, Subject};
 use super::metadata::{InitialMeta, SourceFile};
 use crate::fs::stat::FileId;
 use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::metadata::Sort;
 use crate::scoreboard::WriteTarget;
 
 impl Copier {
@@ -56,7 +58,12 @@ impl Copier {
             let _ = fs::fchmod(&fd, Mode::RUSR | Mode::WUSR);
         }
         fs::ftruncate(&fd, 0).at(Step::Write)?;
-        self.remove_other_attributes(fd.as_fd(), &source.attributes)?;
+        let subject = Subject {
+            handle: Handle::Open(fd.as_fd()),
+            device: dir.devices().destination,
+            sort: Sort::File,
+        };
+        self.remove_other_attributes(dir, &subject, &source.attributes.names);
         let meta = InitialMeta {
             owner: Some(Owner::of(&old)),
             mode: None,

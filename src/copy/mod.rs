@@ -1,12 +1,16 @@
 //! Copies one entry: decide, write, apply metadata, commit. Workers of both modes call this.
 
+mod attributes;
 mod chunked;
 mod content;
 mod decide;
 pub(crate) mod dir;
 mod file;
+mod handle;
 mod hard_link;
 mod in_place;
+mod issues;
+mod learned;
 mod metadata;
 mod special;
 mod stream;
@@ -14,6 +18,7 @@ pub(crate) mod temp;
 #[cfg(test)]
 mod tests;
 mod twins;
+mod update;
 
 use std::ffi::CStr;
 
@@ -24,14 +29,16 @@ use crate::context::Context;
 use crate::fs::granularity::Granularity;
 use crate::fs::path::{Kind, Name};
 use crate::fs::stat::FileStat;
-use crate::protocol::NotKept;
 use crate::protocol::entry::{ChunkedFile, Decision, HardLinks};
 use crate::protocol::error::{CopyError, Reason, Step};
+use crate::protocol::metadata::Grant;
 use crate::scoreboard::WorkerSlot;
 use dir::{Devices, DirPair};
+use learned::Learned;
 use twins::Naming;
 
 pub(crate) use hard_link::{LinkTarget, Unlinkable};
+pub(crate) use issues::Issues;
 pub(crate) use stream::Stream;
 
 /// An entry to copy.
@@ -94,8 +101,17 @@ pub(crate) struct Copier {
     is_undivided: bool,
     /// Why the last entry was copied although it should have become a hard link.
     pub(crate) unlinked: Option<Unlinkable>,
-    /// Metadata that the destination could not hold. The worker takes it for its reports.
-    pub(crate) not_kept: NotKept,
+    /// What was learned of the destination's file systems by looking.
+    learned: Vec<Learned>,
+    /// Whether two devices hold file systems of one kind.
+    same_kind: Vec<(Devices, bool)>,
+    /// The groups of this process, once they are needed.
+    own_groups: Option<Vec<u32>>,
+    /// What could not be kept of the current entry.
+    issues: Issues,
+    /// What was granted so far, and what of that was not reported.
+    granted: Vec<Grant>,
+    newly_granted: Vec<Grant>,
 }
 
 impl Copier {
@@ -112,7 +128,12 @@ impl Copier {
             twin: None,
             is_undivided: false,
             unlinked: None,
-            not_kept: NotKept::default(),
+            learned: Vec::new(),
+            same_kind: Vec::new(),
+            own_groups: None,
+            issues: Issues::default(),
+            granted: Vec::new(),
+            newly_granted: Vec::new(),
         }
     }
 
@@ -142,6 +163,7 @@ impl Copier {
     }
 
     fn try_entry(&mut self, dir: &mut DirPair, entry: Entry<'_>) -> Result<EntryResult, CopyError> {
+        self.issues = Issues::default();
         if let Some(stream) = entry.stream {
             return Ok(EntryResult::Done(self.copy_stream(dir, entry, stream)?));
         }

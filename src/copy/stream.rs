@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::content::{BUFFER, write_all, write_without_zeros};
 use super::dir::DirPair;
-use super::{Copier, Entry, file_type, metadata};
+use super::{Copier, Entry, file_type};
 use crate::config::{Overwrite, Reflink, Sparse};
 use crate::fs::stat::FileStat;
 use crate::fs::sys;
@@ -43,7 +43,8 @@ impl Copier {
             return Err(CopyError::new(Step::Clone, Errno::OPNOTSUPP));
         }
         let target = self.write_target(decision);
-        let mode = metadata::default_file_mode(&self.context.identity);
+        // A pipe has no mode of its own that a file should get.
+        let mode = 0o666 & !self.context.identity.umask;
         let new = self.create_file(dir, entry.to, target, mode)?;
         let size = self.read_to_end(stream.fd, &new.fd)?;
         fs::ftruncate(&new.fd, size).at(Step::Write)?;

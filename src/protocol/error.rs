@@ -186,6 +186,9 @@ pub(crate) enum Reason {
     /// No progress for this many seconds.
     #[error("no progress for {0} s (2 attempts)")]
     Stalled(u64),
+    /// A call to set metadata succeeded, and a look afterwards shows something else.
+    #[error("accepted by the file system, but not kept")]
+    Ineffective,
     /// A panic. Its message is on stderr in thread mode.
     #[error("internal error, please report it")]
     Bug,

@@ -7,6 +7,7 @@
 
 pub(crate) mod entry;
 pub(crate) mod error;
+pub(crate) mod metadata;
 pub(crate) mod wire;
 
 use std::collections::HashSet;
@@ -19,6 +20,7 @@ use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::quote::quote;
 use entry::{Chunk, ChunkedFile, Decision, DirOrigin, HardLinks};
 use error::CopyError;
+use metadata::{Grant, Incomplete};
 
 /// A job's number: never 0, never used twice in a run.
 pub(crate) type JobId = u64;
@@ -102,7 +104,9 @@ pub(crate) struct Leader {
 pub(crate) struct Report {
     /// In the order in which they happened.
     pub(crate) updates: Vec<JobUpdate>,
-    pub(crate) not_kept: NotKept,
+    /// Metadata that this worker has seen granted for the first time. True whatever becomes of
+    /// the updates.
+    pub(crate) granted: Vec<Grant>,
     /// The last report of a batch of jobs.
     pub(crate) is_batch_done: bool,
 }
@@ -132,6 +136,8 @@ pub(crate) struct JobUpdate {
     pub(crate) errors: Vec<EntryError>,
     /// Suspects that were examined and did not fail: nothing incomplete is left of them.
     pub(crate) settled_suspects: Vec<Name>,
+    /// Entries that are there, and not all of their metadata.
+    pub(crate) incomplete: Vec<Incomplete>,
     /// What `-v` or `-n` prints.
     pub(crate) lines: Vec<Line>,
     /// The directory's stat, if other jobs must end before it can be finished. `None` once the
@@ -338,28 +344,5 @@ impl Sub for Counts {
 
     fn sub(self, other: Self) -> Self {
         self.zip(other, u64::saturating_sub)
-    }
-}
-
-/// What the destination could not hold although nothing went wrong: one warning for the run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct NotKept {
-    pub(crate) ownership: bool,
-    pub(crate) mode: bool,
-    /// Extended attributes, ACLs and capabilities among them.
-    pub(crate) xattr: bool,
-    pub(crate) timestamps: bool,
-}
-
-impl NotKept {
-    /// Returns what either of the two could not hold.
-    #[must_use]
-    pub(crate) fn and(self, other: Self) -> Self {
-        Self {
-            ownership: self.ownership || other.ownership,
-            mode: self.mode || other.mode,
-            xattr: self.xattr || other.xattr,
-            timestamps: self.timestamps || other.timestamps,
-        }
     }
 }

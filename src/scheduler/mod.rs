@@ -12,6 +12,7 @@
 pub(crate) mod autoscale;
 mod dispatch;
 mod hard_links;
+mod refusals;
 mod report;
 mod retry;
 mod roots;
@@ -34,6 +35,7 @@ use crate::ui::{Side, Summary, Ui};
 use autoscale::{Ticks, WorkerLimit};
 use dispatch::{Queue, Running};
 use hard_links::HardLinkGroups;
+use refusals::Refusals;
 use roots::Roots;
 use shutdown::Unfinished;
 use tree::{Listed, Listing, Tree};
@@ -55,6 +57,7 @@ pub(crate) struct Scheduler {
     signals: Signals,
     ui: Ui,
     summary: Summary,
+    refusals: Refusals,
     /// Directories and chunked files in progress.
     tree: Tree,
     hard_links: HardLinkGroups,
@@ -103,6 +106,7 @@ impl Scheduler {
             signals,
             ui: Ui::new(context),
             summary: Summary::default(),
+            refusals: Refusals::default(),
             tree: Tree::default(),
             hard_links: HardLinkGroups::default(),
             first_unlinked: None,
@@ -308,6 +312,7 @@ impl Scheduler {
     fn end(&mut self) -> i32 {
         self.summary.left_behind = self.summary.left_behind.max(self.shut_down());
         self.ui.end();
+        self.conclude_refusals();
         if let Some(first) = &self.first_unlinked {
             self.ui.warn_unlinked(self.summary.counts.unlinked, first);
         }

@@ -10,21 +10,23 @@ use std::sync::Arc;
 
 use super::dispatch::{NewJob, Running};
 use super::hard_links::{Follower, Role};
+use super::refusals::Failure;
 use super::tree::{Listing, Next, NodeKey};
 use super::{Phase, Scheduler};
 use crate::fs::path::{Name, Names};
 use crate::fs::stat::FileId;
-use crate::protocol::entry::{ChunkedFile, HardLinks};
+use crate::protocol::entry::{ChunkedFile, HardLinks, Outcome};
 use crate::protocol::error::Reason;
+use crate::protocol::metadata::Incomplete;
 use crate::protocol::{
     EntryError, HardLinkEntry, Job, JobKind, JobUpdate, Leader, Line, Progress, Report,
 };
 use crate::scoreboard::claims::Claim;
+use crate::ui::Side;
 
 impl Scheduler {
     pub(super) fn handle_report(&mut self, worker: usize, report: Report) {
-        self.summary.not_kept = self.summary.not_kept.and(report.not_kept);
-        self.ui.warn_not_kept(report.not_kept);
+        self.refusals.grant(&report.granted);
         for update in report.updates {
             if self.accept(worker, &update) {
                 self.apply(worker, update);
@@ -85,6 +87,9 @@ impl Scheduler {
         }
         for error in &update.errors {
             self.handle_error(node, &job, error);
+        }
+        for incomplete in update.incomplete {
+            self.handle_incomplete(&job, incomplete);
         }
         for (names, origin) in update.subdirs.into_lists() {
             if !names.is_empty() {
@@ -188,6 +193,61 @@ impl Scheduler {
         if error.error.is_full_destination() {
             self.summary.is_full = true;
             self.stop();
+        }
+    }
+
+    /// Reports what an entry lacks, as far as that is known to be its own failure.
+    fn handle_incomplete(&mut self, job: &Job, mut incomplete: Incomplete) {
+        self.refusals.take_known_failures(&mut incomplete);
+        if !incomplete.failures.is_empty() {
+            self.fail_counted(incomplete.outcome.take(), 1);
+            let name = incomplete.name.as_ref();
+            self.ui
+                .print_incomplete(job.target, &job.path, name, &incomplete.failures);
+        }
+        self.refusals.add(job, incomplete);
+    }
+
+    /// Counts entries as failed that were counted otherwise before.
+    fn fail_counted(&mut self, outcome: Option<Outcome>, entries: u64) {
+        self.summary.failed += entries;
+        let counts = &mut self.summary.counts;
+        let counted = match outcome {
+            Some(Outcome::Copied) => &mut counts.copied,
+            Some(Outcome::Unchanged) => &mut counts.unchanged,
+            Some(Outcome::Skipped) => &mut counts.skipped,
+            None => return,
+        };
+        *counted = counted.saturating_sub(entries);
+    }
+
+    /// Decides at the end of the run what each refusal was, prints and counts it.
+    pub(super) fn conclude_refusals(&mut self) {
+        let verdict = self.refusals.decide();
+        for Failure { entry, errors } in &verdict.failures {
+            let name = entry.name.as_ref();
+            self.ui
+                .print_incomplete(entry.target, &entry.dir, name, errors);
+        }
+        let mut failed = 0;
+        for (outcome, entries) in verdict.failed {
+            self.fail_counted(outcome, entries);
+            failed += entries;
+        }
+        let more = failed.saturating_sub(verdict.failures.len() as u64);
+        if more > 0 {
+            self.ui.error(&format!(
+                "and {more} more entries whose metadata could not be set"
+            ));
+        }
+        for (kind, lack) in verdict.lacking {
+            let first = self.ui.show(
+                Side::Destination,
+                lack.target,
+                &lack.dir,
+                lack.name.as_ref(),
+            );
+            self.ui.warn_lacking(kind, lack.entries, &first);
         }
     }
 

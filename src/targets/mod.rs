@@ -98,7 +98,8 @@ impl Targets {
         let is_copy = source.single.is_none();
         let cannot = || format!("cannot create the destination {}", quote_path(&path));
         let created = !config.dry_run
-            && create_destination(&path, is_copy, config, umask).with_context(cannot)?
+            && create_destination(&path, is_copy.then_some(source.stat.st_mode), config, umask)
+                .with_context(cannot)?
             && is_copy;
         if is_copy && !created {
             self.refuse_twin(&path)?;
@@ -111,8 +112,8 @@ impl Targets {
             None => open_destination(&path, is_copy, config).with_context(cannot)?,
         };
         if let Some(destination) = &destination {
-            if created {
-                strip_acls(destination.as_fd(), config.new_dir_mode(umask))
+            if created && config.preserve.mode.is_wanted() {
+                strip_acls(destination.as_fd(), config.new_dir_mode(0))
                     .map_err(Reason::from)
                     .with_context(cannot)?;
             }
@@ -233,27 +234,35 @@ fn is_complete(target: &Target, dir: BorrowedFd<'_>, path: &RelPath, name: &[u8]
 
 /// Creates a destination directory and its missing parents. Returns true if it did not exist.
 ///
-/// `is_copy` says that it becomes a copy of a source directory: its final mode is set at the end. A
-/// directory that only receives files gets the usual mode.
+/// `copy_of` is the mode of the source directory that it becomes a copy of: its final mode is set at
+/// the end. A directory that only receives files gets the usual mode, as parents do: the umask cuts it, or a
+/// default ACL.
 fn create_destination(
     path: &Path,
-    is_copy: bool,
+    copy_of: Option<u32>,
     config: &Config,
     umask: u32,
 ) -> Result<bool, Reason> {
     // Even if the umask forbids it, the next directory must fit in. mkdir -p does the same.
-    let usual = Mode::from_raw_mode(0o777 & !umask | 0o300);
-    let mode = if is_copy {
-        config.new_dir_mode(umask)
-    } else {
-        usual
+    let usual = (Mode::from_raw_mode(0o777), umask & 0o300);
+    let (mode, needed) = match copy_of {
+        Some(source) => (config.new_dir_mode(source), umask & 0o700),
+        None => usual,
     };
-    match create_dir(path, mode, config.fsync) {
+    let create = |path: &Path, (mode, needed)| -> rustix::io::Result<bool> {
+        let is_new = create_dir(path, mode, config.fsync)?;
+        if is_new && needed != 0 {
+            let mode = fs::stat(path)?.st_mode & 0o7777 | needed;
+            fs::chmod(path, Mode::from_raw_mode(mode))?;
+        }
+        Ok(is_new)
+    };
+    match create(path, (mode, needed)) {
         Err(Errno::NOENT) => {
             for parent in missing_parents(path).iter().rev() {
-                create_dir(parent, usual, config.fsync)?;
+                create(parent, usual)?;
             }
-            Ok(create_dir(path, mode, config.fsync)?)
+            Ok(create(path, (mode, needed))?)
         }
         result => Ok(result?),
     }

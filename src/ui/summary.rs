@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::paths::Side;
 use super::units::{format_bytes, format_duration};
 use crate::protocol::Counts;
-use crate::protocol::NotKept;
 
 /// Exit statuses. After a signal it is 128 and the signal's number.
 pub(super) mod exit {
@@ -33,8 +32,6 @@ pub(crate) struct Summary {
     pub(crate) replaced: u64,
     /// Workers that could not be killed.
     pub(crate) left_behind: u64,
-    /// Metadata that the destination does not support.
-    pub(crate) not_kept: NotKept,
     pub(crate) is_full: bool,
     /// The side of which a root is gone.
     pub(crate) gone: Option<Side>,

@@ -101,6 +101,7 @@ impl CurrentJob {
             && self.update.counts == Counts::default()
             && !self.update.has_children()
             && self.update.errors.is_empty()
+            && self.update.incomplete.is_empty()
             && self.update.lines.is_empty()
             && self.update.unfinished.is_none();
         if is_empty {

@@ -56,8 +56,8 @@ impl Worker {
         sink: &mut dyn ReportSink,
     ) -> Result<(), CopyError> {
         let mut dir = self.open(job)?;
+        let stat = dir.stat_to_apply(self.context);
         dir.make_writable(self.context);
-        let stat = dir.stat;
         let is_elsewhere = self.check_place(job, &dir, ancestors)?;
         let config = &self.context.config;
         if !resume.is_announced && (config.verbose && job.origin.created || config.dry_run) {
@@ -84,7 +84,7 @@ impl Worker {
             return Ok(());
         }
         self.slot.begin_dir();
-        self.copier.finish_dir(&dir, &stat)
+        self.finish_dir(&dir, &stat)
     }
 
     /// Refuses directories that would be copied into themselves for ever. Returns true for one
@@ -178,9 +178,11 @@ impl Worker {
                 Ok(kind) => {
                     let counts = self.slot.counts();
                     let lines = self.current.update.lines.len();
+                    let incomplete = self.current.update.incomplete.len();
                     self.copy_entry(job, dir, kind, &name, HardLinks::Report);
                     self.slot.reset_counts(counts);
                     self.current.update.lines.truncate(lines);
+                    self.current.update.incomplete.truncate(incomplete);
                     self.after_entry(|| listed_progress(reported), sink);
                 }
                 Err(error) => self.add_error(Some(&name), error),

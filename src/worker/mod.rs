@@ -13,10 +13,12 @@ use rustix::fs;
 
 use crate::context::Context;
 use crate::copy::dir::DirPair;
-use crate::copy::{Attempt, Copier, Entry, EntryResult, LinkTarget, Stream, Unlinkable};
+use crate::copy::{Attempt, Copier, Entry, EntryResult, Issues, LinkTarget, Stream, Unlinkable};
 use crate::fs::path::{Kind, Name, Names};
-use crate::protocol::entry::{ChunkedFile, DirOrigin, HardLinks};
+use crate::fs::stat::FileStat;
+use crate::protocol::entry::{ChunkedFile, DirOrigin, HardLinks, Outcome};
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::metadata::{Incomplete, MetadataError, Refusal};
 use crate::protocol::{EntryError, HardLinkEntry, Job, JobKind, Leader, Line, Progress, Report};
 use crate::scoreboard::{WorkerSlot, WriteTarget};
 use current::{CurrentJob, Remaining};
@@ -109,9 +111,9 @@ impl Worker {
             JobKind::Remove { name } => self
                 .open(job)
                 .and_then(|dir| self.copier.remove_temp(&dir, name)),
-            JobKind::FinishDirectory { stat } => self
-                .open(job)
-                .and_then(|dir| self.copier.finish_dir(&dir, stat)),
+            JobKind::FinishDirectory { stat } => {
+                self.open(job).and_then(|dir| self.finish_dir(&dir, stat))
+            }
         };
         if let Err(error) = result {
             self.add_error(None, error);
@@ -170,9 +172,12 @@ impl Worker {
         match result {
             Ok(EntryResult::Done(decision)) => {
                 let decision = self.current.as_counted(decision);
-                self.slot.add_outcome(decision.outcome());
+                let has_failed = self.note_incomplete(Some(name), Some(decision.outcome()));
+                if !has_failed {
+                    self.slot.add_outcome(decision.outcome());
+                }
                 let config = &self.context.config;
-                if config.dry_run || config.verbose && decision.changes() {
+                if config.dry_run || config.verbose && decision.changes() && !has_failed {
                     self.size += name.count_bytes() + size_of::<Line>();
                     self.current.add_line(Some(name), decision);
                 }
@@ -193,6 +198,37 @@ impl Worker {
             Err(error) => self.add_error(Some(name), error),
         }
         self.slot.end_entry();
+    }
+
+    /// Notes what could not be kept of an entry. Returns true if the entry has failed.
+    fn note_incomplete(&mut self, name: Option<&CStr>, outcome: Option<Outcome>) -> bool {
+        let Issues { failures, refusals } = self.copier.take_issues();
+        if failures.is_empty() && refusals.is_empty() {
+            return false;
+        }
+        let has_failed = !failures.is_empty();
+        let errors = failures.iter().chain(refusals.iter().map(|it| &it.error));
+        let attributes = errors.filter_map(|error| error.attribute.as_ref());
+        let names: usize = attributes.map(|attribute| attribute.name.len()).sum();
+        self.size += name.map_or(0, CStr::count_bytes)
+            + names
+            + size_of::<Incomplete>()
+            + size_of::<MetadataError>() * failures.len()
+            + size_of::<Refusal>() * refusals.len();
+        self.current.update.incomplete.push(Incomplete {
+            name: name.map(|name| Name::new(name.to_bytes())),
+            outcome: outcome.filter(|_| !has_failed),
+            failures,
+            refusals,
+        });
+        has_failed
+    }
+
+    fn finish_dir(&mut self, dir: &DirPair, stat: &FileStat) -> Result<(), CopyError> {
+        self.copier.take_issues();
+        let result = self.copier.finish_dir(dir, stat);
+        self.note_incomplete(None, None);
+        result
     }
 
     fn run_hard_links(
@@ -337,13 +373,11 @@ impl Worker {
 
     fn send_report(&mut self, sink: &mut dyn ReportSink) {
         let mut report = std::mem::take(&mut self.report);
-        report.not_kept = std::mem::take(&mut self.copier.not_kept);
         self.size = 0;
         self.reported_at = Instant::now();
         if !report.updates.is_empty() || report.is_batch_done {
+            report.granted = self.copier.take_grants();
             sink.send(report);
-        } else {
-            self.copier.not_kept = report.not_kept;
         }
     }
 }
