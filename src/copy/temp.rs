@@ -35,7 +35,7 @@ use crate::run_number::{Liveness, RunNumber};
 use crate::scoreboard::{WorkerSlot, WriteTarget};
 
 /// A temporary file of another machine counts as in use until nobody has touched it for so long.
-const MAX_IDLE: Duration = Duration::from_secs(3600);
+const MAX_IDLE: Duration = Duration::from_secs(60 * 60);
 
 /// Returns a worker's temporary name of this number. Each entry gets a name of its own: that of a
 /// chunked file is in use until all chunks are there, and its worker goes on to other entries.
