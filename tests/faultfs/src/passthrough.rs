@@ -71,7 +71,7 @@ impl Passthrough {
     }
 
     /// How long the kernel may rely on a name.
-    fn name_ttl(&self) -> Duration {
+    pub(crate) fn name_ttl(&self) -> Duration {
         let Settings { fold_case, volatile_inodes, .. } = self.settings;
         // The kernel does not know that two names are one, nor that a number will change.
         if fold_case || volatile_inodes { Duration::ZERO } else { self.settings.ttl }

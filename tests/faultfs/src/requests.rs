@@ -169,7 +169,8 @@ impl Filesystem for Passthrough {
         let mode = self.settings.new_mode(mode);
         let make = |dir: &OwnedFd, name: &OsStr| fs::openat(dir, name, flags, mode);
         let made = self.create_entry(request, parent, name, make).map(|(file, (inode, stat))| {
-            let (ttl, attributes) = (self.ttl(&inode), self.attributes(inode.id, &stat));
+            let ttl = self.ttl(&inode).min(self.name_ttl());
+            let attributes = self.attributes(inode.id, &stat);
             let handle = self.add_handle(inode, file);
             if let Ok(handle) = self.handle(handle) {
                 handle.was_written.store(true, Ordering::Relaxed);
