@@ -228,7 +228,7 @@ once!(holes_are_filled, |env| {
     let error = file.write_all_at(b"x", 3 << 20).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StorageFull);
     let data = rustix::fs::seek(
-        &File::open(sparse.path()).unwrap(),
+        File::open(sparse.path()).unwrap(),
         rustix::fs::SeekFrom::Data(100),
     );
     assert_eq!(data, Ok(100));
@@ -256,6 +256,8 @@ once!(inode_numbers_do_not_last, |env| {
     env.file("mnt/directory/file", "x");
     let number = || env.stat("mnt/directory/file").ino();
     assert_ne!(number(), number());
+    let new = File::create(env.path("mnt/new")).unwrap();
+    assert_ne!(new.metadata().unwrap().ino(), env.stat("mnt/new").ino());
     let file = File::open(env.path("mnt/directory/file")).unwrap();
     fs::rename(
         env.path("mnt/directory/file"),
