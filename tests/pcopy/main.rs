@@ -72,6 +72,7 @@ mod disk_full;
 mod faults;
 mod fidelity;
 mod filesystems;
+mod injection;
 mod lesser;
 mod links;
 mod messages;
