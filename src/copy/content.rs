@@ -253,7 +253,9 @@ impl Copier {
             }
             let hole = match fs::seek(files.source, SeekFrom::Hole(data)) {
                 Ok(hole) => hole.min(end),
-                Err(_) => end,
+                // It knows of none, or the file has become shorter, which copying the data shows.
+                Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NXIO) => end,
+                Err(errno) => return Err(CopyError::new(Step::Read, errno)),
             };
             let copied = match zeros {
                 Zeros::Skip => self.read_write(files, data..hole, zeros)?,

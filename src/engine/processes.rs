@@ -27,6 +27,8 @@ const EXIT_TIMEOUT: Duration = Duration::from_millis(200);
 /// How often to look for ended processes that no event has announced, in waits for reports: each
 /// look is a system call.
 const REAP_EVERY: u32 = 64;
+/// How often to look at the workers if poll(2) fails.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// Workers in a row that never came to life, until no more are started.
 const MAX_STILLBORN: usize = 3;
 
@@ -275,15 +277,21 @@ impl Processes {
             tv_sec: timeout.as_secs() as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
-        // Interrupted by a signal: the caller looks at it.
-        let Ok(ready) = poll(&mut fds, Some(&timeout)) else {
+        let polled = poll(&mut fds, Some(&timeout));
+        if polled == Err(Errno::INTR) {
+            // The caller looks at the signal.
             return;
-        };
-        let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        }
+        let is_ready = |fd: &PollFd<'_>| polled.is_err() || !fd.revents().is_empty();
         let ready_workers: Vec<usize> = (0..self.workers.len())
             .filter(|&at| is_ready(&fds[at]))
             .collect();
         drop(fds);
+        let ready = polled.unwrap_or_else(|_| {
+            // No memory, or fewer descriptors allowed than workers: each worker is looked at.
+            std::thread::sleep(POLL_INTERVAL);
+            0
+        });
         self.waits += 1;
         if ready == 0 || self.waits.is_multiple_of(REAP_EVERY) {
             self.reap_late();

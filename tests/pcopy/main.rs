@@ -74,6 +74,8 @@ mod faults;
 mod fidelity;
 mod filesystems;
 mod in_place;
+mod injection;
+mod lesser;
 mod links;
 mod moving;
 mod output;
