@@ -146,6 +146,11 @@ impl Queue {
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
+
+    /// Queues a job that was sent before, to be sent again if nobody has claimed it by then.
+    pub(super) fn push_again(&mut self, id: JobId) {
+        self.push(Queued::Again(id), 1);
+    }
 }
 
 impl Scheduler {
@@ -228,7 +233,7 @@ impl Scheduler {
             return true;
         }
         for id in ids.into_iter().rev() {
-            self.queue.push(Queued::Again(id), 1);
+            self.queue.push_again(id);
         }
         if self.engine.busy() == 0 {
             self.fail_without_workers();
@@ -341,7 +346,7 @@ impl Scheduler {
     }
 
     /// Returns a running job if nobody has claimed it.
-    fn unclaimed(&self, id: JobId) -> Option<Arc<Job>> {
+    pub(super) fn unclaimed(&self, id: JobId) -> Option<Arc<Job>> {
         let running = self.running.get(&id)?;
         let claim = self.context.scoreboard.claims.look(running.job.claim, id);
         (claim == Claim::Open).then(|| Arc::clone(&running.job))
@@ -384,7 +389,7 @@ impl Scheduler {
         // The first one shall be the first again.
         ids.sort_unstable_by_key(|&id| std::cmp::Reverse(id));
         for id in ids {
-            self.queue.push(Queued::Again(id), 1);
+            self.queue.push_again(id);
         }
     }
 }

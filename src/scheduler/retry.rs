@@ -181,7 +181,9 @@ impl Scheduler {
             self.report_error(&running.job, &EntryError::new(None, error));
         }
         // If the directory is listed again, these are not examined again.
-        self.tree.dir_mut(running.node).hand_out(names.iter().cloned());
+        self.tree
+            .dir_mut(running.node)
+            .hand_out(names.iter().cloned());
         for name in names {
             let name = Some(name);
             self.report_error(&running.job, &EntryError::new(name, error));

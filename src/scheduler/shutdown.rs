@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::dispatch::Popped;
+use super::dispatch::{Popped, Running};
 use super::{Phase, Scheduler};
 use crate::copy::temp;
 use crate::engine::{Event, KILL_TIMEOUT, Sent};
@@ -97,14 +97,30 @@ impl Scheduler {
         for (node, stat) in self.tree.take_unfinished().into_iter().rev() {
             self.push(node, JobKind::FinishDirectory { stat });
         }
+        // Those that wait with a stuck worker.
+        let is_last =
+            |running: &&Running| matches!(running.job.kind, JobKind::FinishDirectory { .. });
+        let mut waiting: Vec<JobId> = self
+            .running
+            .values()
+            .filter(is_last)
+            .map(|running| running.job.id)
+            .collect();
+        waiting.sort_unstable();
+        for id in waiting {
+            self.queue.push_again(id);
+        }
         let mut tidying = HashSet::new();
         let mut begin_by = self.engine.now() + TIDY_TIMEOUT;
         while self.engine.now() < deadline && !(self.queue.is_empty() && tidying.is_empty()) {
             while self.engine.free_slots() > 0
                 && let Some(popped) = self.pop()
             {
-                if let Popped::New(job) = popped {
-                    let job = self.begin(*job);
+                let job = match popped {
+                    Popped::New(job) => Some(self.begin(*job)),
+                    Popped::Again(id) => self.unclaimed(id),
+                };
+                if let Some(job) = job {
                     tidying.insert(job.id);
                     if self.engine.send(vec![job]) == Sent::NoWorkers {
                         return;
