@@ -74,6 +74,7 @@ mod fidelity;
 mod filesystems;
 mod links;
 mod messages;
+mod metadata;
 mod output;
 mod overlap;
 mod overwrite;
