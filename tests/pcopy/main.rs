@@ -77,6 +77,7 @@ mod in_place;
 mod injection;
 mod lesser;
 mod links;
+mod metadata;
 mod moving;
 mod output;
 mod overlap;
