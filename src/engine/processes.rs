@@ -73,17 +73,13 @@ impl ChildProcess {
     /// Opens the process of this number. Returns `None` if it is no child of this process: the
     /// number comes from memory that a damaged worker may have overwritten.
     fn open(pid: Pid) -> Option<Self> {
-        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
-            return Some(Self { pid, pidfd: None });
-        };
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        match waitid(WaitId::PidFd(pidfd.as_fd()), look) {
-            Err(Errno::CHILD) => None,
-            _ => Some(Self {
-                pid,
-                pidfd: Some(pidfd),
-            }),
+        if waitid(WaitId::Pid(pid), look).is_err_and(|errno| errno == Errno::CHILD) {
+            return None;
         }
+        // It stays this process's child until it is reaped, so the number cannot change its meaning.
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok();
+        Some(Self { pid, pidfd })
     }
 
     fn kill(&self) -> bool {
@@ -430,5 +426,25 @@ impl Engine for Processes {
                 Duration::from_micros(50)
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_child_is_opened() {
+        let parent = rustix::process::getppid().unwrap();
+        assert!(ChildProcess::open(parent).is_none());
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_child(&child);
+        let process = ChildProcess::open(pid).unwrap();
+        assert!(process.kill());
+        child.wait().unwrap();
+        assert!(ChildProcess::open(pid).is_none());
     }
 }
