@@ -25,6 +25,8 @@ pub(super) struct NewJob {
     pub(super) node: NodeKey,
     pub(super) kind: JobKind,
     pub(super) retry: Option<Retry>,
+    /// The suspect of the retry is an incomplete file under its own name.
+    pub(super) is_suspect_incomplete: bool,
     /// The groups of hard links that the job's entries lead, in the order of the entries.
     pub(super) leads: VecDeque<(Name, FileId)>,
 }
@@ -33,6 +35,7 @@ pub(super) struct NewJob {
 pub(super) struct Running {
     pub(super) job: Arc<Job>,
     pub(super) node: NodeKey,
+    pub(super) is_suspect_incomplete: bool,
     pub(super) leads: VecDeque<(Name, FileId)>,
     /// The worker that got it last, if it was sent to a certain one.
     sent_to: Option<usize>,
@@ -125,27 +128,34 @@ impl Queue {
         rest.len()
     }
 
-    /// Drops everything that a stopped run does not do any more. Returns the jobs that remove
-    /// temporary files: what they remove must go all the same.
+    /// Drops everything that a stopped run does not do any more. Returns the jobs that would have
+    /// removed or replaced an incomplete file: it must go all the same.
     pub(super) fn drop_rest(&mut self) -> Vec<NewJob> {
-        let mut removals = Vec::new();
+        let mut dropped = Vec::new();
         for queued in std::mem::take(&mut self.entries) {
             match queued {
                 Queued::Job(job) if matches!(job.kind, JobKind::FinishDirectory { .. }) => {
                     self.entries.push(Queued::Job(job));
                 }
-                Queued::Job(job) if matches!(job.kind, JobKind::Remove { .. }) => {
-                    removals.push(job);
+                Queued::Job(job)
+                    if job.is_suspect_incomplete || matches!(job.kind, JobKind::Remove { .. }) =>
+                {
+                    dropped.push(job);
                 }
                 _ => {}
             }
         }
         self.jobs = self.entries.len();
-        removals
+        dropped
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Queues a job that was sent before, to be sent again if nobody has claimed it by then.
+    pub(super) fn push_again(&mut self, id: JobId) {
+        self.push(Queued::Again(id), 1);
     }
 }
 
@@ -179,9 +189,10 @@ impl Scheduler {
 
     /// Queues a directory to be listed, or listed again.
     pub(super) fn push_listing(&mut self, node: NodeKey) {
-        let (kind, retry) = self.tree.dir_mut(node).listing_job();
+        let (kind, retry, is_suspect_incomplete) = self.tree.dir_mut(node).listing_job();
         self.push_job(NewJob {
             retry,
+            is_suspect_incomplete,
             ..NewJob::new(node, kind)
         });
     }
@@ -232,7 +243,7 @@ impl Scheduler {
             return true;
         }
         for id in ids.into_iter().rev() {
-            self.queue.push(Queued::Again(id), 1);
+            self.queue.push_again(id);
         }
         if self.engine.busy() == 0 {
             self.fail_without_workers();
@@ -283,7 +294,7 @@ impl Scheduler {
                 let (_, name) = names.pop()?;
                 let is_last = names.is_empty();
                 let node = self.tree.open_subdir(*parent, &name, *origin);
-                let (kind, _) = self.tree.dir_mut(node).listing_job();
+                let (kind, ..) = self.tree.dir_mut(node).listing_job();
                 (NewJob::new(node, kind), is_last)
             }
             Queued::Chunks { node, rest } => {
@@ -316,6 +327,7 @@ impl Scheduler {
         let running = Running {
             job: Arc::clone(&job),
             node: new.node,
+            is_suspect_incomplete: new.is_suspect_incomplete,
             leads: new.leads,
             sent_to: None,
             batch: 0,
@@ -336,7 +348,7 @@ impl Scheduler {
     }
 
     /// Returns a running job if nobody has claimed it.
-    fn unclaimed(&self, id: JobId) -> Option<Arc<Job>> {
+    pub(super) fn unclaimed(&self, id: JobId) -> Option<Arc<Job>> {
         let running = self.running.get(&id)?;
         let claim = self.context.scoreboard.claims.look(running.job.claim, id);
         (claim == Claim::Open).then(|| Arc::clone(&running.job))
@@ -379,7 +391,7 @@ impl Scheduler {
         // The first one shall be the first again.
         ids.sort_unstable_by_key(|&id| std::cmp::Reverse(id));
         for id in ids {
-            self.queue.push(Queued::Again(id), 1);
+            self.queue.push_again(id);
         }
     }
 }
@@ -391,11 +403,12 @@ pub(super) enum Popped {
 }
 
 impl NewJob {
-    fn new(node: NodeKey, kind: JobKind) -> Self {
+    pub(super) fn new(node: NodeKey, kind: JobKind) -> Self {
         Self {
             node,
             kind,
             retry: None,
+            is_suspect_incomplete: false,
             leads: VecDeque::new(),
         }
     }

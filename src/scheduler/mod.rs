@@ -15,6 +15,8 @@ mod hard_links;
 mod report;
 mod retry;
 mod shutdown;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod watchdog;
 

@@ -239,10 +239,8 @@ impl Scheduler {
     fn push_leaders(&mut self, dir: NodeKey, names: Names, leads: VecDeque<(Name, FileId)>) {
         let hard_links = HardLinks::Copy;
         self.push_job(NewJob {
-            node: dir,
-            kind: JobKind::Entries { names, hard_links },
-            retry: None,
             leads,
+            ..NewJob::new(dir, JobKind::Entries { names, hard_links })
         });
     }
 

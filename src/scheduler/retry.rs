@@ -19,6 +19,13 @@ use crate::protocol::{EntryError, JobId, JobKind, Retry};
 use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;
 
+/// The entry that a worker was at when it crashed.
+struct Suspect {
+    name: Name,
+    /// It was being written under its own name, so what is there is incomplete.
+    is_incomplete: bool,
+}
+
 /// What a retry leaves out, after the second crash at one place.
 enum GivenUp {
     Nothing,
@@ -54,7 +61,8 @@ impl Scheduler {
                 self.on_crash(worker, running, reason);
             } else {
                 // Done, but the report was lost; or never begun.
-                self.retry(running, None, GivenUp::Nothing);
+                let suspect = Suspect::of_retry(&running);
+                self.retry(running, suspect, GivenUp::Nothing);
             }
         }
     }
@@ -73,6 +81,11 @@ impl Scheduler {
         {
             return;
         }
+        self.push_removal(node, name);
+    }
+
+    /// Queues the removal of an incomplete file that nobody is going to replace.
+    fn push_removal(&mut self, node: NodeKey, name: Name) {
         let dir = self.tree.dir_key(node);
         self.tree.add_pending(dir, 1);
         self.push(dir, JobKind::Remove { name });
@@ -94,7 +107,12 @@ impl Scheduler {
             position,
         };
         if self.tree.add_strike(running.node, site) {
-            return self.retry(running, entry, GivenUp::Nothing);
+            let is_incomplete = slot.writing() == WriteTarget::Final;
+            let suspect = entry.map(|name| Suspect {
+                name,
+                is_incomplete,
+            });
+            return self.retry(running, suspect, GivenUp::Nothing);
         }
         let step = match (&entry, &running.job.kind) {
             (None, JobKind::Directory { .. }) => Step::ListDirectory,
@@ -110,23 +128,21 @@ impl Scheduler {
             };
             self.report_error(&Arc::clone(&running.job), &error);
         }
+        if let Some(entry) = entry.clone()
+            && slot.writing() == WriteTarget::Final
+        {
+            let name = self.name_at_destination(running.job.target, entry);
+            self.push_removal(running.node, name);
+        }
         self.tree.dir_mut(running.node).hand_out(entry.clone());
         let given_up = entry.map_or(GivenUp::Job, GivenUp::Entry);
         self.retry(running, None, given_up);
     }
 
     /// Does a job again, as far as it was not reported.
-    fn retry(&mut self, running: Running, suspect: Option<Name>, given_up: GivenUp) {
+    fn retry(&mut self, running: Running, suspect: Option<Suspect>, given_up: GivenUp) {
         let node = running.node;
         self.tree.dir_mut(node).origin.known_empty = false;
-        let again = |kind| NewJob {
-            node,
-            kind,
-            retry: Some(Retry {
-                suspect: suspect.clone(),
-            }),
-            leads: VecDeque::new(),
-        };
         let is_given_up = !matches!(given_up, GivenUp::Nothing);
         match running.job.kind.clone() {
             JobKind::Directory { .. } => self.retry_listing(node, suspect, given_up),
@@ -145,7 +161,7 @@ impl Scheduler {
                 let kind = JobKind::Entries { names, hard_links };
                 self.push_job(NewJob {
                     leads,
-                    ..again(kind)
+                    ..NewJob::retry(node, kind, suspect)
                 });
             }
             JobKind::HardLinks { names, leader } => {
@@ -153,17 +169,18 @@ impl Scheduler {
                 if names.is_empty() {
                     return self.complete_one(node);
                 }
-                self.push_job(again(JobKind::HardLinks { names, leader }));
+                let kind = JobKind::HardLinks { names, leader };
+                self.push_job(NewJob::retry(node, kind, suspect));
             }
             JobKind::Commit { file, .. } if is_given_up => {
-                self.push_job(again(JobKind::Discard { file }));
+                self.push_job(NewJob::retry(node, JobKind::Discard { file }, suspect));
             }
             JobKind::Discard { .. } if is_given_up => {
                 self.end_chunked(node, false);
                 self.complete_one(node);
             }
             _ if is_given_up => self.complete_one(node),
-            kind => self.push_job(again(kind)),
+            kind => self.push_job(NewJob::retry(node, kind, suspect)),
         }
         if self.phase != Phase::Running {
             self.drop_queue();
@@ -172,7 +189,7 @@ impl Scheduler {
 
     /// Has a directory listed again. Entries that the lister had kept to itself are copied by a
     /// job of their own.
-    fn retry_listing(&mut self, node: NodeKey, suspect: Option<Name>, given_up: GivenUp) {
+    fn retry_listing(&mut self, node: NodeKey, suspect: Option<Suspect>, given_up: GivenUp) {
         let listing = &mut self.tree.dir_mut(node).listing;
         let (Listing::Running(mut listed) | Listing::Repeat(mut listed)) =
             std::mem::replace(listing, Listing::Done)
@@ -185,25 +202,49 @@ impl Scheduler {
             GivenUp::Entry(name) => own.remove_all(&[name].into()),
             GivenUp::Job => return self.complete_one(node),
         }
+        // Only one of the two jobs replaces it.
+        let (own_suspect, suspect) = match suspect {
+            Some(suspect) if contains(&own, &suspect.name) => (Some(suspect), None),
+            suspect => (None, suspect),
+        };
         if !own.is_empty() {
             self.tree.add_pending(node, 1);
-            let hard_links = HardLinks::Report;
             let kind = JobKind::Entries {
                 names: own,
-                hard_links,
+                hard_links: HardLinks::Report,
             };
-            self.push_job(NewJob {
-                node,
-                kind,
-                retry: Some(Retry {
-                    suspect: suspect.clone(),
-                }),
-                leads: VecDeque::new(),
-            });
+            self.push_job(NewJob::retry(node, kind, own_suspect));
         }
-        let listed = Listed { suspect, ..listed };
+        let listed = Listed {
+            is_suspect_incomplete: suspect.as_ref().is_some_and(|it| it.is_incomplete),
+            suspect: suspect.map(|it| it.name),
+            ..listed
+        };
         let next = self.tree.repeat_listing(node, listed);
         self.follow(node, next);
+    }
+}
+
+impl Suspect {
+    /// Returns the suspect of a job that is a retry itself.
+    fn of_retry(running: &Running) -> Option<Self> {
+        let retry = running.job.retry.as_ref()?;
+        Some(Self {
+            name: retry.suspect.clone()?,
+            is_incomplete: running.is_suspect_incomplete,
+        })
+    }
+}
+
+impl NewJob {
+    fn retry(node: NodeKey, kind: JobKind, suspect: Option<Suspect>) -> Self {
+        Self {
+            is_suspect_incomplete: suspect.as_ref().is_some_and(|it| it.is_incomplete),
+            retry: Some(Retry {
+                suspect: suspect.map(|it| it.name),
+            }),
+            ..Self::new(node, kind)
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::{Phase, Scheduler};
 use crate::copy::temp;
 use crate::engine::{Event, KILL_TIMEOUT, Sent};
 use crate::fs::path::{Name, RelPath};
-use crate::protocol::{Job, JobKind};
+use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::WriteTarget;
 
 /// How long a stopped run waits for its workers. They check whether to stop after each chunk of
@@ -39,14 +39,15 @@ impl Scheduler {
     /// Drops what is queued, but for directories that only must be finished.
     pub(super) fn drop_queue(&mut self) {
         for job in self.queue.drop_rest() {
-            if let JobKind::Remove { name } = job.kind {
-                let directory = self.tree.dir(job.node);
-                self.unfinished.push(Unfinished {
-                    target: directory.target,
-                    dir: directory.path.clone(),
-                    name,
-                });
-            }
+            let directory = self.tree.dir(job.node);
+            let (target, dir) = (directory.target, directory.path.clone());
+            let suspect = job.retry.and_then(|retry| retry.suspect);
+            let name = match job.kind {
+                JobKind::Remove { name } => Some(name),
+                _ => suspect.map(|name| self.name_at_destination(target, name)),
+            };
+            let unfinished = name.map(|name| Unfinished { target, dir, name });
+            self.unfinished.extend(unfinished);
         }
     }
 
@@ -88,6 +89,17 @@ impl Scheduler {
         let busy = self.kill_busy();
         self.note_unfinished(&busy);
         self.remove_unfinished();
+        // Some may wait with a worker that was killed.
+        let mut waiting: Vec<JobId> = self
+            .running
+            .iter()
+            .filter(|(_, running)| matches!(running.job.kind, JobKind::FinishDirectory { .. }))
+            .map(|(&id, _)| id)
+            .collect();
+        waiting.sort_unstable();
+        for id in waiting {
+            self.queue.push_again(id);
+        }
         // The deepest directory is queued last, and sent first.
         for (node, stat) in self.tree.take_unfinished().into_iter().rev() {
             self.push(node, JobKind::FinishDirectory { stat });
@@ -96,11 +108,14 @@ impl Scheduler {
             while self.engine.free_slots() > 0
                 && let Some(popped) = self.pop()
             {
-                if let Popped::New(job) = popped {
-                    let job = self.begin(job);
-                    if self.engine.send(vec![job]) == Sent::NoWorkers {
-                        return;
-                    }
+                let job = match popped {
+                    Popped::New(job) => Some(self.begin(job)),
+                    Popped::Again(id) => self.unclaimed(id),
+                };
+                if let Some(job) = job
+                    && self.engine.send(vec![job]) == Sent::NoWorkers
+                {
+                    return;
                 }
             }
             let left = deadline.saturating_duration_since(self.engine.now());
@@ -124,7 +139,8 @@ impl Scheduler {
         busy
     }
 
-    /// Notes what is incomplete: what these workers are writing, and files that miss chunks.
+    /// Notes what is incomplete: what these workers are writing, files that miss chunks, and what
+    /// crashed workers have left.
     fn note_unfinished(&mut self, workers: &[usize]) {
         for &worker in workers {
             let job = self.context.scoreboard.slot(worker).job();
@@ -138,6 +154,30 @@ impl Scheduler {
                     name,
                 });
             }
+        }
+        for running in self.running.values() {
+            let job = &running.job;
+            let suspect = job.retry.as_ref().and_then(|retry| retry.suspect.clone());
+            let name = match &job.kind {
+                JobKind::Remove { name } => Some(name.clone()),
+                // Not if it may have been replaced by now.
+                _ if running.is_suspect_incomplete && running.next_update == 0 => {
+                    suspect.map(|name| self.name_at_destination(job.target, name))
+                }
+                _ => None,
+            };
+            self.unfinished.extend(name.map(|name| Unfinished {
+                target: job.target,
+                dir: job.path.clone(),
+                name,
+            }));
+        }
+        for (directory, name) in self.tree.incomplete_suspects() {
+            self.unfinished.push(Unfinished {
+                target: directory.target,
+                dir: directory.path.clone(),
+                name: self.name_at_destination(directory.target, name.clone()),
+            });
         }
         let chunked = self
             .tree
@@ -158,10 +198,17 @@ impl Scheduler {
             WriteTarget::Temp(number) => Some(Name::new(
                 temp::name(self.context, worker, number).to_bytes(),
             )),
-            WriteTarget::Final => match &self.context.targets.list[job.target as usize].single {
-                Some(single) => Some(Name::new(single.to.as_bytes())),
-                None => slot.entry(),
-            },
+            WriteTarget::Final => slot
+                .entry()
+                .map(|name| self.name_at_destination(job.target, name)),
+        }
+    }
+
+    /// Returns the name that an entry of a target's directory gets at the destination.
+    pub(super) fn name_at_destination(&self, target: u32, name: Name) -> Name {
+        match &self.context.targets.list[target as usize].single {
+            Some(single) => Name::new(single.to.as_bytes()),
+            None => name,
         }
     }
 

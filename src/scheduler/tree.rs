@@ -73,6 +73,8 @@ pub(super) struct Listed {
     pub(super) is_announced: bool,
     /// The entry at which the lister crashed.
     pub(super) suspect: Option<Name>,
+    /// The suspect is an incomplete file under its own name.
+    pub(super) is_suspect_incomplete: bool,
 }
 
 /// A file that is being copied in chunks.
@@ -228,6 +230,19 @@ impl Tree {
             })
     }
 
+    /// Returns the incomplete files that repeated listings would replace, each with its directory.
+    pub(super) fn incomplete_suspects(&self) -> impl Iterator<Item = (&Directory, &Name)> {
+        self.nodes.iter().filter_map(|(_, node)| match &node.kind {
+            NodeKind::Directory(directory) => match &directory.listing {
+                Listing::Repeat(listed) if listed.is_suspect_incomplete => {
+                    Some((directory, listed.suspect.as_ref()?))
+                }
+                _ => None,
+            },
+            NodeKind::Chunked(_) => None,
+        })
+    }
+
     /// Returns true while some listing has not ended.
     pub(super) fn is_listing(&self) -> bool {
         self.nodes.iter().any(|(_, node)| match &node.kind {
@@ -327,8 +342,9 @@ impl Tree {
 }
 
 impl Directory {
-    /// Returns the job that lists this directory, or lists it again.
-    pub(super) fn listing_job(&mut self) -> (JobKind, Option<Retry>) {
+    /// Returns the job that lists this directory, or lists it again, and whether the retry's
+    /// suspect is an incomplete file.
+    pub(super) fn listing_job(&mut self) -> (JobKind, Option<Retry>, bool) {
         let (mut listed, is_repeat) = match std::mem::replace(&mut self.listing, Listing::Done) {
             Listing::Running(listed) => (listed, false),
             Listing::Repeat(listed) => (listed, true),
@@ -340,12 +356,14 @@ impl Directory {
             is_announced: listed.is_announced,
         };
         let suspect = listed.suspect.take();
+        let is_suspect_incomplete = std::mem::take(&mut listed.is_suspect_incomplete);
         self.listing = Listing::Running(listed);
         let kind = JobKind::Directory {
             ancestors: self.ancestors.clone(),
             resume,
         };
-        (kind, is_repeat.then_some(Retry { suspect }))
+        let retry = is_repeat.then_some(Retry { suspect });
+        (kind, retry, is_suspect_incomplete)
     }
 
     /// Remembers that other jobs have these entries, or that they failed, for as long as the
@@ -415,7 +433,7 @@ mod tests {
         let next = tree.repeat_listing(root, Listed::default());
         assert!(matches!(next, Next::Wait));
         assert!(matches!(tree.complete_one(root), Next::RepeatListing));
-        let (kind, retry) = tree.dir_mut(root).listing_job();
+        let (kind, retry, _) = tree.dir_mut(root).listing_job();
         assert!(matches!(kind, JobKind::Directory { .. }) && retry.is_some());
     }
 
