@@ -43,6 +43,11 @@ pub(crate) trait Engine {
     /// Returns how many workers have been started so far: their slots on the scoreboard.
     fn started(&self) -> usize;
 
+    /// Returns true if a batch was sent to this worker alone and has not ended.
+    fn has_batch(&self, _worker: usize) -> bool {
+        false
+    }
+
     /// Returns a worker as messages name it: `[thread 3]`, `[pid 4711]`.
     fn label(&self, worker: usize) -> String;
 

@@ -365,6 +365,11 @@ impl Engine for Processes {
         self.started
     }
 
+    fn has_batch(&self, worker: usize) -> bool {
+        let at = self.position(worker);
+        at.is_some_and(|at| self.workers[at].in_flight > 0)
+    }
+
     fn label(&self, worker: usize) -> String {
         match self.context.scoreboard.slot(worker).pid() {
             Some(pid) => format!("[pid {}]", pid.as_raw_nonzero()),

@@ -193,7 +193,10 @@ impl Scheduler {
             self.engine.set_limit(limit);
         }
         let workers = self.engine.started();
-        for (worker, stall) in self.watchdog.check(now, self.context.scoreboard, workers) {
+        let scoreboard = self.context.scoreboard;
+        let has_batch = |worker| self.engine.has_batch(worker);
+        let stalls = self.watchdog.check(now, scoreboard, workers, has_batch);
+        for (worker, stall) in stalls {
             self.handle_stall(worker, stall);
         }
         self.update_bar();
