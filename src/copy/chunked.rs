@@ -19,6 +19,7 @@ use crate::fs::stat::{FileId, FileStat};
 use crate::fs::sys;
 use crate::protocol::entry::{Chunk, ChunkedFile, Decision};
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::scoreboard::WriteTarget;
 
 /// From this size on, a file is copied in chunks. A smaller one is finished by one worker before
 /// its chunks would be handed out (`benches/README.md`).
@@ -63,7 +64,7 @@ impl Copier {
         source: &SourceFile,
         decision: Decision,
     ) -> Result<Option<EntryResult>, CopyError> {
-        let temp = self.next_temp();
+        let temp = WriteTarget::Chunked(self.next_number());
         // Other workers open it again for each chunk, and the source may change meanwhile. Until
         // it is complete, only the owner gets access.
         let new = self.create_file(dir, entry.to, temp, 0o600)?;

@@ -189,7 +189,7 @@ impl Copier {
         create: impl FnOnce(BorrowedFd<'_>, &CStr) -> Result<T, CopyError>,
     ) -> Result<(T, Unfinished<'a>), CopyError> {
         let name = match target {
-            WriteTarget::Temp(number) => {
+            WriteTarget::Temp(number) | WriteTarget::Chunked(number) => {
                 lock(dir);
                 Cow::Owned(name(self.context, self.worker, number))
             }
@@ -220,8 +220,13 @@ impl Copier {
 
     /// Returns a temporary name that this worker has not used yet.
     pub(super) fn next_temp(&mut self) -> WriteTarget {
+        WriteTarget::Temp(self.next_number())
+    }
+
+    /// Returns the number of a temporary name that this worker has not used yet.
+    pub(super) fn next_number(&mut self) -> u32 {
         self.temps += 1;
-        WriteTarget::Temp(self.temps)
+        self.temps
     }
 
     /// Removes a temporary file that a crashed worker has left. It may be gone already.

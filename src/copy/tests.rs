@@ -167,7 +167,7 @@ fn a_chunked_file_has_a_temporary_name_until_it_is_committed() {
     let mut setup = Setup::new(&["-j2"]);
     let file = setup.begin_chunked();
     // The worker resets it once the parent knows of the file.
-    assert_eq!(setup.copier.slot.writing(), WriteTarget::Temp(1));
+    assert_eq!(setup.copier.slot.writing(), WriteTarget::Chunked(1));
     assert_eq!(file.temp, temp_name(setup.context, 1));
     assert!(!setup.path("dst/large").exists());
 
@@ -184,7 +184,7 @@ fn a_chunked_file_has_a_temporary_name_until_it_is_committed() {
         let committed = copier.commit_chunked(&mut dir, c"large", c"large", &file, false);
         assert_eq!(decision(committed.unwrap()), Decision::Create);
     }
-    assert_eq!(setup.copier.slot.writing(), WriteTarget::Temp(1));
+    assert_eq!(setup.copier.slot.writing(), WriteTarget::Chunked(1));
     let copied = std::fs::read(setup.path("dst/large")).unwrap();
     assert!(copied == vec![b'x'; 32 << 20]);
     assert_eq!(std::fs::read_dir(setup.path("dst")).unwrap().count(), 1);

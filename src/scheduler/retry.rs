@@ -69,8 +69,10 @@ impl Scheduler {
 
     /// Queues the removal of the temporary file that a lost worker was writing.
     fn remove_temp_of(&mut self, worker: usize, node: NodeKey) {
-        let WriteTarget::Temp(number) = self.context.scoreboard.slot(worker).writing() else {
-            return;
+        let (number, is_chunked) = match self.context.scoreboard.slot(worker).writing() {
+            WriteTarget::Temp(number) => (number, false),
+            WriteTarget::Chunked(number) => (number, true),
+            WriteTarget::Final | WriteTarget::None => return,
         };
         let name = Name::new(temp::name(self.context, worker, number).to_bytes());
         // A file to copy in chunks that the worker has prepared and reported is in use.
@@ -80,6 +82,9 @@ impl Scheduler {
             .any(|(_, chunked)| chunked.file.temp == name)
         {
             return;
+        }
+        if is_chunked {
+            self.context.scoreboard.end_chunked();
         }
         self.push_removal(node, name);
     }

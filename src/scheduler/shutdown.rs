@@ -195,7 +195,7 @@ impl Scheduler {
         let slot = self.context.scoreboard.slot(worker);
         match slot.writing() {
             WriteTarget::None => None,
-            WriteTarget::Temp(number) => Some(Name::new(
+            WriteTarget::Temp(number) | WriteTarget::Chunked(number) => Some(Name::new(
                 temp::name(self.context, worker, number).to_bytes(),
             )),
             WriteTarget::Final => slot

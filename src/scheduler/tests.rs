@@ -391,6 +391,21 @@ fn a_worker_that_stopped_the_run_need_not_live_to_report_it() {
 }
 
 #[test]
+fn a_worker_that_crashes_before_it_reports_a_chunked_file_leaves_its_place_to_another() {
+    let mut stage = Stage::new();
+    let listing = stage.job();
+    let scoreboard = stage.run.context.scoreboard;
+    while scoreboard.begin_chunked() {}
+    let slot = stage.begin(0, &listing);
+    slot.begin_entry(b"a");
+    slot.set_writing(WriteTarget::Chunked(1));
+    stage.crash(0);
+    assert!(matches!(stage.job().kind, JobKind::Remove { .. }));
+    assert!(scoreboard.begin_chunked());
+    assert!(!scoreboard.begin_chunked());
+}
+
+#[test]
 fn a_stopped_run_removes_what_a_crashed_worker_left() {
     // The retry is queued, sent, or a listing that waits until another job has ended.
     for (own, is_sent, has_others) in [

@@ -38,6 +38,8 @@ pub(crate) enum WriteTarget {
     Final,
     /// The worker's temporary name of this number.
     Temp(u32),
+    /// The same, for a file to be copied in chunks. It is one of the few that may be at one time.
+    Chunked(u32),
 }
 
 /// One worker's slot. Only that worker writes to it.
@@ -137,7 +139,8 @@ impl WorkerSlot {
         let word = match target {
             WriteTarget::None => 0,
             WriteTarget::Final => 1,
-            WriteTarget::Temp(number) => 2 + u64::from(number),
+            WriteTarget::Temp(number) => 2 + 2 * u64::from(number),
+            WriteTarget::Chunked(number) => 3 + 2 * u64::from(number),
         };
         self.words[WRITING].store(word, Release);
     }
@@ -146,7 +149,8 @@ impl WorkerSlot {
         match self.words[WRITING].load(Acquire) {
             0 => WriteTarget::None,
             1 => WriteTarget::Final,
-            word => WriteTarget::Temp((word - 2) as u32),
+            word if word % 2 == 0 => WriteTarget::Temp(((word - 2) / 2) as u32),
+            word => WriteTarget::Chunked(((word - 3) / 2) as u32),
         }
     }
 
@@ -226,8 +230,17 @@ mod tests {
             slot.begin_entry(name);
             assert_eq!(slot.entry(), Some(Name::new(name)));
         }
-        slot.set_writing(WriteTarget::Temp(7));
-        assert_eq!(slot.writing(), WriteTarget::Temp(7));
+        for target in [
+            WriteTarget::None,
+            WriteTarget::Final,
+            WriteTarget::Temp(0),
+            WriteTarget::Temp(u32::MAX),
+            WriteTarget::Chunked(0),
+            WriteTarget::Chunked(u32::MAX),
+        ] {
+            slot.set_writing(target);
+            assert_eq!(slot.writing(), target);
+        }
         slot.add_outcome(Outcome::Copied);
         slot.add_bytes(10);
         slot.end_entry();
