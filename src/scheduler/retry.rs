@@ -133,8 +133,11 @@ impl Scheduler {
             };
             self.report_error(&Arc::clone(&running.job), &error);
         }
+        // The second worker may have been about to replace what the first one had left.
+        let left_by_first = Suspect::of_retry(&running).filter(|it| it.is_incomplete);
         if let Some(entry) = entry.clone()
-            && slot.writing() == WriteTarget::Final
+            && (slot.writing() == WriteTarget::Final
+                || left_by_first.is_some_and(|left| left.name == entry))
         {
             let name = self.name_at_destination(running.job.target, entry);
             self.push_removal(running.node, name);

@@ -291,10 +291,11 @@ fn an_entry_that_is_given_up_leaves_nothing_incomplete() {
     let entries = stage.job();
     let slot = stage.begin(1, &entries);
     slot.begin_entry(b"a");
-    slot.set_writing(WriteTarget::Final);
+    // It replaces what worker 0 has left under the entry's own name.
+    slot.set_writing(WriteTarget::Temp(1));
     stage.crash(1);
     assert_eq!(stage.run.summary.failed, 1);
-    let jobs = [stage.job(), stage.job()];
+    let jobs = [stage.job(), stage.job(), stage.job()];
     let is_removal = |job: &Arc<Job>| job.kind == JobKind::Remove { name: name("a") };
     assert!(jobs.iter().any(is_removal), "{jobs:?}");
     for job in jobs {
