@@ -88,11 +88,12 @@ impl Scheduler {
                 self.push_subdirs(dir, names, origin);
             }
         }
-        if !update.shared.is_empty() {
+        if !update.shared.is_empty()
+            && let Some(running) = self.running.get_mut(&update.job)
+        {
+            let job = running.shared_job(dir, update.shared);
             self.tree.add_pending(dir, 1);
-            let names = update.shared;
-            let hard_links = HardLinks::Report;
-            self.push(dir, JobKind::Entries { names, hard_links });
+            self.push_job(job);
         }
         self.add_hard_links(dir, update.hard_links);
         for file in update.chunked {

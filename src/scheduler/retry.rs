@@ -257,6 +257,23 @@ impl NewJob {
 }
 
 impl Running {
+    /// Returns the job that copies names which the worker of this one gave away. What it has to
+    /// know of an earlier crash goes with them.
+    pub(super) fn shared_job(&mut self, dir: NodeKey, names: Names) -> NewJob {
+        let suspect = Suspect::of_retry(self).filter(|it| contains(&names, &it.name));
+        if suspect.is_some() {
+            self.is_suspect_incomplete = false;
+        }
+        let kind = JobKind::Entries {
+            names,
+            hard_links: HardLinks::Report,
+        };
+        match self.job.retry {
+            Some(_) => NewJob::retry(dir, kind, suspect),
+            None => NewJob::new(dir, kind),
+        }
+    }
+
     /// Returns the names of the job that are neither settled, given away nor given up.
     fn remaining(&self, mut names: Names, given_up: &GivenUp) -> Names {
         names.split_off(self.shared);

@@ -258,6 +258,29 @@ fn only_one_job_replaces_the_suspect() {
 }
 
 #[test]
+fn what_a_retry_gives_away_is_a_retry_too() {
+    let (mut stage, _) = writing_a(Names::default());
+    stage.crash(0);
+    let listing = stage.job();
+    stage.begin(1, &listing);
+    for (number, names) in [files(["b", "c"]), files(["a", "d"])]
+        .into_iter()
+        .enumerate()
+    {
+        stage.report(
+            1,
+            JobUpdate {
+                number: number as u32,
+                shared: names,
+                ..update(&listing)
+            },
+        );
+    }
+    let suspects = [stage.job(), stage.job()].map(|job| suspect(&job));
+    assert_eq!(suspects, [Some(name("a")), None]);
+}
+
+#[test]
 fn a_suspect_is_kept_until_a_worker_begins_its_job() {
     let (mut stage, _) = writing_a(Names::default());
     stage.crash(0);
