@@ -39,6 +39,12 @@ impl Signals {
         Ok(Self { caught })
     }
 
+    /// Returns signals that only a simulation sends, by storing their number.
+    #[cfg(test)]
+    pub(crate) fn simulated(caught: Arc<AtomicUsize>) -> Self {
+        Self { caught }
+    }
+
     /// Returns the signal that was caught, if any.
     pub(crate) fn caught(&self) -> Option<i32> {
         match self.caught.load(Ordering::Relaxed) {

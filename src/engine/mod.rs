@@ -40,13 +40,11 @@ pub(crate) trait Engine {
     /// Sends nothing more to a worker that makes no progress, or again to one that does.
     fn set_stuck(&mut self, worker: usize, is_stuck: bool);
 
+    /// Returns true if a worker got jobs that it has not ended.
+    fn has_work(&self, worker: usize) -> bool;
+
     /// Returns how many workers have been started so far: their slots on the scoreboard.
     fn started(&self) -> usize;
-
-    /// Returns true if a batch was sent to this worker alone and has not ended.
-    fn has_batch(&self, _worker: usize) -> bool {
-        false
-    }
 
     /// Returns a worker as messages name it: `[thread 3]`, `[pid 4711]`.
     fn label(&self, worker: usize) -> String;

@@ -361,13 +361,14 @@ impl Engine for Processes {
         }
     }
 
-    fn started(&self) -> usize {
-        self.started
-    }
-
-    fn has_batch(&self, worker: usize) -> bool {
+    /// A process may be stopped before it has claimed anything of its batch.
+    fn has_work(&self, worker: usize) -> bool {
         let at = self.position(worker);
         at.is_some_and(|at| self.workers[at].in_flight > 0)
+    }
+
+    fn started(&self) -> usize {
+        self.started
     }
 
     fn label(&self, worker: usize) -> String {

@@ -239,6 +239,11 @@ impl Engine for Threads {
     /// Nothing is sent to a thread by name.
     fn set_stuck(&mut self, _worker: usize, _is_stuck: bool) {}
 
+    /// A thread takes a batch when it is free, so it has work only while it runs a job.
+    fn has_work(&self, worker: usize) -> bool {
+        self.context.scoreboard.slot(worker).job().is_some()
+    }
+
     fn started(&self) -> usize {
         self.retired + self.started
     }

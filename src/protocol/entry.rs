@@ -22,6 +22,8 @@ pub(crate) enum Decision {
     ReplaceAlways,
     ReplaceOlder,
     HardLink,
+    /// The contents are the same: owner, mode or attributes are brought.
+    UpdateMetadata,
     LeaveUnchanged,
     LeaveSame,
     SkipExisting,
@@ -42,6 +44,7 @@ impl Decision {
             Self::ReplaceAlways => ("replace", "asked for"),
             Self::ReplaceOlder => ("replace", "older"),
             Self::HardLink => ("link", "hard link"),
+            Self::UpdateMetadata => ("update", "metadata differs"),
             Self::LeaveUnchanged => ("leave", "unchanged"),
             Self::LeaveSame => ("leave", "same file"),
             Self::SkipExisting => ("skip", "exists"),
@@ -67,6 +70,7 @@ impl Decision {
             | Self::ReplaceAlways
             | Self::ReplaceOlder
             | Self::HardLink
+            | Self::UpdateMetadata
             | Self::MakeDirectory => Outcome::Copied,
             Self::LeaveUnchanged | Self::LeaveSame | Self::MergeDirectory => Outcome::Unchanged,
             Self::SkipExisting | Self::SkipNewer => Outcome::Skipped,
@@ -75,9 +79,9 @@ impl Decision {
 }
 
 /// How a finished entry is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Outcome {
-    /// Made or replaced.
+    /// Made, replaced, or given other metadata.
     Copied,
     /// The same already.
     Unchanged,
@@ -116,6 +120,8 @@ pub(crate) struct ChunkedFile {
     pub(crate) id: FileId,
     /// The source's stat when it was opened.
     pub(crate) stat: FileStat,
+    /// Whether it is new, or replaces something.
+    pub(crate) decision: Decision,
 }
 
 impl ChunkedFile {
@@ -166,6 +172,7 @@ impl ChunkedFile {
                 mtime: none,
                 ctime: none,
             },
+            decision: Decision::Create,
         }
     }
 }

@@ -197,7 +197,7 @@ mod tests {
     use crate::fs::path::{Kind, Name, Names, RelPath};
     use crate::protocol::entry::{DirOrigin, HardLinks};
     use crate::protocol::error::{CopyError, Step};
-    use crate::protocol::{EntryError, Job, JobKind, JobUpdate, Report, Resume, Retry};
+    use crate::protocol::{EntryError, Job, JobKind, JobUpdate, Report, Resume};
     use proptest::prelude::*;
 
     fn wire(socket: OwnedFd) -> Wire {
@@ -211,6 +211,7 @@ mod tests {
             errors: vec![EntryError {
                 name: Some(Name::new(b"bad")),
                 error: CopyError::new(Step::Open, Errno::ACCESS),
+                twin: None,
             }],
             ..JobUpdate::default()
         };
@@ -234,9 +235,7 @@ mod tests {
                 names: Names::one(Kind::File, b"f"),
                 hard_links: HardLinks::Report,
             },
-            retry: Some(Retry {
-                suspect: Some(Name::new(b"s")),
-            }),
+            suspects: vec![Name::new(b"s")],
         }]
     }
 

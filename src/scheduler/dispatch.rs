@@ -13,20 +13,17 @@ use crate::engine::Sent;
 use crate::fs::path::{Name, Names};
 use crate::fs::stat::FileId;
 use crate::protocol::entry::{Chunk, DirOrigin};
-use crate::protocol::{Job, JobId, JobKind, Retry};
+use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::claims::Claim;
 
-/// The most jobs in one batch. If small directories were sent one by one, each would wake the
-/// parent.
+/// The most jobs in one batch. With many small directories to do, sending them one by one would
+/// wake the parent for each.
 const BATCH_JOBS: usize = 16;
 
 /// A job that has not been sent.
 pub(super) struct NewJob {
     pub(super) node: NodeKey,
     pub(super) kind: JobKind,
-    pub(super) retry: Option<Retry>,
-    /// The suspect of the retry is an incomplete file under its own name.
-    pub(super) is_suspect_incomplete: bool,
     /// The groups of hard links that the job's entries lead, in the order of the entries.
     pub(super) leads: VecDeque<(Name, FileId)>,
 }
@@ -35,24 +32,22 @@ pub(super) struct NewJob {
 pub(super) struct Running {
     pub(super) job: Arc<Job>,
     pub(super) node: NodeKey,
-    pub(super) is_suspect_incomplete: bool,
     pub(super) leads: VecDeque<(Name, FileId)>,
     /// The worker that got it last, if it was sent to a certain one.
     sent_to: Option<usize>,
     batch: u64,
     /// The number of the next update.
     pub(super) next_update: u32,
-    /// How many names at the start of its list are settled.
+    /// Of its names, so many at the start are settled, and so many at the end were given away.
     pub(super) settled: usize,
-    /// How many names at the end of its list were given to other jobs.
     pub(super) shared: usize,
 }
 
-/// Work that has not been sent. The last in is the first out, so the tree is copied depth first,
-/// which keeps memory bounded.
+/// Work that has not been sent, in an order that keeps memory bounded: last in, first out, so
+/// that the tree is copied depth first.
 pub(super) struct Queue {
     entries: Vec<Queued>,
-    /// About how many jobs the entries stand for.
+    /// About how many jobs that is.
     jobs: usize,
     last_job: JobId,
     last_batch: u64,
@@ -65,7 +60,7 @@ pub(super) struct Queue {
 }
 
 enum Queued {
-    Job(Box<NewJob>),
+    Job(NewJob),
     /// A job that was sent before.
     Again(JobId),
     /// Subdirectories, to be listed from the last one.
@@ -82,7 +77,7 @@ enum Queued {
 }
 
 impl Queue {
-    /// Makes an empty queue. The table of claims has `claims` words.
+    /// Makes an empty queue for a table of so many claims.
     pub(super) fn new(claims: usize) -> Self {
         Self {
             entries: Vec::new(),
@@ -101,7 +96,7 @@ impl Queue {
         self.entries.push(queued);
     }
 
-    /// Returns how many more jobs the table of claims has room for.
+    /// Returns how many jobs can be made before the table of claims is full.
     fn free_claims(&self) -> usize {
         self.free_claims.len() + (self.claims - self.unused_from)
     }
@@ -113,12 +108,12 @@ impl Queue {
         })
     }
 
-    /// Takes back the claim word of a job that has ended.
+    /// Takes back the word of a job that has ended.
     pub(super) fn return_claim(&mut self, index: u32) {
         self.free_claims.push(index);
     }
 
-    /// Removes the chunks of a file that were not sent. Returns how many there were.
+    /// Removes the chunks of a file that were not sent. Returns how many they were.
     pub(super) fn drop_chunks(&mut self, of: NodeKey) -> usize {
         let is_of = |queued: &Queued| matches!(queued, Queued::Chunks { node, .. } if *node == of);
         let at = self.entries.iter().position(is_of);
@@ -129,25 +124,23 @@ impl Queue {
         rest.len()
     }
 
-    /// Drops everything that a stopped run does not do any more. Returns the jobs that would have
-    /// removed or replaced an incomplete file: it must go all the same.
+    /// Drops everything that a stopped run does not do any more. Returns the jobs that remove
+    /// temporary files: what they remove must go all the same.
     pub(super) fn drop_rest(&mut self) -> Vec<NewJob> {
-        let mut dropped = Vec::new();
+        let mut removals = Vec::new();
         for queued in std::mem::take(&mut self.entries) {
             match queued {
                 Queued::Job(job) if matches!(job.kind, JobKind::FinishDirectory { .. }) => {
                     self.entries.push(Queued::Job(job));
                 }
-                Queued::Job(job)
-                    if job.is_suspect_incomplete || matches!(job.kind, JobKind::Remove { .. }) =>
-                {
-                    dropped.push(*job);
+                Queued::Job(job) if matches!(job.kind, JobKind::Remove { .. }) => {
+                    removals.push(job);
                 }
                 _ => {}
             }
         }
         self.jobs = self.entries.len();
-        dropped
+        removals
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -167,7 +160,7 @@ impl Scheduler {
     }
 
     pub(super) fn push_job(&mut self, job: NewJob) {
-        self.queue.push(Queued::Job(Box::new(job)), 1);
+        self.queue.push(Queued::Job(job), 1);
     }
 
     /// Queues subdirectories that are counted as pending in their parent.
@@ -190,12 +183,8 @@ impl Scheduler {
 
     /// Queues a directory to be listed, or listed again.
     pub(super) fn push_listing(&mut self, node: NodeKey) {
-        let (kind, retry, is_suspect_incomplete) = self.tree.dir_mut(node).listing_job();
-        self.push_job(NewJob {
-            retry,
-            is_suspect_incomplete,
-            ..NewJob::new(node, kind)
-        });
+        let kind = self.tree.dir_mut(node).listing_job();
+        self.push(node, kind);
     }
 
     /// Sends as many jobs as the engine takes.
@@ -252,7 +241,7 @@ impl Scheduler {
         false
     }
 
-    /// Takes one job, or up to `most` small ones.
+    /// Takes one job, or several small ones.
     fn take_batch(&mut self, most: usize) -> Vec<Arc<Job>> {
         let mut batch = Vec::new();
         while batch.len() < most && self.queue.free_claims() > 0 {
@@ -283,7 +272,7 @@ impl Scheduler {
         self.queue.jobs = self.queue.jobs.saturating_sub(1);
         let (job, is_last) = match self.queue.entries.last_mut()? {
             Queued::Job(_) | Queued::Again(_) => match self.queue.entries.pop() {
-                Some(Queued::Job(job)) => return Some(Popped::New(job)),
+                Some(Queued::Job(job)) => return Some(Popped::New(Box::new(job))),
                 Some(Queued::Again(id)) => return Some(Popped::Again(id)),
                 _ => return None,
             },
@@ -295,7 +284,7 @@ impl Scheduler {
                 let (_, name) = names.pop()?;
                 let is_last = names.is_empty();
                 let node = self.tree.open_subdir(*parent, &name, *origin);
-                let (kind, ..) = self.tree.dir_mut(node).listing_job();
+                let kind = self.tree.dir_mut(node).listing_job();
                 (NewJob::new(node, kind), is_last)
             }
             Queued::Chunks { node, rest } => {
@@ -312,7 +301,12 @@ impl Scheduler {
     }
 
     /// Gives a job its number, and opens it to claims.
-    pub(super) fn begin(&mut self, new: NewJob) -> Arc<Job> {
+    pub(super) fn begin(&mut self, mut new: NewJob) -> Arc<Job> {
+        if let JobKind::HardLinks { leader, .. } = &mut new.kind
+            && let Some(next) = self.hard_links.successor(leader)
+        {
+            *leader = next;
+        }
         self.queue.last_job += 1;
         let directory = self.tree.dir(new.node);
         let job = Arc::new(Job {
@@ -322,13 +316,16 @@ impl Scheduler {
             path: directory.path.clone(),
             origin: directory.origin,
             kind: new.kind,
-            retry: new.retry,
+            suspects: directory
+                .suspects
+                .iter()
+                .map(|it| it.name.clone())
+                .collect(),
         });
         self.context.scoreboard.claims.publish(job.claim, job.id);
         let running = Running {
             job: Arc::clone(&job),
             node: new.node,
-            is_suspect_incomplete: new.is_suspect_incomplete,
             leads: new.leads,
             sent_to: None,
             batch: 0,
@@ -374,7 +371,7 @@ impl Scheduler {
         None
     }
 
-    /// Queues again the jobs that a stuck or lost worker got and has not claimed.
+    /// Sends again the jobs that a worker got and has not claimed: it is stuck, or lost.
     pub(super) fn resend_unclaimed(&mut self, worker: usize) {
         let current = self.context.scoreboard.slot(worker).job();
         let batch = current.and_then(|id| Some(self.running.get(&id)?.batch));
@@ -389,7 +386,7 @@ impl Scheduler {
             .filter(|(_, running)| is_with_it(running));
         let mut ids: Vec<JobId> = with_it.map(|(&id, _)| id).collect();
         ids.retain(|&id| self.unclaimed(id).is_some());
-        // What is queued last is sent first.
+        // The first one shall be the first again.
         ids.sort_unstable_by_key(|&id| std::cmp::Reverse(id));
         for id in ids {
             self.queue.push_again(id);
@@ -404,12 +401,10 @@ pub(super) enum Popped {
 }
 
 impl NewJob {
-    pub(super) fn new(node: NodeKey, kind: JobKind) -> Self {
+    fn new(node: NodeKey, kind: JobKind) -> Self {
         Self {
             node,
             kind,
-            retry: None,
-            is_suspect_incomplete: false,
             leads: VecDeque::new(),
         }
     }

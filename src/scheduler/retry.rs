@@ -1,33 +1,23 @@
 //! Workers that are lost: what they had claimed and not reported is done again, or given up.
 //!
-//! A retry needs no cleaning first, and no order. The new job names the entry that the worker was
-//! at, and replaces it whatever it looks like. A job of its own removes a temporary file that the
-//! worker left. That name is never used again, so the order does not matter.
-//!
-//! If no retry is going to replace an incomplete file, because its entry is given up or the run
-//! stops, it is removed.
+//! A retry needs no cleaning first, and no order. The entry that the worker was at is suspect from
+//! then on, and is replaced whatever it looks like. A temporary file that the worker left is
+//! removed by a job of its own; its name is never used again, so it does not matter when.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use super::dispatch::{NewJob, Running};
-use super::tree::{CrashSite, Listed, Listing, NodeKey};
+use super::tree::{CrashSite, Listing, NodeKey, Suspect};
 use super::{Phase, Scheduler};
 use crate::copy::temp;
 use crate::fs::path::{Name, Names};
 use crate::fs::stat::FileId;
 use crate::protocol::entry::HardLinks;
 use crate::protocol::error::{CopyError, Death, Reason, Step};
-use crate::protocol::{EntryError, JobId, JobKind, Retry};
+use crate::protocol::{EntryError, JobId, JobKind};
 use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;
-
-/// The entry that a worker was at when it crashed.
-struct Suspect {
-    name: Name,
-    /// It was being written under its own name, so what is there is incomplete.
-    is_incomplete: bool,
-}
+use crate::ui::Side;
 
 /// What a retry leaves out, after the second crash at one place.
 enum GivenUp {
@@ -64,20 +54,19 @@ impl Scheduler {
                 self.on_crash(worker, running, reason);
             } else {
                 // Done, but the report was lost; or never begun.
-                let suspect = Suspect::of_retry(&running);
-                self.retry(running, suspect, GivenUp::Nothing);
+                self.retry(running, GivenUp::Nothing);
             }
         }
     }
 
     /// Queues the removal of the temporary file that a lost worker was writing.
     fn remove_temp_of(&mut self, worker: usize, node: NodeKey) {
-        let (number, is_chunked) = match self.context.scoreboard.slot(worker).writing() {
-            WriteTarget::Temp(number) => (number, false),
-            WriteTarget::Chunked(number) => (number, true),
-            WriteTarget::Final | WriteTarget::None => return,
+        let target = self.context.scoreboard.slot(worker).writing();
+        let (WriteTarget::Temp(number) | WriteTarget::Chunked(number)) = target else {
+            return;
         };
-        let name = Name::new(temp::name(self.context, worker, number).to_bytes());
+        let name = temp::name(self.context, worker, number);
+        let name = Name::new(name.to_bytes());
         // A file to copy in chunks that the worker has prepared and reported is in use.
         if self
             .tree
@@ -86,21 +75,41 @@ impl Scheduler {
         {
             return;
         }
-        if is_chunked {
+        if matches!(target, WriteTarget::Chunked(_)) {
             self.context.scoreboard.end_chunked();
         }
         self.push_removal(node, name);
     }
 
-    /// Queues the removal of an incomplete file that nobody is going to replace.
+    /// Removes what a crashed worker left under the own name of an entry that failed after all.
+    pub(super) fn give_up_suspect(&mut self, node: NodeKey, name: &Name) {
+        let directory = self.tree.dir_mut(node);
+        let target = directory.target;
+        if directory
+            .take_suspect(name)
+            .is_some_and(|suspect| suspect.is_incomplete)
+        {
+            let name = self.name_at_destination(target, name);
+            self.push_removal(node, name);
+        }
+    }
+
     fn push_removal(&mut self, node: NodeKey, name: Name) {
         let dir = self.tree.dir_key(node);
         self.tree.add_pending(dir, 1);
         self.push(dir, JobKind::Remove { name });
     }
 
-    /// Does the job again at which a worker crashed. After the second crash at an entry, leaves that
-    /// entry out.
+    /// Returns the name that an entry of a target has at the destination.
+    pub(super) fn name_at_destination(&self, target: u32, name: &Name) -> Name {
+        match &self.context.targets.list[target as usize].single {
+            Some(single) => Name::new(single.to.to_bytes()),
+            None => name.clone(),
+        }
+    }
+
+    /// Does the job again at which a worker crashed, without the entry that has now cost two
+    /// workers.
     fn on_crash(&mut self, worker: usize, running: Running, reason: Reason) {
         let slot = self.context.scoreboard.slot(worker);
         let entry = slot.entry();
@@ -114,15 +123,21 @@ impl Scheduler {
             entry: entry.clone(),
             position,
         };
-        if self.tree.add_strike(running.node, site) {
+        let directory = self.tree.dir_mut(running.node);
+        if let Some(name) = entry.clone() {
             let is_incomplete = slot.writing() == WriteTarget::Final;
-            let suspect = entry.map(|name| Suspect {
+            directory.add_suspect(Suspect {
                 name,
                 is_incomplete,
             });
-            return self.retry(running, suspect, GivenUp::Nothing);
         }
+        if self.tree.add_strike(running.node, site) {
+            return self.retry(running, GivenUp::Nothing);
+        }
+        let hung = self.hung.get(&worker);
         let step = match (&entry, &running.job.kind) {
+            (Some(_), _) if hung == Some(&Side::Destination) => Step::Write,
+            (None, _) if hung == Some(&Side::Destination) => Step::OpenDestinationDirectory,
             (None, JobKind::Directory { .. }) => Step::ListDirectory,
             (None, _) => Step::OpenDirectory,
             (Some(_), _) => Step::Copy,
@@ -130,33 +145,54 @@ impl Scheduler {
         let is_known =
             matches!(running.job.kind, JobKind::Chunk { .. }) && !self.fail_chunked(running.node);
         if !is_known {
-            let error = EntryError {
-                name: entry.clone(),
-                error: CopyError::new(step, reason),
-            };
-            self.report_error(&Arc::clone(&running.job), &error);
-        }
-        // The second worker may have been about to replace what the first one had left.
-        let left_by_first = Suspect::of_retry(&running).filter(|it| it.is_incomplete);
-        if let Some(entry) = entry.clone()
-            && (slot.writing() == WriteTarget::Final
-                || left_by_first.is_some_and(|left| left.name == entry))
-        {
-            let name = self.name_at_destination(running.job.target, entry);
-            self.push_removal(running.node, name);
+            self.report_given_up(&running, entry.clone(), CopyError::new(step, reason));
         }
         self.tree.dir_mut(running.node).hand_out(entry.clone());
+        if let Some(name) = &entry {
+            self.give_up_suspect(running.node, name);
+        }
         let given_up = entry.map_or(GivenUp::Job, GivenUp::Entry);
-        self.retry(running, None, given_up);
+        self.retry(running, given_up);
     }
 
-    /// Does the unreported part of a job again.
-    fn retry(&mut self, running: Running, suspect: Option<Suspect>, given_up: GivenUp) {
+    /// Reports what is given up with a job: the entry, or each entry that the job was to copy and
+    /// the directory that it was to list.
+    fn report_given_up(&mut self, running: &Running, entry: Option<Name>, error: CopyError) {
+        let is_of_directory = entry.is_none();
+        let mut names: Vec<Name> = entry.into_iter().collect();
+        let mut is_directory_named = false;
+        if is_of_directory {
+            let missing = match &running.job.kind {
+                JobKind::Entries { names, .. } | JobKind::HardLinks { names, .. } => {
+                    running.remaining(names.clone(), &GivenUp::Nothing)
+                }
+                JobKind::Directory { .. } => {
+                    is_directory_named = true;
+                    self.tree.dir(running.node).own_entries()
+                }
+                _ => {
+                    is_directory_named = true;
+                    Names::default()
+                }
+            };
+            names.extend(missing.iter().map(|(_, name)| Name::new(name.to_bytes())));
+        }
+        if is_directory_named && self.tree.dir_mut(running.node).add_error(error) {
+            self.report_error(&running.job, &EntryError::new(None, error));
+        }
+        for name in names {
+            let name = Some(name);
+            self.report_error(&running.job, &EntryError::new(name, error));
+        }
+    }
+
+    /// Does a job again, as far as it was not reported.
+    fn retry(&mut self, running: Running, given_up: GivenUp) {
         let node = running.node;
         self.tree.dir_mut(node).origin.known_empty = false;
         let is_given_up = !matches!(given_up, GivenUp::Nothing);
         match running.job.kind.clone() {
-            JobKind::Directory { .. } => self.retry_listing(node, suspect, given_up),
+            JobKind::Directory { .. } => self.retry_listing(node, given_up),
             JobKind::Entries { names, hard_links } => {
                 let names = running.remaining(names, &given_up);
                 // A leader that is given up leaves it to the next one.
@@ -170,37 +206,33 @@ impl Scheduler {
                     return self.complete_one(node);
                 }
                 let kind = JobKind::Entries { names, hard_links };
-                self.push_job(NewJob {
-                    leads,
-                    ..NewJob::retry(node, kind, suspect)
-                });
+                self.push_job(NewJob { node, kind, leads });
             }
             JobKind::HardLinks { names, leader } => {
                 let names = running.remaining(names, &given_up);
                 if names.is_empty() {
                     return self.complete_one(node);
                 }
-                let kind = JobKind::HardLinks { names, leader };
-                self.push_job(NewJob::retry(node, kind, suspect));
+                self.push(node, JobKind::HardLinks { names, leader });
             }
             JobKind::Commit { file, .. } if is_given_up => {
-                self.push_job(NewJob::retry(node, JobKind::Discard { file }, suspect));
+                self.push(node, JobKind::Discard { file });
             }
             JobKind::Discard { .. } if is_given_up => {
                 self.end_chunked(node, false);
                 self.complete_one(node);
             }
             _ if is_given_up => self.complete_one(node),
-            kind => self.push_job(NewJob::retry(node, kind, suspect)),
+            kind => self.push(node, kind),
         }
         if self.phase != Phase::Running {
             self.drop_queue();
         }
     }
 
-    /// Lists a directory again. A job of its own copies the entries that the lister had kept to
-    /// itself.
-    fn retry_listing(&mut self, node: NodeKey, suspect: Option<Suspect>, given_up: GivenUp) {
+    /// Has a directory listed again. Entries that the lister had kept to itself are copied by a
+    /// job of their own.
+    fn retry_listing(&mut self, node: NodeKey, given_up: GivenUp) {
         let listing = &mut self.tree.dir_mut(node).listing;
         let (Listing::Running(mut listed) | Listing::Repeat(mut listed)) =
             std::mem::replace(listing, Listing::Done)
@@ -210,73 +242,30 @@ impl Scheduler {
         let mut own = std::mem::take(&mut listed.own);
         match given_up {
             GivenUp::Nothing => {}
-            GivenUp::Entry(name) => own.remove_all(&[name].into()),
+            GivenUp::Entry(name) => {
+                if !contains(&own, &name) {
+                    // It was listed, and no worker lived to report that.
+                    self.summary.counts.found += 1;
+                }
+                own.remove_all(&[name].into());
+            }
             GivenUp::Job => return self.complete_one(node),
         }
-        // Only one of the two jobs replaces it.
-        let (own_suspect, suspect) = match suspect {
-            Some(suspect) if contains(&own, &suspect.name) => (Some(suspect), None),
-            suspect => (None, suspect),
-        };
         if !own.is_empty() {
             self.tree.add_pending(node, 1);
+            let hard_links = HardLinks::Report;
             let kind = JobKind::Entries {
                 names: own,
-                hard_links: HardLinks::Report,
+                hard_links,
             };
-            self.push_job(NewJob::retry(node, kind, own_suspect));
+            self.push(node, kind);
         }
-        let listed = Listed {
-            is_suspect_incomplete: suspect.as_ref().is_some_and(|it| it.is_incomplete),
-            suspect: suspect.map(|it| it.name),
-            ..listed
-        };
         let next = self.tree.repeat_listing(node, listed);
         self.follow(node, next);
     }
 }
 
-impl Suspect {
-    /// Returns the suspect of a job that is a retry itself.
-    fn of_retry(running: &Running) -> Option<Self> {
-        let retry = running.job.retry.as_ref()?;
-        Some(Self {
-            name: retry.suspect.clone()?,
-            is_incomplete: running.is_suspect_incomplete,
-        })
-    }
-}
-
-impl NewJob {
-    fn retry(node: NodeKey, kind: JobKind, suspect: Option<Suspect>) -> Self {
-        Self {
-            is_suspect_incomplete: suspect.as_ref().is_some_and(|it| it.is_incomplete),
-            retry: Some(Retry {
-                suspect: suspect.map(|it| it.name),
-            }),
-            ..Self::new(node, kind)
-        }
-    }
-}
-
 impl Running {
-    /// Returns the job that copies names which the worker of this one gave away. What it has to
-    /// know of an earlier crash goes with them.
-    pub(super) fn shared_job(&mut self, dir: NodeKey, names: Names) -> NewJob {
-        let suspect = Suspect::of_retry(self).filter(|it| contains(&names, &it.name));
-        if suspect.is_some() {
-            self.is_suspect_incomplete = false;
-        }
-        let kind = JobKind::Entries {
-            names,
-            hard_links: HardLinks::Report,
-        };
-        match self.job.retry {
-            Some(_) => NewJob::retry(dir, kind, suspect),
-            None => NewJob::new(dir, kind),
-        }
-    }
-
     /// Returns the names of the job that are neither settled, given away nor given up.
     fn remaining(&self, mut names: Names, given_up: &GivenUp) -> Names {
         names.split_off(self.shared);

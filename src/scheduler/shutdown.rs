@@ -1,7 +1,8 @@
 //! Stopping a run, and tidying up after it: nothing incomplete is left, and directories that were
 //! in progress get their metadata.
 
-use std::time::{Duration, Instant};
+use std::collections::HashSet;
+use std::time::Duration;
 
 use super::dispatch::Popped;
 use super::{Phase, Scheduler};
@@ -10,12 +11,16 @@ use crate::engine::{Event, KILL_TIMEOUT, Sent};
 use crate::fs::path::{Name, RelPath};
 use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::WriteTarget;
+use crate::scoreboard::claims::Claim;
 
 /// How long a stopped run waits for its workers. They check whether to stop after each chunk of
 /// a file.
 const STOP_TIMEOUT: Duration = Duration::from_millis(600);
-/// How long it tidies up after that.
+/// How long it then waits for a worker to begin to tidy up, and for all workers to end.
 const TIDY_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long it tidies up if that is begun. On a network file system it can take seconds; a second
+/// signal ends it at once.
+const LONGEST_TIDY: Duration = Duration::from_secs(5);
 /// How much longer it waits if the destination is full: nobody waits for the prompt.
 const PATIENCE_IF_FULL: u32 = 100;
 
@@ -39,15 +44,14 @@ impl Scheduler {
     /// Drops what is queued, but for directories that only must be finished.
     pub(super) fn drop_queue(&mut self) {
         for job in self.queue.drop_rest() {
-            let directory = self.tree.dir(job.node);
-            let (target, dir) = (directory.target, directory.path.clone());
-            let suspect = job.retry.and_then(|retry| retry.suspect);
-            let name = match job.kind {
-                JobKind::Remove { name } => Some(name),
-                _ => suspect.map(|name| self.name_at_destination(target, name)),
-            };
-            let unfinished = name.map(|name| Unfinished { target, dir, name });
-            self.unfinished.extend(unfinished);
+            if let JobKind::Remove { name } = job.kind {
+                let directory = self.tree.dir(job.node);
+                self.unfinished.push(Unfinished {
+                    target: directory.target,
+                    dir: directory.path.clone(),
+                    name,
+                });
+            }
         }
     }
 
@@ -84,12 +88,12 @@ impl Scheduler {
 
     /// Removes incomplete files and finishes the directories in progress, for a short time.
     pub(super) fn tidy_up(&mut self) {
-        let deadline = self.engine.now() + TIDY_TIMEOUT;
+        let deadline = self.engine.now() + LONGEST_TIDY;
         self.drop_queue();
         let busy = self.kill_busy();
         self.note_unfinished(&busy);
         self.remove_unfinished();
-        // Some may wait with a worker that was killed.
+        // Some wait with a worker that was killed or hangs.
         let mut waiting: Vec<JobId> = self
             .running
             .iter()
@@ -104,7 +108,9 @@ impl Scheduler {
         for (node, stat) in self.tree.take_unfinished().into_iter().rev() {
             self.push(node, JobKind::FinishDirectory { stat });
         }
-        while self.engine.now() < deadline && (!self.queue.is_empty() || self.engine.busy() > 0) {
+        let mut tidying = HashSet::new();
+        let mut begin_by = self.engine.now() + TIDY_TIMEOUT;
+        while self.engine.now() < deadline && !(self.queue.is_empty() && tidying.is_empty()) {
             while self.engine.free_slots() > 0
                 && let Some(popped) = self.pop()
             {
@@ -112,21 +118,44 @@ impl Scheduler {
                     Popped::New(job) => Some(self.begin(*job)),
                     Popped::Again(id) => self.unclaimed(id),
                 };
-                if let Some(job) = job
-                    && self.engine.send(vec![job]) == Sent::NoWorkers
-                {
-                    return;
-                }
-            }
-            let left = deadline.saturating_duration_since(self.engine.now());
-            if let Some(Event::Report { report, .. }) = self.engine.next(left) {
-                for update in report.updates {
-                    if update.is_done {
-                        self.end_job(update.job);
+                if let Some(job) = job {
+                    tidying.insert(job.id);
+                    if self.engine.send(vec![job]) == Sent::NoWorkers {
+                        return;
                     }
                 }
             }
+            let now = self.engine.now();
+            if now >= begin_by && !tidying.iter().any(|&id| self.is_claimed(id)) {
+                // All workers hang.
+                return;
+            }
+            let left = deadline.saturating_duration_since(now).min(TIDY_TIMEOUT);
+            match self.engine.next(left) {
+                Some(Event::Report { report, .. }) => {
+                    for update in report.updates {
+                        if update.is_done {
+                            self.end_job(update.job);
+                            tidying.remove(&update.job);
+                            begin_by = self.engine.now() + TIDY_TIMEOUT;
+                        }
+                    }
+                }
+                Some(Event::Lost { worker, .. }) => {
+                    tidying.retain(|&id| self.claim_of(id) != Some(Claim::By(worker)));
+                }
+                None => {}
+            }
         }
+    }
+
+    fn claim_of(&self, id: JobId) -> Option<Claim> {
+        let running = self.running.get(&id)?;
+        Some(self.context.scoreboard.claims.look(running.job.claim, id))
+    }
+
+    fn is_claimed(&self, id: JobId) -> bool {
+        matches!(self.claim_of(id), Some(Claim::By(_)))
     }
 
     /// Kills the workers that have not stopped, if that can be done. Returns them.
@@ -139,8 +168,7 @@ impl Scheduler {
         busy
     }
 
-    /// Notes what is incomplete: what these workers are writing, files that miss chunks, and what
-    /// crashed workers have left.
+    /// Notes what is incomplete: what these workers are writing, and files that miss chunks.
     fn note_unfinished(&mut self, workers: &[usize]) {
         for &worker in workers {
             let job = self.context.scoreboard.slot(worker).job();
@@ -155,30 +183,27 @@ impl Scheduler {
                 });
             }
         }
+        // Removals that were sent, or that nobody could be found for.
         for running in self.running.values() {
-            let job = &running.job;
-            let suspect = job.retry.as_ref().and_then(|retry| retry.suspect.clone());
-            let name = match &job.kind {
-                JobKind::Remove { name } => Some(name.clone()),
-                // Not if it may have been replaced by now.
-                _ if running.is_suspect_incomplete && running.next_update == 0 => {
-                    suspect.map(|name| self.name_at_destination(job.target, name))
-                }
-                _ => None,
-            };
-            self.unfinished.extend(name.map(|name| Unfinished {
-                target: job.target,
-                dir: job.path.clone(),
-                name,
-            }));
+            if let JobKind::Remove { name } = &running.job.kind {
+                self.unfinished.push(Unfinished {
+                    target: running.job.target,
+                    dir: running.job.path.clone(),
+                    name: name.clone(),
+                });
+            }
         }
-        for (directory, name) in self.tree.incomplete_suspects() {
-            self.unfinished.push(Unfinished {
-                target: directory.target,
-                dir: directory.path.clone(),
-                name: self.name_at_destination(directory.target, name.clone()),
-            });
+        let mut unfinished = Vec::new();
+        for directory in self.tree.directories() {
+            for suspect in directory.suspects.iter().filter(|it| it.is_incomplete) {
+                unfinished.push(Unfinished {
+                    target: directory.target,
+                    dir: directory.path.clone(),
+                    name: self.name_at_destination(directory.target, &suspect.name),
+                });
+            }
         }
+        self.unfinished.append(&mut unfinished);
         let chunked = self
             .tree
             .chunked_files()
@@ -198,17 +223,7 @@ impl Scheduler {
             WriteTarget::Temp(number) | WriteTarget::Chunked(number) => Some(Name::new(
                 temp::name(self.context, worker, number).to_bytes(),
             )),
-            WriteTarget::Final => slot
-                .entry()
-                .map(|name| self.name_at_destination(job.target, name)),
-        }
-    }
-
-    /// Returns the name that an entry of a target's directory gets at the destination.
-    pub(super) fn name_at_destination(&self, target: u32, name: Name) -> Name {
-        match &self.context.targets.list[target as usize].single {
-            Some(single) => Name::new(single.to.as_bytes()),
-            None => name,
+            WriteTarget::Final => Some(self.name_at_destination(job.target, &slot.entry()?)),
         }
     }
 
@@ -220,7 +235,7 @@ impl Scheduler {
             return;
         }
         let context = self.context;
-        let deadline = Instant::now() + TIDY_TIMEOUT;
+        let deadline = self.engine.now() + LONGEST_TIDY;
         let (done, wait) = crossbeam_channel::bounded::<()>(1);
         let thread = std::thread::Builder::new().spawn(move || {
             for file in unfinished {

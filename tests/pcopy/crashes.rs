@@ -17,7 +17,7 @@ use crate::run::Running;
 use crate::trees::{assert_same_without, slow_tree, small_files, tree, tree_with_stuck_file};
 
 /// Most of these tests have one mode: threads cannot be killed one by one.
-fn process_mode() -> Env {
+pub(crate) fn process_mode() -> Env {
     Env::new(Mode::Process)
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process};
 
 use crate::env::{Env, skip, skipped_without_root};
 use crate::run::await_end;
@@ -73,6 +73,17 @@ impl FaultFs {
         Some(mounted)
     }
 
+    /// Kills the file system's program. The mount stays, and every call to it fails.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Sends a signal to the server: KILL takes the file system away, STOP makes it hang.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
     fn unmount(&self) {
         let _ = Command::new("umount")
             .arg("-l")
@@ -85,6 +96,7 @@ impl Drop for FaultFs {
     fn drop(&mut self) {
         // It unmounts and exits at the end of its stdin.
         self.stdin = None;
+        let _ = kill_process(Pid::from_child(&self.child), Signal::CONT);
         if let Ok(Some(_)) = self.child.try_wait() {
             self.unmount();
             return;

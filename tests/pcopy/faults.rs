@@ -1,5 +1,6 @@
 //! Sources and destinations that fail: permissions, I/O errors, changes during the run.
 
+use std::fs;
 use std::path::Path;
 
 use crate::env::{Env, is_root, skip};
@@ -134,6 +135,34 @@ both_modes!(a_write_error_fails_only_that_file, |env| {
     env.assert_same("real/bad-again", "backing/dst/bad-again");
 });
 
+/// A disk or a network mount that goes away while its directory is copied.
+const GONE_AFTER: [usize; 4] = [1, 20, 60, 100];
+
+both_modes!(a_source_that_goes_away_is_reported_once, |env| {
+    for number in 0..128 {
+        env.file(format!("real/sub/file-{number}"), pattern(2_000, number));
+    }
+    for lines in GONE_AFTER {
+        let Some(mut mounted) = FaultFs::mount(env, "real", "src", &["--delay-ms", "1"]) else {
+            return;
+        };
+        let running = env.command(["-v", "-j4", "src", "dst"]).start();
+        running.await_stdout("some entries", |text| text.lines().count() >= lines);
+        mounted.kill();
+        let run = running.wait().exits(1);
+        let errors = run.complaints();
+        assert!(!errors.is_empty(), "{run}");
+        for error in &errors {
+            let count = errors.iter().filter(|other| *other == error).count();
+            assert_eq!(count, 1, "{error}:\n{run}");
+        }
+        // Each file fails at most once, and so do the two directories.
+        assert!(errors.len() <= 130, "{} errors:\n{run}", errors.len());
+        drop(mounted);
+        fs::remove_dir_all(env.path("dst")).unwrap();
+    }
+});
+
 // ---- a source that changes ------------------------------------------------------------------
 
 both_modes!(a_file_that_vanishes_fails_and_the_rest_arrives, |env| {
@@ -143,7 +172,7 @@ both_modes!(a_file_that_vanishes_fails_and_the_rest_arrives, |env| {
         return;
     };
     env.pcopy(["src", "dst"])
-        .exits(1)
+        .exits(3)
         .counts(30, 0, 1)
         .fails_only(&[("src/1/gone", "No such file or directory")]);
     env.assert_same("real/0", "dst/0");
@@ -198,11 +227,11 @@ both_modes!(a_source_that_keeps_changing_is_reported, |env| {
         return;
     };
     env.pcopy(["src", "dst"])
-        .exits(1)
+        .exits(3)
         .counts(30, 0, 1)
         .fails_only(&[(
             "src/restless",
-            "copy: file changed while being copied (2 attempts)",
+            "file changed while being copied (2 attempts)",
         )]);
     assert!(
         !env.exists("dst/restless"),

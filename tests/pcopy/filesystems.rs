@@ -169,9 +169,11 @@ both_modes!(fat_keeps_all_that_it_supports, |env| {
         .mode(0o755)
         .mtime(1_000_000_003, 500_000_000);
     file("src/even", b"even").mtime(1_000_000_004, 0);
-    file("src/owned", b"owned").owner(1234, 2345);
-    file("src/empty", b"");
-    file("src/large", &pattern(40 * MIB as usize, 1));
+    file("src/owned", b"owned")
+        .owner(1234, 2345)
+        .mtime(1_000_000_011, 0);
+    file("src/empty", b"").mtime(1_000_000_013, 0);
+    file("src/large", &pattern(40 * MIB as usize, 1)).mtime(1_000_000_009, 5);
     let attributed = file("src/attributed", b"x");
     let has_attributes = attributed.try_xattr("user.test", "value");
     env.hard_link("src/twin", "src/program");

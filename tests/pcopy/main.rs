@@ -67,13 +67,15 @@ mod zoo;
 
 // The promises.
 mod cli;
+mod crash_reports;
 mod crashes;
 mod disk_full;
 mod faults;
 mod fidelity;
 mod filesystems;
+mod in_place;
 mod links;
-mod messages;
+mod moving;
 mod output;
 mod overlap;
 mod overwrite;
@@ -84,4 +86,7 @@ mod resume;
 mod safety;
 mod signals;
 mod stalls;
+mod streams;
 mod targets;
+mod twins;
+mod two_runs;

@@ -1,6 +1,12 @@
 //! Messages: what goes to stdout and stderr, and in which form.
 
-use crate::env::{Mode, bytes_path};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use crate::env::{Env, Mode, bytes_path};
 use crate::noise::pattern;
 use crate::trees::small_tree;
 
@@ -54,6 +60,19 @@ both_modes!(verbose_prints_each_entry_once_with_its_worker, |env| {
         ],
         "{run}"
     );
+});
+
+both_modes!(a_closed_stdout_fails_if_it_was_wanted, |env| {
+    small_tree(env);
+    for (option, copy) in [("-n", "dst"), ("-v", "dst")] {
+        env.command([option, "src", copy])
+            .after("exec >&-")
+            .run()
+            .exits(1)
+            .stderr_has("pcopy: standard output: write: Bad file descriptor");
+    }
+    env.assert_same("src", "dst");
+    env.command(["src", "dst"]).after("exec >&-").run().ok();
 });
 
 // ---- form -----------------------------------------------------------------------------------
@@ -148,6 +167,115 @@ both_modes!(a_verbose_line_is_one_line_whatever_the_name, |env| {
     env.file(bytes_path(b"src/new\nline"), "x");
     let run = env.pcopy(["-v", "src", "dst"]).ok();
     assert_eq!(run.stdout().lines().count(), 2, "{run}");
+});
+
+/// Characters that would move a terminal's cursor, turn its text around, or hide in it.
+const HIDDEN: [char; 16] = [
+    '\x07', '\r', '\x1b', '\x7f', '\u{9b}', '\u{ad}', '\u{61c}', '\u{200b}', '\u{200e}',
+    '\u{200f}', '\u{2028}', '\u{202c}', '\u{202e}', '\u{2066}', '\u{2069}', '\u{feff}',
+];
+
+both_modes!(no_name_reaches_the_terminal_raw, |env| {
+    for hidden in HIDDEN {
+        env.file(format!("src/a{hidden}txt.exe"), "x");
+        env.file(format!("dst/b{hidden}txt.exe/x"), "in the way");
+        env.file(format!("src/b{hidden}txt.exe"), "x");
+    }
+    // A balanced pair is shown with its effect by some programs.
+    env.file("src/c\u{202e}txt\u{202c}.exe", "x");
+    let odd = format!("missing-{}", String::from_iter(HIDDEN));
+    let option = format!("--{odd}");
+    let copied = HIDDEN.len() + 1;
+    for (args, code, lines) in [
+        (&["-n", "src", "dst"][..], 1, copied),
+        (&["-v", "src", "dst"], 1, copied),
+        (&[&odd, "dst"], 2, 0),
+        (&[&option, "src", "dst"], 2, 0),
+    ] {
+        let run = env.pcopy(args).exits(code);
+        let stdout = run.stdout();
+        assert!(stdout.lines().count() >= lines, "{run}");
+        for text in [&stdout, &run.stderr] {
+            let raw = text.chars().find(|char| HIDDEN.contains(char));
+            assert_eq!(raw, None, "in {text:?}");
+        }
+    }
+});
+
+/// Runs pcopy and returns its exit status and each write(2) to stdout and to stderr.
+fn writes(env: &Env, args: &[&str]) -> (Option<i32>, [Vec<String>; 2]) {
+    let (stdout, stdout_end) = Writes::pair();
+    let (stderr, stderr_end) = Writes::pair();
+    let mut command = Command::new(env.program(false));
+    command
+        .args(["--mode", env.mode().name()])
+        .args(args)
+        .current_dir(env.path(""))
+        .stdin(Stdio::null())
+        .stdout(stdout_end)
+        .stderr(stderr_end);
+    let mut child = command.spawn().unwrap();
+    // Closes this process's copies of the ends, so that reading comes to an end.
+    drop(command);
+    let (stdout, stderr) = thread::scope(|scope| {
+        let stdout = scope.spawn(|| stdout.read());
+        let stderr = stderr.read();
+        (stdout.join().unwrap(), stderr)
+    });
+    (child.wait().unwrap().code(), [stdout, stderr])
+}
+
+/// The reading end of a socket that keeps the boundaries between writes.
+struct Writes(OwnedFd);
+
+impl Writes {
+    fn pair() -> (Writes, OwnedFd) {
+        let (reader, writer) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        (Writes(reader), writer)
+    }
+
+    fn read(&self) -> Vec<String> {
+        let mut buffer = vec![0; 1 << 20];
+        let mut writes = Vec::new();
+        loop {
+            match rustix::io::read(&self.0, &mut buffer[..]).unwrap() {
+                0 => return writes,
+                length => writes.push(String::from_utf8(buffer[..length].to_vec()).unwrap()),
+            }
+        }
+    }
+}
+
+both_modes!(each_message_is_one_write, |env| {
+    small_tree(env);
+    env.file("in-the-way/a", "x");
+    // The number of writes to stderr.
+    for (args, code, expected) in [
+        (&["src", "dst"][..], 0, 1),
+        (&["src", "in-the-way"], 1, 2),
+        (&["-v", "src", "dst-2"], 0, 1),
+        (&["-n", "src", "dst-3"], 0, 1),
+        (&["missing", "dst"], 2, 1),
+        (&["src", "src/inside"], 2, 1),
+        (&["src"], 2, 1),
+        (&["--no-such-option", "src", "dst"], 2, 1),
+    ] {
+        let (status, writes) = writes(env, args);
+        assert_eq!(status, Some(code), "{args:?}: {writes:?}");
+        for text in writes.iter().flatten() {
+            assert!(text.ends_with('\n'), "{args:?}: half a line: {text:?}");
+        }
+        let [stdout, stderr] = writes;
+        assert_eq!(stderr.len(), expected, "{args:?}: {stderr:#?}");
+        let has_output = matches!(args[0], "-v" | "-n");
+        assert_eq!(!stdout.is_empty(), has_output, "{args:?}: {stdout:#?}");
+    }
 });
 
 // ---- output that cannot be written ----------------------------------------------------------

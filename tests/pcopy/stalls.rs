@@ -156,6 +156,41 @@ fn a_stopped_worker_is_replaced_after_the_timeout() {
 }
 
 #[test]
+fn an_idle_worker_that_is_stopped_does_not_hold_up_the_run() {
+    let env = process_mode();
+    // Work for four workers, then a long way down for one of them, then work for all again.
+    let chain = (0..12).fold("real".to_owned(), |path, level| {
+        format!("{path}/{level}-chain")
+    });
+    for number in 0..12 {
+        env.file(format!("real/{number}/file"), "x");
+        env.file(format!("{chain}/{number}/file"), "x");
+    }
+    let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "50"]) else {
+        return;
+    };
+    let running = env
+        .command(["-v", "-j4", "--stall-timeout", "1", "src", "dst"])
+        .start();
+    running.await_stdout("all files at the top", |text| {
+        let lines = text.lines().filter(|line| line.ends_with("/file"));
+        lines.count() >= 12
+    });
+    // A worker without a job sleeps; a call to the slow file system waits in another state.
+    let idle = || {
+        let mut workers = running.workers();
+        workers.retain(|worker| worker.state == 'S');
+        workers
+    };
+    eventually("three workers are idle", || idle().len() >= 3);
+    for worker in idle() {
+        worker.signal(Signal::STOP);
+    }
+    running.wait().ok();
+    env.assert_same("real", "dst");
+}
+
+#[test]
 fn a_read_that_never_returns_stops_nothing_else() {
     let env = process_mode();
     let Some(_faulty) = tree_with_stuck_file(&env, "hang-read") else {

@@ -41,6 +41,8 @@ pub(crate) enum Kind {
     SlowRead(Duration),
     Shrink(u64),
     Grow(u64),
+    Log(u64),
+    HideHoles,
     Touch,
     ChangeOnce,
     Vanish,
@@ -50,7 +52,10 @@ pub(crate) enum Kind {
 impl Kind {
     /// Whether the file changes behind the kernel's back, so that nothing about it may be cached.
     pub(crate) fn changes(self) -> bool {
-        matches!(self, Kind::Shrink(_) | Kind::Grow(_) | Kind::Touch | Kind::ChangeOnce)
+        matches!(
+            self,
+            Kind::Shrink(_) | Kind::Grow(_) | Kind::Log(_) | Kind::Touch | Kind::ChangeOnce
+        )
     }
 
     /// Makes the change to the file in the source folder.
@@ -58,7 +63,9 @@ impl Kind {
         let file = inode.open(OFlags::RDWR)?;
         match self {
             Kind::Shrink(size) => fs::ftruncate(&file, size),
-            Kind::Grow(bytes) => fs::ftruncate(&file, fs::fstat(&file)?.st_size as u64 + bytes),
+            Kind::Grow(bytes) | Kind::Log(bytes) => {
+                fs::ftruncate(&file, fs::fstat(&file)?.st_size as u64 + bytes)
+            }
             _ => rewrite(&file),
         }
     }
@@ -107,6 +114,8 @@ impl Faults {
             b"hang-read" => (rest, Kind::HangRead),
             b"dead-read" => (rest, Kind::DeadRead),
             b"hang-list" => (rest, Kind::HangList),
+            b"log" => with_number().map(|(name, n)| (name, Kind::Log(n)))?,
+            b"hide-holes" => (rest, Kind::HideHoles),
             b"touch" => (rest, Kind::Touch),
             b"change-once" => (rest, Kind::ChangeOnce),
             b"vanish" => (rest, Kind::Vanish),

@@ -28,6 +28,8 @@
 //! | `slow-read:NAME:MS` | each read request (up to 128 KiB of readahead) takes MS milliseconds more |
 //! | `shrink:NAME:SIZE` | after the first read the file is truncated to SIZE, once |
 //! | `grow:NAME:BYTES` | after the first read BYTES zeros are appended, once |
+//! | `log:NAME:BYTES` | the same after the first read of every open: the file only grows |
+//! | `hide-holes:NAME` | lseek(2) takes the whole file for data, as on NFS 3 and SMB |
 //! | `change-once:NAME` | after the first read the content changes in place, once: same size, new mtime |
 //! | `touch:NAME` | the same after the first read of every open |
 //! | `vanish:NAME` | the entry is listed, but looking it up says `ENOENT` |

@@ -185,7 +185,7 @@ impl Passthrough {
         let is_first = !handle.was_read.swap(true, Ordering::Relaxed);
         for fault in self.faults.of(&name).filter(|fault| fault.kind.changes()) {
             let happens = match fault.kind {
-                Kind::Touch => is_first,
+                Kind::Touch | Kind::Log(_) => is_first,
                 _ => fault.is_first(handle.inode.id),
             };
             if happens {
@@ -614,7 +614,16 @@ impl Filesystem for Passthrough {
                 4 => SeekFrom::Hole(offset),
                 _ => return Err(io::Errno::INVAL),
             };
-            fs::seek(&self.handle(handle)?.file, position)
+            let handle = self.handle(handle)?;
+            if self.has_fault(&handle.inode, |kind| kind == Kind::HideHoles) {
+                let size = fs::fstat(&handle.file)?.st_size as u64;
+                return match position {
+                    _ if offset >= size => Err(io::Errno::NXIO),
+                    SeekFrom::Data(_) => Ok(offset),
+                    _ => Ok(size),
+                };
+            }
+            fs::seek(&handle.file, position)
         };
         answer!(self, reply, seek(), offset => reply.offset(offset as i64));
     }

@@ -1,0 +1,298 @@
+//! What must hold when a simulated run has ended.
+
+use std::collections::{HashMap, HashSet};
+
+use super::model::{Broken, Outcome, Rule, TEMPORARY, World};
+use super::tree::{Before, Entry, Item, Sort, Trouble};
+
+/// What was printed of entries and directories.
+#[derive(Default)]
+struct Printed {
+    failed: HashMap<usize, u32>,
+    failed_dirs: HashSet<usize>,
+    lines: HashMap<usize, u32>,
+    dir_lines: HashMap<usize, u32>,
+    /// copied, unchanged, failed.
+    summary: Option<[u64; 3]>,
+}
+
+impl World {
+    /// Returns what does not hold.
+    pub(super) fn check(mut self, outcome: &Outcome) -> Vec<Broken> {
+        self.end_mirror();
+        let printed = self.read(outcome);
+        self.check_entries(outcome, &printed);
+        if !outcome.was_stopped {
+            self.check_links(&printed);
+            self.check_dirs(outcome, &printed);
+        }
+        self.check_sums(outcome, &printed);
+        if !outcome.free_chunked_slots && !outcome.was_stopped {
+            self.broke(Rule::ChunkedSlots, "not all are free");
+        }
+        self.broken
+    }
+
+    fn read(&mut self, outcome: &Outcome) -> Printed {
+        let mut printed = Printed::default();
+        for line in &outcome.err {
+            if line.ends_with("still waiting") || line.contains("none can be started") {
+                continue;
+            }
+            if line.contains(" unchanged, ") {
+                let numbers = line.split(", ").take(3);
+                let mut numbers = numbers.filter_map(|part| part.split(' ').next()?.parse().ok());
+                printed.summary = Some([(); 3].map(|()| numbers.next().unwrap_or(u64::MAX)));
+                continue;
+            }
+            let path = line.split(": ").next().unwrap_or_default();
+            match self.item(path, outcome) {
+                Some(Item::Dir(dir)) => _ = printed.failed_dirs.insert(dir),
+                Some(Item::Entry(entry)) => *printed.failed.entry(entry).or_default() += 1,
+                None => self.broke(Rule::Message, line.clone()),
+            }
+        }
+        for line in &outcome.out {
+            let path = line.split_once("] ").map_or("", |(_, path)| path);
+            match self.item(path.trim_end_matches('/'), outcome) {
+                Some(Item::Dir(dir)) => *printed.dir_lines.entry(dir).or_default() += 1,
+                Some(Item::Entry(entry)) => *printed.lines.entry(entry).or_default() += 1,
+                None => self.broke(Rule::Message, line.clone()),
+            }
+        }
+        printed
+    }
+
+    fn item(&self, path: &str, outcome: &Outcome) -> Option<Item> {
+        let in_root = |root: &String| path.strip_prefix(root.as_str());
+        let path = outcome.roots.iter().find_map(in_root)?;
+        self.tree.item(path.trim_start_matches('/').as_bytes())
+    }
+
+    /// Returns true if a directory or one above it failed: then nothing is expected below.
+    fn is_excused(&self, mut dir: usize, printed: &Printed) -> bool {
+        loop {
+            if printed.failed_dirs.contains(&dir) {
+                return true;
+            }
+            match self.tree.dirs[dir].parent {
+                Some(parent) => dir = parent,
+                None => return false,
+            }
+        }
+    }
+
+    /// Returns true if a retry may take a directory for one that was there before the run, and
+    /// what is complete in it for unchanged. That is so for those that were there. In these, a
+    /// retry takes new subdirectories for old ones, because nobody lived to report them.
+    fn may_be_taken_for_old(&self, dir: usize) -> bool {
+        let above = self.tree.dirs[dir].parent;
+        let is_below_old = || above.is_some_and(|above| self.may_be_taken_for_old(above));
+        self.has_losses && (!self.dirs[dir].is_new || is_below_old())
+    }
+
+    fn is_complete(&self, entry: usize) -> bool {
+        let Entry { dir, name, .. } = &self.tree.entries[entry];
+        let inode = self.existing(*dir, name);
+        inode.is_some_and(|inode| self.is_copy(inode, entry))
+    }
+
+    fn died_twice(&self, dir: usize, name: Option<&[u8]>) -> bool {
+        let place = (dir, name.map(<[u8]>::to_vec));
+        self.deaths.get(&place).is_some_and(|&deaths| deaths >= 2)
+    }
+
+    fn check_entries(&mut self, outcome: &Outcome, printed: &Printed) {
+        for number in 0..self.tree.entries.len() {
+            let entry = &self.tree.entries[number];
+            let (dir, trouble, before) = (entry.dir, entry.trouble, entry.before);
+            let name = entry.name.clone();
+            let shown = format!(
+                "{} in {}, {:?}, {before:?}, {trouble:?}",
+                name.escape_ascii(),
+                self.tree.dirs[dir].path.escape_ascii(),
+                entry.sort
+            );
+            let failures = printed.failed.get(&number).copied().unwrap_or(0);
+            let is_complete = self.is_complete(number);
+            let is_excused = self.is_excused(dir, printed);
+            if failures > 1 {
+                self.broke(Rule::FailsOnce, format!("{failures} of {shown}"));
+            }
+            let may_fail = matches!(trouble, Trouble::Fails | Trouble::ChunkFails(_))
+                || self.full.contains(&number)
+                || self.died_twice(dir, Some(&name));
+            if failures > 0 && !may_fail {
+                let message = outcome
+                    .err
+                    .iter()
+                    .find(|line| line.contains(&format!("{}: ", name.escape_ascii())));
+                self.broke(Rule::FailsForAReason, format!("{shown}: {message:?}"));
+            }
+            // An entry at which a worker crashed is replaced whenever it is examined again.
+            let is_suspect = self.deaths.contains_key(&(dir, Some(name.clone())));
+            let commits = self.commits.get(&number).copied().unwrap_or(0);
+            if commits > 1 && !is_suspect {
+                self.broke(Rule::CommittedOnce, shown.clone());
+            }
+            let lines = printed.lines.get(&number).copied().unwrap_or(0);
+            if lines > 1 {
+                self.broke(Rule::LineIsPrintedOnce, format!("{lines} of {shown}"));
+            }
+            if outcome.was_stopped || is_excused {
+                continue;
+            }
+            if failures == 0 && (!is_complete || self.missed.contains(&number)) {
+                self.broke(Rule::CompleteOrFailed, shown.clone());
+            }
+            let may_be_found = self.may_be_taken_for_old(dir);
+            if is_complete && failures == 0 && lines == 0 && before != Before::Same && !may_be_found
+            {
+                self.broke(Rule::LineIsPrinted, shown);
+            }
+        }
+        let leftover: Vec<_> = self
+            .names
+            .iter()
+            .filter(|((_, name), inode)| {
+                name.starts_with(TEMPORARY)
+                    || outcome.was_stopped
+                        && self.inodes[inode].source.is_some()
+                        && !self.inodes[inode].is_complete
+            })
+            .map(|((dir, name), _)| (*dir, name.clone()))
+            .collect();
+        for (dir, name) in leftover {
+            if outcome.was_stopped && outcome.is_left_behind || self.is_excused(dir, printed) {
+                continue;
+            }
+            let rule = if name.starts_with(TEMPORARY) {
+                Rule::NoTemporaryName
+            } else {
+                Rule::NothingIncomplete
+            };
+            let dir = self.tree.dirs[dir].path.escape_ascii();
+            let how = format!("{} in {dir}", name.escape_ascii());
+            self.broke(rule, how);
+        }
+    }
+
+    fn check_links(&mut self, printed: &Printed) {
+        for group in 0..self.tree.groups.len() {
+            let mut inodes = HashSet::new();
+            for &entry in &self.tree.groups[group] {
+                let Entry { dir, name, .. } = &self.tree.entries[entry];
+                if !printed.failed.contains_key(&entry)
+                    && !self.is_excused(*dir, printed)
+                    && let Some(inode) = self.existing(*dir, name)
+                    && self.is_copy(inode, entry)
+                {
+                    inodes.insert(inode);
+                }
+            }
+            if inodes.len() > 1 {
+                self.broke(Rule::Linked, format!("group {group}: {inodes:?}"));
+            }
+        }
+    }
+
+    fn check_dirs(&mut self, outcome: &Outcome, printed: &Printed) {
+        for number in 0..self.tree.dirs.len() {
+            let dir = self.dirs[number];
+            let shown = self.tree.dirs[number].path.escape_ascii().to_string();
+            if printed.failed_dirs.contains(&number) && !self.died_twice(number, None) {
+                let messages: Vec<_> = outcome
+                    .err
+                    .iter()
+                    .filter(|line| line.contains(&format!("{shown}: ")))
+                    .collect();
+                self.broke(Rule::FailsForAReason, format!("{shown}/: {messages:?}"));
+            }
+            if self.is_excused(number, printed) {
+                continue;
+            }
+            match dir.finished {
+                None => self.broke(Rule::MetadataLast, format!("never applied to {shown}/")),
+                Some(finished) if finished < dir.changed => {
+                    let how = format!("{shown}/ was changed later");
+                    self.broke(Rule::MetadataLast, how);
+                }
+                Some(_) => {}
+            }
+            let lines = printed.dir_lines.get(&number).copied().unwrap_or(0);
+            let above = self.tree.dirs[number].parent;
+            let may_be_found = above.is_some_and(|above| self.may_be_taken_for_old(above));
+            if lines != u32::from(dir.is_new) && !(lines == 0 && may_be_found) {
+                self.broke(Rule::DirectoryLine, format!("{lines} of {shown}/"));
+            }
+        }
+    }
+
+    fn check_sums(&mut self, outcome: &Outcome, printed: &Printed) {
+        let all = self.tree.entries.len() as u64;
+        let Some([copied, unchanged, failed]) = printed.summary else {
+            self.broke(Rule::SummaryAddsUp, "no summary");
+            return;
+        };
+        let sum = copied + unchanged + failed;
+        let shown =
+            format!("{copied} copied + {unchanged} unchanged + {failed} failed of {all} entries");
+        if outcome.was_stopped {
+            if sum > all + printed.failed_dirs.len() as u64 + 1 {
+                self.broke(Rule::SummaryAddsUp, shown);
+            }
+            if outcome.status == 0 {
+                self.broke(Rule::ExitStatus, "0 of a run that was stopped");
+            }
+            return;
+        }
+        let complete = |entry| self.is_complete(entry);
+        let is_all_there = (0..self.tree.entries.len()).all(complete);
+        let has_failed = failed > 0;
+        if (outcome.status == 0) == has_failed || outcome.status == 0 && !is_all_there {
+            let how = format!("{}, all there: {is_all_there}, {shown}", outcome.status);
+            self.broke(Rule::ExitStatus, how);
+        }
+        if !printed.failed_dirs.is_empty() {
+            return;
+        }
+        if outcome.found != all {
+            let how = format!("{} of {all} entries", outcome.found);
+            self.broke(Rule::Total, how);
+        }
+        if sum != all {
+            self.broke(Rule::SummaryAddsUp, shown);
+            return;
+        }
+        // A retry may find complete, and so unchanged, what was copied before into a directory
+        // that was there.
+        let entries = self.tree.entries.iter().enumerate();
+        let succeeded = entries.filter(|(number, _)| !printed.failed.contains_key(number));
+        let (mut same, mut certain) = (0, 0);
+        for (number, entry) in succeeded {
+            // The leader of a group may be a name that was missing; then the others change too.
+            let is_same = |&entry: &usize| self.tree.entries[entry].before == Before::Same;
+            let is_whole = match entry.sort {
+                Sort::Linked(group) => self.tree.groups[group].iter().all(is_same),
+                _ => true,
+            };
+            let is_suspect = |&entry: &usize| {
+                let entry = &self.tree.entries[entry];
+                self.deaths
+                    .contains_key(&(entry.dir, Some(entry.name.clone())))
+            };
+            let is_whole = is_whole
+                && !match entry.sort {
+                    Sort::Linked(group) => self.tree.groups[group].iter().any(is_suspect),
+                    _ => is_suspect(&number),
+                };
+            same += u64::from(entry.before == Before::Same && is_whole);
+            let is_certain = !self.may_be_taken_for_old(entry.dir);
+            certain += u64::from(is_certain && entry.before != Before::Same);
+        }
+        if copied < certain || unchanged < same {
+            let how = format!("{shown}, {same} the same before, {certain} in new directories");
+            self.broke(Rule::SummaryIsRight, how);
+        }
+    }
+}

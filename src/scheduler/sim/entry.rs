@@ -1,0 +1,376 @@
+//! What a simulated worker does with one entry: `copy::Copier`, in steps.
+
+use std::sync::Arc;
+
+use super::env::Env;
+use super::tree::{CHUNK, Sort, Trouble};
+use super::worker::{Outcome, State, Worker, Writing, stat};
+use crate::copy::temp;
+use crate::fs::path::Name;
+use crate::fs::stat::{FileId, FileStat};
+use crate::protocol::entry::{Chunk, ChunkedFile, Decision, HardLinks};
+use crate::protocol::error::{CopyError, Death, Reason, Step};
+use crate::protocol::{JobKind, Line};
+use crate::scoreboard::WriteTarget;
+
+const EACCES: i32 = 13;
+const EIO: i32 = 5;
+const EEXIST: i32 = 17;
+const ENOENT: i32 = 2;
+const ENOSPC: i32 = 28;
+
+impl Worker {
+    pub(super) fn pick(&mut self, env: &mut Env) -> State {
+        let job = Arc::clone(&self.current().job);
+        let is_listing = matches!(job.kind, JobKind::Directory { .. });
+        if self.current().left == 0 || env.is_stopping() {
+            if is_listing {
+                let current = self.current();
+                current.names.clear();
+                current.left = 0;
+                self.slot.begin_dir();
+                return State::List;
+            }
+            return State::EndJob;
+        }
+        let may_share = match &job.kind {
+            JobKind::HardLinks { .. } => false,
+            JobKind::Entries { hard_links, .. } => *hard_links == HardLinks::Report,
+            _ => true,
+        };
+        if may_share && self.current().left >= 2 && env.context.scoreboard.take_wanted() {
+            if is_listing {
+                let before = self.current().names.len();
+                self.list_some(env, before + env.batch, usize::MAX);
+                if self.death.is_some() {
+                    return State::Free;
+                }
+            }
+            let current = self.current();
+            let half = current.left / 2;
+            current.left -= half;
+            self.update.shared = current.names.split_off(half);
+            self.send_update(env);
+            if self.death.is_some() {
+                return State::Free;
+            }
+        }
+        let current = self.current();
+        let Some((kind, name, next)) = current.names.at(current.offset) else {
+            return State::EndJob;
+        };
+        let name = name.to_bytes().to_vec();
+        current.kind = kind;
+        current.offset = next;
+        current.name.clone_from(&name);
+        let dir = current.dir;
+        self.slot.begin_entry(&name);
+        let mut world = env.world.borrow_mut();
+        world.claim(self.number, dir, Some(&name), None);
+        State::Begun
+    }
+
+    pub(super) fn begun(&mut self, env: &mut Env) -> State {
+        let job = Arc::clone(&self.current().job);
+        let dir = self.dir();
+        let name = self.current().name.clone();
+        let entry = env.world.borrow().tree.entry(dir, &name);
+        let trouble = env.world.borrow().tree.entries[entry].trouble;
+        match &job.kind {
+            JobKind::Chunk { file, chunk } => {
+                State::Concluded(self.write_chunk(env, file, *chunk, trouble))
+            }
+            JobKind::Commit { file, changed } => self.commit(env, file, *changed, entry),
+            JobKind::HardLinks { leader, .. } => {
+                if trouble == Trouble::Fails {
+                    return failed(Step::Link, EACCES);
+                }
+                let world = env.world.borrow();
+                let leader_dir = world.tree.dir(leader.dir.as_bytes());
+                let target = world.existing(leader_dir, leader.name.as_bytes());
+                drop(world);
+                self.link(env, target, entry)
+            }
+            _ => self.copy(env, entry, trouble),
+        }
+    }
+
+    fn existing(&mut self, env: &Env) -> Option<u64> {
+        let current = self.current();
+        if current.job.origin.known_empty {
+            return None;
+        }
+        env.world.borrow().existing(current.dir, &current.name)
+    }
+
+    fn copy(&mut self, env: &mut Env, entry: usize, trouble: Trouble) -> State {
+        let dir = self.dir();
+        let name = self.current().name.clone();
+        let sort = env.world.borrow().tree.entries[entry].sort;
+        let is_leader = matches!(
+            self.current().job.kind,
+            JobKind::Entries {
+                hard_links: HardLinks::Copy,
+                ..
+            }
+        );
+        if matches!(sort, Sort::Linked(_)) && !is_leader {
+            return State::Concluded(Ok(Outcome::HardLink));
+        }
+        if trouble == Trouble::Fails {
+            return failed(Step::Open, EACCES);
+        }
+        let existing = self.existing(env);
+        let is_same = existing.is_some_and(|inode| env.world.borrow().is_copy(inode, entry));
+        if is_same && !self.is_suspect(&name) {
+            return State::Concluded(Ok(Outcome::Done(Decision::LeaveUnchanged)));
+        }
+        if trouble == Trouble::Crashes && env.is_process {
+            self.die(env, Death::Signal(11));
+            return State::Free;
+        }
+        let is_chunked = matches!(sort, Sort::Chunked(_)) && env.context.scoreboard.begin_chunked();
+        let (written_as, decision) = if is_chunked {
+            self.temps += 1;
+            self.slot.set_writing(WriteTarget::Chunked(self.temps));
+            (self.temp_name(env), Decision::ReplaceTime)
+        } else {
+            self.write_target(env, existing.is_some())
+        };
+        let failure = if env.is_full() {
+            env.world.borrow_mut().failed_for_space(entry);
+            Some(failed(Step::Write, ENOSPC))
+        } else {
+            None
+        };
+        let created = match failure {
+            Some(failure) => Err(failure),
+            None => {
+                let created = env.world.borrow_mut().create(dir, &written_as, entry);
+                created.ok_or(failed(Step::Create, EEXIST))
+            }
+        };
+        let inode = match created {
+            Ok(inode) => inode,
+            Err(failure) => {
+                if is_chunked {
+                    env.context.scoreboard.end_chunked();
+                }
+                self.slot.set_writing(WriteTarget::None);
+                return failure;
+            }
+        };
+        if is_chunked {
+            let size = env.world.borrow().tree.size(entry);
+            let source = env.world.borrow().tree.source(entry);
+            let id = |dev, ino| FileId { dev, ino };
+            return State::Concluded(Ok(Outcome::Chunked(ChunkedFile {
+                name: Name::new(&name),
+                temp: Name::new(&written_as),
+                decision,
+                id: id(2, inode),
+                stat: FileStat {
+                    size,
+                    allocated: size,
+                    ..stat(id(1, source))
+                },
+            })));
+        }
+        State::Written(Writing {
+            name: written_as,
+            inode,
+            decision,
+            is_link: false,
+        })
+    }
+
+    /// Says under which name something is made, its own or a temporary one.
+    fn write_target(&mut self, env: &Env, is_temp: bool) -> (Vec<u8>, Decision) {
+        if !is_temp {
+            self.slot.set_writing(WriteTarget::Final);
+            return (self.current().name.clone(), Decision::Create);
+        }
+        self.temps += 1;
+        self.slot.set_writing(WriteTarget::Temp(self.temps));
+        (self.temp_name(env), Decision::ReplaceTime)
+    }
+
+    fn temp_name(&self, env: &Env) -> Vec<u8> {
+        let name = temp::name(env.context, self.number, self.temps);
+        name.to_bytes().to_vec()
+    }
+
+    pub(super) fn written(&mut self, env: &mut Env, writing: Writing) -> State {
+        let dir = self.dir();
+        let name = self.current().name.clone();
+        let mut world = env.world.borrow_mut();
+        let entry = world.tree.entry(dir, &name);
+        if !writing.is_link {
+            world.write_all(writing.inode, entry);
+            world.complete(writing.inode, entry);
+        }
+        if writing.name != name {
+            if env.rng.chance(0.5) && !writing.is_link {
+                // Complete, and not in place yet.
+                drop(world);
+                return State::Written(Writing {
+                    is_link: true,
+                    ..writing
+                });
+            }
+            world.rename(dir, &writing.name, &name);
+        }
+        State::Renamed(writing.decision)
+    }
+
+    fn link(&mut self, env: &mut Env, target: Option<u64>, entry: usize) -> State {
+        let dir = self.dir();
+        let old = self.existing(env);
+        if old.is_some() && old == target {
+            return State::Concluded(Ok(Outcome::Done(Decision::LeaveUnchanged)));
+        }
+        let Some(target) = target else {
+            return failed(Step::Link, ENOENT);
+        };
+        let (written_as, decision) = self.write_target(env, old.is_some());
+        if env.is_full() {
+            self.slot.set_writing(WriteTarget::None);
+            env.world.borrow_mut().failed_for_space(entry);
+            return failed(Step::Link, ENOSPC);
+        }
+        if !env.world.borrow_mut().link(target, dir, &written_as) {
+            self.slot.set_writing(WriteTarget::None);
+            return failed(Step::Link, EEXIST);
+        }
+        State::Written(Writing {
+            name: written_as,
+            inode: target,
+            decision,
+            is_link: true,
+        })
+    }
+
+    fn write_chunk(
+        &mut self,
+        env: &mut Env,
+        file: &ChunkedFile,
+        chunk: Chunk,
+        trouble: Trouble,
+    ) -> Result<Outcome, CopyError> {
+        let dir = self.dir();
+        let mut world = env.world.borrow_mut();
+        let number = chunk.offset / CHUNK;
+        if trouble == Trouble::ChunkFails(number) {
+            return Err(CopyError::new(Step::Read, Reason::System(EIO)));
+        }
+        if trouble == Trouble::ChunkChanges(number) {
+            return Err(CopyError::new(Step::Read, Reason::Changed));
+        }
+        match world.existing(dir, file.temp.as_bytes()) {
+            None => Err(CopyError::new(Step::Write, Reason::System(ENOENT))),
+            Some(inode) if inode != file.id.ino => {
+                Err(CopyError::new(Step::Write, Reason::Replaced))
+            }
+            Some(inode) => {
+                world.write_chunk(inode, chunk.offset);
+                Ok(Outcome::Chunk)
+            }
+        }
+    }
+
+    fn commit(&mut self, env: &mut Env, file: &ChunkedFile, changed: bool, entry: usize) -> State {
+        let dir = self.dir();
+        let name = self.current().name.clone();
+        let mut world = env.world.borrow_mut();
+        let temp = file.temp.as_bytes();
+        match world.existing(dir, temp) {
+            None => {
+                // A worker renamed it and crashed before it could report that.
+                let existing = world.existing(dir, &name);
+                if existing.is_some_and(|inode| world.is_copy(inode, entry)) {
+                    return State::Concluded(Ok(Outcome::Done(Decision::Create)));
+                }
+                failed(Step::Write, ENOENT)
+            }
+            Some(inode) if inode != file.id.ino => {
+                State::Concluded(Err(CopyError::new(Step::Write, Reason::Replaced)))
+            }
+            Some(inode) => {
+                if changed {
+                    world.write_all(inode, entry);
+                }
+                world.complete(inode, entry);
+                State::Written(Writing {
+                    name: temp.to_vec(),
+                    inode,
+                    decision: Decision::Create,
+                    is_link: true,
+                })
+            }
+        }
+    }
+
+    pub(super) fn conclude(&mut self, env: &mut Env, outcome: Result<Outcome, CopyError>) -> State {
+        let current = self.current();
+        let (name, dir) = (current.name.clone(), current.dir);
+        let job = Arc::clone(&current.job);
+        let number = self.number;
+        env.world.borrow_mut().release(number, Some(&name));
+        let (is_ok, mut is_urgent) = (outcome.is_ok(), false);
+        match outcome {
+            Ok(Outcome::Done(decision)) => {
+                let is_retry = job.origin.created && !job.origin.known_empty;
+                let decision = match decision {
+                    Decision::LeaveUnchanged if is_retry => Decision::Create,
+                    decision => decision,
+                };
+                self.slot.add_outcome(decision.outcome());
+                if decision.changes() {
+                    let name = Some(Name::new(&name));
+                    self.update.lines.push(Line { name, decision });
+                }
+            }
+            Ok(Outcome::HardLink) => {
+                let world = env.world.borrow();
+                let entry = world.tree.entry(dir, &name);
+                let Sort::Linked(group) = world.tree.entries[entry].sort else {
+                    unreachable!("only links are reported as such");
+                };
+                let id = world.tree.source(entry);
+                let links = world.tree.groups[group].len() as u64;
+                self.add_hard_link(&name, id, links);
+            }
+            Ok(Outcome::Chunked(file)) => {
+                self.update.chunked.push(file);
+                is_urgent = true;
+            }
+            Ok(Outcome::Chunk) => {}
+            Err(error) => self.fail_with(env, Some(&name), error),
+        }
+        if is_ok && self.is_suspect(&name) {
+            self.update.settled_suspects.push(Name::new(&name));
+        }
+        self.slot.end_entry();
+        if let JobKind::Chunk { .. } | JobKind::Commit { .. } = job.kind {
+            return State::EndJob;
+        }
+        let current = self.current();
+        current.left -= 1;
+        current.settled += 1;
+        if is_urgent || env.rng.chance(0.08) {
+            self.send_update(env);
+            if self.death.is_some() {
+                return State::Free;
+            }
+        }
+        if is_urgent {
+            self.slot.set_writing(WriteTarget::None);
+        }
+        State::Pick
+    }
+}
+
+fn failed(step: Step, errno: i32) -> State {
+    let error = CopyError::new(step, Reason::System(errno));
+    State::Concluded(Err(error))
+}

@@ -1,0 +1,58 @@
+//! What a simulated run and its workers share: the time, the world, and what goes wrong.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::model::World;
+use super::tree::Rng;
+use crate::context::Context;
+use crate::protocol::Report;
+
+/// What goes wrong in a run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Faults {
+    /// Probability, in each step, that some process is killed.
+    pub(super) crash: f64,
+    /// Probability that a report cannot be sent, which ends its worker.
+    pub(super) send: f64,
+    /// Probability that a report arrives twice.
+    pub(super) double: f64,
+    /// Probability, in each step, that the worker stalls.
+    pub(super) stall: f64,
+    /// The longest time after which a stall ends by itself.
+    pub(super) longest_stall: Duration,
+    /// A stalled process may not even die when it is killed.
+    pub(super) unkillable: bool,
+    /// Steps until a signal is sent, and until the destination is full.
+    pub(super) signal_at: Option<u64>,
+    pub(super) full_at: Option<u64>,
+    /// How many processes can be started.
+    pub(super) starts: usize,
+}
+
+/// What all workers of a run share.
+pub(super) struct Env {
+    pub(super) rng: Rng,
+    pub(super) now: Instant,
+    pub(super) steps: u64,
+    pub(super) world: Rc<RefCell<World>>,
+    pub(super) context: &'static Context,
+    pub(super) faults: Faults,
+    pub(super) is_process: bool,
+    /// Entries that are listed at a time.
+    pub(super) batch: usize,
+    /// Reports that were sent and not received, in order.
+    pub(super) sent: VecDeque<(usize, Report)>,
+}
+
+impl Env {
+    pub(super) fn is_stopping(&self) -> bool {
+        self.context.scoreboard.is_stopping()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.faults.full_at.is_some_and(|at| self.steps >= at)
+    }
+}
