@@ -266,3 +266,37 @@ impl Copier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_of_one_kind_of_file_system_are_not_portable() {
+        for name in [
+            c"system.nfs4_acl",
+            c"system.ntfs_attrib",
+            c"system.cifs_acl",
+            c"lustre.lov",
+            c"btrfs.compression",
+        ] {
+            assert!(!is_portable(name), "{name:?}");
+        }
+        for name in [
+            c"user.a",
+            c"trusted.a",
+            c"security.capability",
+            c"system.posix_acl_access",
+        ] {
+            assert!(is_portable(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn labels_are_not_removed() {
+        assert!(!is_removable(c"security.selinux"));
+        assert!(!is_removable(c"trusted.overlay.opaque"));
+        assert!(is_removable(c"user.a"));
+        assert!(is_removable(c"security.capability"));
+    }
+}

@@ -97,7 +97,7 @@ impl Copier {
             name: Name::new(entry.from.to_bytes()),
             temp: Name::new(new.unfinished.name().to_bytes()),
             id: FileId::of(&stat),
-            stat: source.stat,
+            stat: Box::new(source.stat),
             decision,
         };
         new.unfinished.hand_over();
@@ -144,7 +144,7 @@ impl Copier {
         let source = self.open_source(dir, from).at(Step::Open)?;
         let now = FileStat::of(&fs::fstat(&source).at(Step::Look)?);
         let has_changed = changed || !now.has_same_contents(&file.stat);
-        let stat = if has_changed { now } else { file.stat };
+        let stat = if has_changed { now } else { *file.stat };
         let fd = match open_chunked(dir, file) {
             Ok(fd) => fd,
             Err(error) if error.reason == Errno::NOENT.into() => {

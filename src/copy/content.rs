@@ -228,8 +228,8 @@ impl Copier {
         // start of a long file and reserves space for the hole (15 times the data).
         let size = fs::fstat(files.new).at(Step::Write)?.st_size as u64;
         let is_short = size < end;
-        // These fill it with zeros, so that it would be written twice.
-        let fills = matches!(file_system(files.new), Some(MSDOS | EXFAT | FUSE));
+        // Their drivers fill it with zeros, so that it would be written twice.
+        let fills = matches!(file_system(files.new), Some(MSDOS | EXFAT));
         if is_short && !fills && !lengthen(files.new, end).at(Step::Write)? {
             return self.read_write(files, range, Zeros::Write);
         }
@@ -253,7 +253,9 @@ impl Copier {
             }
             let hole = match fs::seek(files.source, SeekFrom::Hole(data)) {
                 Ok(hole) => hole.min(end),
-                Err(_) => end,
+                // It knows of none, or the file has become shorter, which copying the data shows.
+                Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NXIO) => end,
+                Err(errno) => return Err(CopyError::new(Step::Read, errno)),
             };
             let copied = match zeros {
                 Zeros::Skip => self.read_write(files, data..hole, zeros)?,

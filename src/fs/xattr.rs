@@ -107,12 +107,9 @@ pub(crate) fn remove_acl(entry: BorrowedFd<'_>, acl: &CStr) -> Result<()> {
 pub(crate) fn strip_acls(dir: BorrowedFd<'_>, mode: Mode) -> Result<()> {
     remove_acl(dir, DEFAULT_ACL)?;
     remove_acl(dir, ACCESS_ACL)?;
-    match fs::fchmod(dir, mode) {
-        // A file system without modes. This fails again, and is reported, when the directory gets
-        // its final mode.
-        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-        result => result,
-    }
+    // If this fails, it fails again when the directory gets its final mode, and is reported then.
+    let _ = fs::fchmod(dir, mode);
+    Ok(())
 }
 
 /// Returns the group's mode bits that an access ACL does not grant to the owning group itself.

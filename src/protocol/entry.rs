@@ -118,8 +118,8 @@ pub(crate) struct ChunkedFile {
     pub(crate) temp: Name,
     /// The file that stands under the temporary name.
     pub(crate) id: FileId,
-    /// The source's stat when it was opened.
-    pub(crate) stat: FileStat,
+    /// The source's stat when it was opened. Boxed, because queued jobs should be small.
+    pub(crate) stat: Box<FileStat>,
     /// Whether it is new, or replaces something.
     pub(crate) decision: Decision,
 }
@@ -130,7 +130,7 @@ impl ChunkedFile {
     pub(crate) fn chunks(&self) -> Vec<Chunk> {
         let FileStat {
             size, allocated, ..
-        } = self.stat;
+        } = *self.stat;
         let count = allocated.min(size).div_ceil(CHUNK_SIZE).max(1);
         let length = size.div_ceil(count).next_multiple_of(CHUNK_ALIGNMENT);
         (0..size)
@@ -159,7 +159,7 @@ impl ChunkedFile {
             name: Name::new(name.as_bytes()),
             temp: Name::new(format!(".{name}.tmp").as_bytes()),
             id: FileId { dev: 1, ino: 3 },
-            stat: FileStat {
+            stat: Box::new(FileStat {
                 id: FileId { dev: 1, ino: 2 },
                 mode: 0,
                 uid: 0,
@@ -171,7 +171,7 @@ impl ChunkedFile {
                 atime: none,
                 mtime: none,
                 ctime: none,
-            },
+            }),
             decision: Decision::Create,
         }
     }

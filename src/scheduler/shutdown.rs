@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::dispatch::Popped;
+use super::dispatch::{Popped, Running};
 use super::{Phase, Scheduler};
 use crate::copy::temp;
 use crate::engine::{Event, KILL_TIMEOUT, Sent};
@@ -93,20 +93,22 @@ impl Scheduler {
         let busy = self.kill_busy();
         self.note_unfinished(&busy);
         self.remove_unfinished();
-        // Some wait with a worker that was killed or hangs.
+        // The deepest directory is queued last, and sent first.
+        for (node, stat) in self.tree.take_unfinished().into_iter().rev() {
+            self.push(node, JobKind::FinishDirectory { stat });
+        }
+        // Those that wait with a stuck worker.
+        let is_last =
+            |running: &&Running| matches!(running.job.kind, JobKind::FinishDirectory { .. });
         let mut waiting: Vec<JobId> = self
             .running
-            .iter()
-            .filter(|(_, running)| matches!(running.job.kind, JobKind::FinishDirectory { .. }))
-            .map(|(&id, _)| id)
+            .values()
+            .filter(is_last)
+            .map(|running| running.job.id)
             .collect();
         waiting.sort_unstable();
         for id in waiting {
             self.queue.push_again(id);
-        }
-        // The deepest directory is queued last, and sent first.
-        for (node, stat) in self.tree.take_unfinished().into_iter().rev() {
-            self.push(node, JobKind::FinishDirectory { stat });
         }
         let mut tidying = HashSet::new();
         let mut begin_by = self.engine.now() + TIDY_TIMEOUT;

@@ -449,7 +449,7 @@ fn a_directory_that_a_stuck_worker_should_finish_is_finished_by_another() {
     stage.begin(0, &listing);
     let mut shares = done(&listing);
     shares.shared = files(["a", "b"]);
-    shares.unfinished = Some(Box::new(ChunkedFile::sample("a", 1, 1).stat));
+    shares.unfinished = Some(ChunkedFile::sample("a", 1, 1).stat);
     stage.report(0, shares);
     let entries = stage.job();
     stage.run_job(0, &entries);

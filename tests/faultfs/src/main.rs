@@ -34,6 +34,9 @@
 //! | `touch:NAME` | the same after the first read of every open |
 //! | `vanish:NAME` | the entry is listed, but looking it up says `ENOENT` |
 //! | `eio-write:NAME:OFFSET` | a write that reaches the byte at OFFSET or any after it fails with `EIO` |
+//! | `eio-close:NAME` | closing the file fails with `EIO`, as if late writes had failed |
+//! | `lie-chmod:NAME`, `lie-chown:NAME`, `lie-utimens:NAME` | the call succeeds and changes nothing |
+//! | `refuse-rename:NAME`, `no-rename:NAME` | renaming from or to NAME fails with `EPERM`, `ENOSYS` |
 //! | `enospc:BYTES` | once BYTES have been written through the mount, writes fail with `ENOSPC` |
 //!
 //! "After the first read" means: before its answer is sent, so that whoever has read anything can
@@ -42,6 +45,20 @@
 //!
 //! A reader stuck in a `hang-*` fault can be ended with a fatal signal, as on a hard NFS mount: its
 //! request is answered with `EINTR` once the signal is pending (see [`hung`]).
+//!
+//! # Lesser file systems
+//!
+//! Options make the whole mount less than Linux expects, as servers and other systems' disks are.
+//!
+//! | option | what happens |
+//! |---|---|
+//! | `--create-mask OCTAL` | these bits are cut from the modes of new entries, as by a server's umask |
+//! | `--mtime-at-flush` | closing a file that was created or written sets its mtime to now |
+//! | `--fold-case` | names that differ in case only are one; its first spelling is kept |
+//! | `--xattr-max N` | an attribute of more than N bytes fails with `E2BIG`, more than N in all with `ENOSPC` |
+//! | `--fill-holes` | holes take space like zeros; no `SEEK_HOLE`, no `fallocate` |
+//! | `--volatile-inodes` | each lookup finds another inode number |
+//! | `--no-hard-links` | linking fails with `EPERM` |
 //!
 //! # Faithfulness
 //!
@@ -61,7 +78,11 @@ mod delay;
 mod faults;
 mod hung;
 mod inodes;
+mod metadata;
+mod open_files;
 mod passthrough;
+mod requests;
+mod settings;
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -81,7 +102,8 @@ use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit, umask};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::faults::Faults;
-use crate::passthrough::{Passthrough, Settings};
+use crate::passthrough::Passthrough;
+use crate::settings::Settings;
 
 /// How many threads serve calls. A slow call occupies none of them.
 const THREADS: usize = 8;
@@ -93,26 +115,14 @@ struct Args {
     source: PathBuf,
     /// Where to show it.
     mountpoint: PathBuf,
-    /// How long every call takes, in milliseconds.
-    #[arg(long, value_name = "MS", default_value = "0", value_parser = milliseconds)]
-    delay_ms: Duration,
-    /// How long the kernel may remember names and attributes, in milliseconds.
-    #[arg(long, value_name = "MS", default_value = "1000", value_parser = milliseconds)]
-    ttl_ms: Duration,
-    /// A fault, see the top of examples/faultfs/main.rs; can be given several times.
+    #[command(flatten)]
+    settings: Settings,
+    /// A fault, see the top of tests/faultfs/src/main.rs; can be given several times.
     #[arg(long = "fault", value_name = "KIND:NAME[:ARG]")]
     faults: Vec<OsString>,
-    /// Let the kernel check no permissions.
-    #[arg(long)]
-    no_permissions: bool,
     /// Stay mounted when stdin ends.
     #[arg(long)]
     keep: bool,
-}
-
-fn milliseconds(text: &str) -> Result<Duration, String> {
-    let ms: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    Duration::try_from_secs_f64(ms / 1000.0).map_err(|error| error.to_string())
 }
 
 /// Why the program ends.
@@ -132,12 +142,8 @@ fn main() -> anyhow::Result<()> {
     // Modes arrive with the caller's umask applied; ours must play no part.
     umask(Mode::empty());
 
-    let settings = Settings {
-        delay: args.delay_ms,
-        ttl: args.ttl_ms,
-        check_permissions: !args.no_permissions,
-    };
-    let file_system = Passthrough::new(&args.source, settings, faults)
+    let config = config(&args.settings);
+    let file_system = Passthrough::new(&args.source, args.settings, faults)
         .with_context(|| format!("cannot open {}", args.source.display()))?;
     let mountpoint = args
         .mountpoint
@@ -147,7 +153,7 @@ fn main() -> anyhow::Result<()> {
     let (ends, end) = mpsc::channel();
     // Before mounting, so that no signal can leave a mount behind.
     listen_for_signals(ends.clone())?;
-    let session = Session::new(file_system, &mountpoint, &config(&args))
+    let session = Session::new(file_system, &mountpoint, &config)
         .with_context(|| format!("cannot mount on {}", mountpoint.display()))?;
     let session_ends = ends.clone();
     thread::spawn(move || session_ends.send(End::Unmounted(session.run())));
@@ -174,11 +180,11 @@ fn main() -> anyhow::Result<()> {
     exit(0)
 }
 
-fn config(args: &Args) -> Config {
+fn config(settings: &Settings) -> Config {
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     config.mount_options = vec![MountOption::FSName("faultfs".to_owned())];
-    if !args.no_permissions {
+    if !settings.no_permissions {
         config.mount_options.push(MountOption::DefaultPermissions);
     }
     if geteuid().is_root() {
