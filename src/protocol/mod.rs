@@ -69,7 +69,7 @@ pub(crate) enum JobKind {
     },
     /// A chunk failed: remove the file.
     Discard { file: ChunkedFile },
-    /// Remove a temporary file that a crashed worker left.
+    /// Remove an incomplete file that a crashed worker left.
     Remove { name: Name },
     /// Everything below is done: set the directory's owner, attributes, mode and times.
     FinishDirectory {

@@ -19,6 +19,8 @@ mod roots;
 mod shutdown;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod watchdog;
 
@@ -43,10 +45,10 @@ use watchdog::{Stall, Watchdog};
 
 /// How long the loop waits for a report before it looks at signals, workers and the bar.
 const TICK: Duration = Duration::from_millis(100);
-/// How long the first worker is left alone: ten small files are copied before a second worker
-/// would have been started.
+/// How long the first worker works alone: ten small files take less time than starting a second
+/// worker.
 const SOLO_START: Duration = Duration::from_millis(2);
-/// Room for claims: more than an engine takes at one time for each worker.
+/// Words in the table of claims for each worker: more jobs than an engine takes at one time.
 pub(crate) const JOBS_PER_WORKER: usize = 128;
 
 /// A run in progress.

@@ -37,7 +37,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes each update once, from the worker that has claimed the job.
+    /// Returns true for an update to apply: each one once, and only from the worker that has
+    /// claimed the job.
     fn accept(&mut self, worker: usize, update: &JobUpdate) -> bool {
         let Some(running) = self.running.get_mut(&update.job) else {
             return false;
@@ -51,7 +52,7 @@ impl Scheduler {
             return false;
         }
         if update.number > running.next_update {
-            // One is missing. The job is done again, by another worker.
+            // An update is missing. Another worker does the job again.
             self.engine.kill(worker);
             return false;
         }
@@ -269,7 +270,7 @@ impl Scheduler {
         self.complete_one(node);
     }
 
-    /// Completes one thing that was pending of a node, and whatever completes with it.
+    /// Completes one thing that was pending of a node, and every node that completes with it.
     pub(super) fn complete_one(&mut self, node: NodeKey) {
         let next = self.tree.complete_one(node);
         self.follow(node, next);
@@ -412,8 +413,8 @@ impl Scheduler {
         self.push_chunks(node, chunks);
     }
 
-    /// Gives a chunked file up: chunks that were not sent are dropped. Returns false if that was
-    /// known before.
+    /// Gives up a chunked file, and drops its chunks that were not sent. Returns false if it was
+    /// given up before.
     pub(super) fn fail_chunked(&mut self, node: NodeKey) -> bool {
         let Some(file) = self.tree.chunked_mut(node) else {
             return false;
@@ -446,7 +447,7 @@ impl Scheduler {
     }
 }
 
-/// Returns the entries of an update that other jobs have from now on, or that failed.
+/// Returns the entries of an update that failed or that other jobs have from now on.
 fn handed_out(update: &JobUpdate) -> Vec<Name> {
     let subdirs = [
         &update.subdirs.new,

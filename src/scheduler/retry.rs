@@ -1,8 +1,8 @@
 //! Workers that are lost: what they had claimed and not reported is done again, or given up.
 //!
 //! A retry needs no cleaning first, and no order. The entry that the worker was at is suspect from
-//! then on, and is replaced whatever it looks like. A temporary file that the worker left is
-//! removed by a job of its own; its name is never used again, so it does not matter when.
+//! then on, and the retry replaces it whatever it looks like. A job of its own removes a temporary
+//! file that the worker left. That name is never used again, so the order does not matter.
 
 use std::collections::VecDeque;
 
@@ -108,8 +108,8 @@ impl Scheduler {
         }
     }
 
-    /// Does the job again at which a worker crashed, without the entry that has now cost two
-    /// workers.
+    /// Does the job again at which a worker crashed. After the second crash at an entry, leaves that
+    /// entry out.
     fn on_crash(&mut self, worker: usize, running: Running, reason: Reason) {
         let slot = self.context.scoreboard.slot(worker);
         let entry = slot.entry();
@@ -190,7 +190,7 @@ impl Scheduler {
         }
     }
 
-    /// Does a job again, as far as it was not reported.
+    /// Does the unreported part of a job again.
     fn retry(&mut self, running: Running, given_up: GivenUp) {
         let node = running.node;
         self.tree.dir_mut(node).origin.known_empty = false;
@@ -234,8 +234,8 @@ impl Scheduler {
         }
     }
 
-    /// Has a directory listed again. Entries that the lister had kept to itself are copied by a
-    /// job of their own.
+    /// Lists a directory again. A job of its own copies the entries that the lister had kept to
+    /// itself.
     fn retry_listing(&mut self, node: NodeKey, given_up: GivenUp) {
         let listing = &mut self.tree.dir_mut(node).listing;
         let (Listing::Running(mut listed) | Listing::Repeat(mut listed)) =

@@ -26,7 +26,7 @@ struct Listed<'a> {
 }
 
 impl Listed<'_> {
-    /// Returns the next entry that is not to be left out.
+    /// Returns the next entry that is not to be skipped.
     fn read(&mut self) -> Option<(Kind, &CStr)> {
         // Not one loop around `listing.read()`: the borrow checker takes the name for borrowed
         // in every round.
@@ -258,8 +258,9 @@ impl Worker {
         self.slot.begin_dir();
     }
 
-    /// Copies entries. While other workers are idle it gives away the later half of them, and of
-    /// what is listed then: ever smaller halves of one batch would all have to be opened again.
+    /// Copies entries. While other workers are idle, it first lists more and then gives away the
+    /// later half of all. Otherwise the halves of one batch would become ever smaller, and each
+    /// costs its worker opening the directory.
     fn copy_entries(
         &mut self,
         job: &Job,

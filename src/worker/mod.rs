@@ -52,7 +52,7 @@ pub(crate) struct Worker {
     has_own_cwd: bool,
     report: Report,
     current: CurrentJob,
-    /// Bytes of names and errors in the report and in the current update, about.
+    /// About how many bytes of names and errors the report and the current update hold.
     size: usize,
     reported_at: Instant,
     ticks: u32,
@@ -75,7 +75,7 @@ impl Worker {
         }
     }
 
-    /// Runs the jobs of a batch one after another, those that nobody else has claimed.
+    /// Runs the jobs of a batch one after another. Skips those that another worker has claimed.
     pub(crate) fn run_batch<J: Borrow<Job>>(&mut self, jobs: &[J], sink: &mut dyn ReportSink) {
         for job in jobs {
             let job = job.borrow();
