@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::dir::DirPair;
 use super::{Copier, Entry, EntryResult, MAX_TAKEN, file_type, is_name_taken};
 use crate::config::{Keep, Overwrite};
-use crate::fs::stat::FileStat;
+use crate::fs::stat::{FileId, FileStat};
 use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::scoreboard::WriteTarget;
@@ -31,15 +31,29 @@ impl Copier {
         target: LinkTarget<'_>,
         entry: Entry<'_>,
     ) -> Result<EntryResult, CopyError> {
+        let (mut has_linked, mut has_replaced) = (false, false);
         for _ in 0..MAX_TAKEN {
-            match self.try_hard_link(dir, target, entry) {
+            match self.try_hard_link(dir, target, entry, &mut has_replaced) {
+                Ok(EntryResult::Done(Decision::HardLink)) if has_replaced => {
+                    has_linked = true;
+                    if is_linked(dir, target, entry) {
+                        break;
+                    }
+                    // Another run has replaced one of the two meanwhile: it may have linked them
+                    // the other way round. Whoever renames last looks last, so one of the runs
+                    // sees it.
+                }
+                Ok(EntryResult::Done(Decision::LeaveUnchanged)) if has_linked => break,
                 Err(error) if is_name_taken(&error) => dir.expect_others(),
                 // Another run may be renaming the leader at this moment (`Copier::abandon`).
                 Err(error) if is_gone(&error) => std::thread::sleep(LEADER_PAUSE),
                 result => return result,
             }
         }
-        self.try_hard_link(dir, target, entry)
+        if has_linked {
+            return Ok(EntryResult::Done(Decision::HardLink));
+        }
+        self.try_hard_link(dir, target, entry, &mut has_replaced)
     }
 
     fn try_hard_link(
@@ -47,6 +61,7 @@ impl Copier {
         dir: &mut DirPair,
         target: LinkTarget<'_>,
         entry: Entry<'_>,
+        has_replaced: &mut bool,
     ) -> Result<EntryResult, CopyError> {
         let config = &self.context.config;
         let as_copy = Entry {
@@ -139,6 +154,7 @@ impl Copier {
             // The inode numbers that this file system shows are its own invention.
             return Ok(EntryResult::Done(Decision::LeaveUnchanged));
         }
+        *has_replaced = decision != Decision::Create;
         Ok(EntryResult::Done(Decision::HardLink))
     }
 
@@ -170,6 +186,14 @@ impl Copier {
 
 /// How long a leader that is gone is waited for.
 const LEADER_PAUSE: Duration = Duration::from_millis(2);
+
+/// Returns true if the two names are those of one file. It is looked at only if another entry has
+/// been replaced: a new name is made in one step.
+fn is_linked(dir: &DirPair, target: LinkTarget<'_>, entry: Entry<'_>) -> bool {
+    let id = |dir: &DirPair, name| dir.stat_destination(name).ok().flatten();
+    let id = |dir, name| id(dir, name).map(|stat| FileId::of(&stat));
+    id(dir, entry.to) == id(target.dir, target.name)
+}
 
 fn is_gone(error: &CopyError) -> bool {
     error.step == Step::Link && error.reason == Errno::NOENT.into()

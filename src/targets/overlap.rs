@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::{self, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::mounts::{Mounts, Place, mount_id};
@@ -178,7 +178,12 @@ fn open_existing(destination: &Path) -> Result<Existing> {
             Err(errno) => errno,
         };
         // A dangling link gives ENOENT too, but nothing can be created under its name.
-        let is_missing = errno == Errno::NOENT && fs::lstat(&path).is_err();
+        let found = fs::lstat(&path).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        if errno == Errno::NOENT && found == Ok(FileType::Directory) {
+            // Another run has made it at this moment.
+            continue;
+        }
+        let is_missing = errno == Errno::NOENT && found.is_err();
         if is_missing && path.ends_with("..") {
             // Only once the missing directories exist is it known where this leads.
             bail!(
