@@ -20,13 +20,18 @@ links, holes, special files.
 
 Exit status:
   0    everything is at DST
-  1    finished, but some entries failed (each is named on stderr), or DST was full
+  1    finished, but some entries failed (each is named on stderr); or DST was full, or SRC or DST
+       went away
   2    wrong usage, or nothing could be started
+  3    finished, but some sources vanished or changed meanwhile (each is named on stderr)
   130  stopped by SIGINT (Ctrl-C); 143: by SIGTERM; 129: by SIGHUP. Run again to resume.";
+
+/// The options that have a link named as SRC copied as a link.
+const NO_DEREFERENCE: [&str; 3] = ["no_dereference", "no_dereference_d", "archive"];
 
 /// Copy directories in parallel: faithful, safe and fast by default.
 #[derive(Debug, Parser)]
-#[command(version, after_long_help = EXAMPLES, max_term_width = 100)]
+#[command(version, args_override_self = true, after_long_help = EXAMPLES, max_term_width = 100)]
 #[command(
     override_usage = "pcopy [OPTIONS] <SRC>... <DST>\n       pcopy [OPTIONS] -t <DIR> <SRC>..."
 )]
@@ -70,11 +75,11 @@ pub struct Cli {
     pub progress: When,
 
     /// Print errors only
-    #[arg(short, long, conflicts_with = "verbose")]
+    #[arg(short, long, overrides_with = "verbose")]
     pub quiet: bool,
 
     /// Print each finished entry on stdout, and the worker that copied it
-    #[arg(short, long)]
+    #[arg(short, long, overrides_with = "quiet")]
     pub verbose: bool,
 
     /// Print what would be done, one line per entry, and write nothing
@@ -93,6 +98,14 @@ pub struct Cli {
         value_name = "changed|always|older|never"
     )]
     pub overwrite: Overwrite,
+
+    /// Write into existing files instead of replacing them by a rename
+    ///
+    /// For destinations that cannot rename, such as phones and some FUSE file systems. A run that is
+    /// interrupted can leave a file incomplete; the next run completes it. Other hard links to the
+    /// file show the new contents. Not with --overwrite=older or never.
+    #[arg(long)]
+    pub inplace: bool,
 
     /// Fail if one of these cannot be kept
     ///
@@ -133,8 +146,25 @@ pub struct Cli {
     pub sparse: Sparse,
 
     /// Follow symbolic links in SRC and copy what they point to
-    #[arg(short = 'L', long)]
+    #[arg(short = 'L', long, overrides_with_all = NO_DEREFERENCE)]
     pub dereference: bool,
+
+    /// Copy a symbolic link named as SRC as a link
+    #[arg(short = 'P', long, overrides_with_all = ["dereference", "no_dereference_d", "archive"])]
+    pub no_dereference: bool,
+
+    /// The same: hard links are kept in any case
+    ///
+    /// Hidden: for the habit of typing cp -d.
+    #[arg(short = 'd', hide = true, overrides_with_all = ["dereference", "no_dereference", "archive"])]
+    pub no_dereference_d: bool,
+
+    /// The same: everything is kept in any case
+    ///
+    /// Hidden: for the habit of typing cp -a.
+    #[arg(short = 'a', long, hide = true,
+          overrides_with_all = ["dereference", "no_dereference", "no_dereference_d"])]
+    pub archive: bool,
 
     /// Stay on the file system of each SRC
     #[arg(short = 'x', long)]

@@ -32,6 +32,8 @@ pub struct Config {
     pub dry_run: bool,
     /// Which existing entries to replace.
     pub overwrite: Overwrite,
+    /// Write into existing files instead of replacing them.
+    pub inplace: bool,
     /// Which properties to keep.
     pub preserve: Preserve,
     /// When to share extents with the source.
@@ -40,6 +42,8 @@ pub struct Config {
     pub sparse: Sparse,
     /// Follow symbolic links in the source.
     pub dereference: bool,
+    /// Copy a link named as a source as a link.
+    pub links_as_links: bool,
     /// Skip other file systems below a source.
     pub one_file_system: bool,
     /// Sync the copy to disk.
@@ -138,8 +142,19 @@ impl Config {
                 None => bail!("nothing to copy; usage: pcopy SRC... DST"),
             },
         };
+        if cli.reflink == Reflink::Always && cli.sparse != Sparse::Auto {
+            bail!(
+                "--reflink=always needs --sparse=auto: shared extents have the holes of the source"
+            );
+        }
         if cli.stall_timeout.is_some() && cli.mode == Mode::Thread {
             bail!("--stall-timeout needs --mode process: a single thread cannot be killed");
+        }
+        if cli.inplace && matches!(cli.overwrite, Overwrite::Older | Overwrite::Never) {
+            bail!(
+                "--inplace does not go with --overwrite=older or never: these trust every \
+                 existing file to be complete"
+            );
         }
         Ok(Self {
             sources: paths,
@@ -155,10 +170,12 @@ impl Config {
             verbose: cli.verbose,
             dry_run: cli.dry_run,
             overwrite: cli.overwrite,
+            inplace: cli.inplace,
             preserve: Preserve::new(&cli.preserve, &cli.no_preserve),
             reflink: cli.reflink,
             sparse: cli.sparse,
             dereference: cli.dereference,
+            links_as_links: cli.no_dereference || cli.no_dereference_d || cli.archive,
             one_file_system: cli.one_file_system,
             fsync: cli.fsync,
             stall_timeout: cli.stall_timeout.map(Duration::from_secs),
@@ -168,13 +185,14 @@ impl Config {
 
     /// Returns the mode that directories are created with; they get the final one at the end.
     ///
-    /// If modes are kept, only the owner has access while the entries are copied. If not, the
-    /// umask decides, but the owner always has access.
-    pub(crate) fn new_dir_mode(&self, umask: u32) -> FileMode {
+    /// If modes are kept, only the owner has access while the entries are copied. If not, they get
+    /// the source's permissions as far as the umask or a default ACL allows, as with cp -r. But
+    /// the owner has access until the entries are there.
+    pub(crate) fn new_dir_mode(&self, source: u32) -> FileMode {
         if self.preserve.mode.is_wanted() {
             FileMode::RWXU
         } else {
-            FileMode::from_raw_mode(0o777 & !umask | 0o700)
+            FileMode::from_raw_mode(source & 0o777 | 0o700)
         }
     }
 }
@@ -228,10 +246,48 @@ mod tests {
     #[test]
     fn only_the_owner_has_access_to_a_new_directory_if_modes_are_kept() {
         let kept = config(&["a", "b"]).unwrap();
-        assert_eq!(kept.new_dir_mode(0o022).bits(), 0o700);
+        assert_eq!(kept.new_dir_mode(0o755).bits(), 0o700);
         let not_kept = config(&["a", "b", "--no-preserve=mode"]).unwrap();
-        assert_eq!(not_kept.new_dir_mode(0o022).bits(), 0o755);
-        assert_eq!(not_kept.new_dir_mode(0o777).bits(), 0o700);
+        assert_eq!(not_kept.new_dir_mode(0o2055).bits(), 0o755);
+    }
+
+    #[test]
+    fn the_last_of_an_option_wins() {
+        let last = |words: &[&str]| config(&[&["a", "b"], words].concat()).unwrap();
+        assert_eq!(last(&["-j2", "-j", "3"]).jobs, Some(3));
+        assert_eq!(
+            last(&["--mode=process", "--mode=thread"]).mode,
+            Mode::Thread
+        );
+        assert_eq!(last(&["-nn", "--fsync", "--fsync"]).sources.len(), 1);
+        assert!(last(&["-q", "-v"]).summary);
+        assert!(!last(&["-v", "-q"]).verbose);
+        assert!(last(&["-L", "-P"]).links_as_links);
+        assert!(!last(&["-P", "-L"]).links_as_links);
+        assert!(last(&["-a", "-d", "-L"]).dereference);
+        // Lists add up.
+        let preserve = last(&["--preserve=mode", "--preserve=links"]).preserve;
+        assert_eq!(
+            (preserve.mode, preserve.links),
+            (Keep::Required, Keep::Required)
+        );
+        let apart = config(&["a", "-q", "b", "-x", "c"]).unwrap();
+        assert_eq!(apart.sources.len(), 2);
+    }
+
+    #[test]
+    fn shared_extents_have_the_holes_of_the_source() {
+        assert!(config(&["a", "b", "--reflink=always", "--sparse=never"]).is_err());
+        assert!(config(&["a", "b", "--reflink=always", "--sparse=always"]).is_err());
+        assert!(config(&["a", "b", "--reflink=always"]).is_ok());
+    }
+
+    #[test]
+    fn files_that_are_trusted_are_not_written_in_place() {
+        for overwrite in ["--overwrite=older", "--overwrite=never"] {
+            assert!(config(&["a", "b", "--inplace", overwrite]).is_err());
+        }
+        assert!(config(&["a", "b", "--inplace"]).unwrap().inplace);
     }
 
     #[test]

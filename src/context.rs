@@ -1,10 +1,9 @@
 //! Everything that a worker needs from the start.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use rustix::fs::Mode;
 
 use crate::config::Config;
+use crate::run_number::RunNumber;
 use crate::scoreboard::Scoreboard;
 use crate::targets::Targets;
 
@@ -21,28 +20,34 @@ pub(crate) struct Context {
 /// Who runs pcopy, and which run this is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
-    /// The umask that pcopy was started with. It matters only if modes are not kept.
+    /// The umask that pcopy was started with.
     pub(crate) umask: u32,
     /// The effective user is root.
     pub(crate) is_root: bool,
     /// The effective group.
     pub(crate) group: u32,
-    /// A number in the temporary names of this run that those of other runs do not have.
-    pub(crate) run: u64,
+    /// The number in the temporary names of this run.
+    pub(crate) run: RunNumber,
 }
 
 impl Identity {
-    /// Reads the identity of this process, and sets its umask to 0.
-    ///
-    /// From then on, new files get exactly the mode that the code passes.
+    /// Reads the identity of this process.
     pub(crate) fn take_over() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let nanoseconds = now.map_or(0, |now| now.as_nanos() as u64);
+        let umask = rustix::process::umask(Mode::empty());
+        rustix::process::umask(umask);
         Self {
-            umask: rustix::process::umask(Mode::empty()).bits(),
+            umask: umask.bits(),
             is_root: rustix::process::geteuid().is_root(),
             group: rustix::process::getegid().as_raw(),
-            run: nanoseconds ^ u64::from(std::process::id()) << 48,
+            run: RunNumber::of_this_process(),
+        }
+    }
+
+    /// Sets the umask to 0 if modes are kept: new files get exactly the mode that the code passes.
+    /// If not, the kernel applies the umask, or the default ACL of a directory instead.
+    pub(crate) fn clear_umask(config: &Config) {
+        if config.preserve.mode.is_wanted() {
+            rustix::process::umask(Mode::empty());
         }
     }
 }

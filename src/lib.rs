@@ -11,6 +11,7 @@ mod engine;
 mod fs;
 mod protocol;
 mod quote;
+mod run_number;
 mod scheduler;
 mod scoreboard;
 mod signals;
@@ -43,6 +44,7 @@ pub fn run(config: Config) -> Result<i32> {
     let limit = WorkerLimit::new(config.jobs);
     let identity = Identity::take_over();
     let targets = Targets::open(&config, identity.umask)?;
+    Identity::clear_umask(&config);
     let workers = limit.limit() + limit.max() + REPLACEMENTS;
     let scoreboard = Scoreboard::new(workers, limit.max() * scheduler::JOBS_PER_WORKER)
         .context("cannot share memory")?;

@@ -9,15 +9,15 @@ use rustix::io::Errno;
 
 use super::content::{self, CopyMethod, Files};
 use super::dir::{DirPair, Owner};
-use super::file::NewFile;
+use super::file::{Finish, NewFile};
 use super::metadata::{InitialMeta, SourceFile};
-use super::temp::{self, Unfinished};
-use super::{Copier, Entry, EntryResult};
+use super::temp::Unfinished;
+use super::{Attempt, Copier, Entry, EntryResult, is_name_taken};
 use crate::config::{Reflink, Sparse};
-use crate::fs::path::Name;
+use crate::fs::path::{Kind, Name};
 use crate::fs::stat::{FileId, FileStat};
 use crate::fs::sys;
-use crate::protocol::entry::{Chunk, ChunkedFile, Decision};
+use crate::protocol::entry::{Chunk, ChunkedFile, Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::scoreboard::WriteTarget;
 
@@ -34,6 +34,8 @@ impl Copier {
             && config.jobs != Some(1)
             && config.sparse == Sparse::Auto
             && config.reflink != Reflink::Always
+            && !config.inplace
+            && !self.is_undivided
     }
 
     /// Creates a file to be copied in chunks, or shares the source's extents if that is possible.
@@ -42,7 +44,7 @@ impl Copier {
         &mut self,
         dir: &mut DirPair,
         entry: Entry<'_>,
-        source: &SourceFile,
+        source: &mut SourceFile,
         decision: Decision,
     ) -> Result<Option<EntryResult>, CopyError> {
         // The space of all these files is reserved, and a run that stops has to remove them all.
@@ -65,19 +67,29 @@ impl Copier {
         &mut self,
         dir: &mut DirPair,
         entry: Entry<'_>,
-        source: &SourceFile,
+        source: &mut SourceFile,
         decision: Decision,
         target: WriteTarget,
     ) -> Result<Option<EntryResult>, CopyError> {
         // Other workers open it again for each chunk, and the source may change meanwhile. Until
         // it is complete, only the owner gets access.
-        let new = self.create_file(dir, entry.to, target, 0o600)?;
+        let mode = if self.context.config.preserve.mode.is_wanted() {
+            0o600
+        } else {
+            self.initial_mode(dir, source, decision)
+        };
+        let new = self.create_file(dir, entry.to, target, mode)?;
         if self.clone_whole(Files::new(&source.fd, &new.fd, dir))? {
-            self.finish_file(source, new, entry.to)?;
+            let finish = Finish {
+                to: entry.to,
+                decision,
+                attempt: entry.attempt,
+            };
+            self.finish_file(dir, source, new, finish)?;
             return Ok(Some(EntryResult::Done(decision)));
         }
-        if !content::preallocate(&new.fd, &source.stat)? {
-            // Here files grow only by being written. It is created again under its own name.
+        if !content::takes_chunks(&new.fd)? || !content::preallocate(&new.fd, &source.stat)? {
+            // It is created again under its own name, and written from front to back.
             return Ok(None);
         }
         let stat = fs::fstat(&new.fd).at(Step::LookAtDestination)?;
@@ -85,7 +97,8 @@ impl Copier {
             name: Name::new(entry.from.to_bytes()),
             temp: Name::new(new.unfinished.name().to_bytes()),
             id: FileId::of(&stat),
-            stat: source.stat,
+            stat: Box::new(source.stat),
+            decision,
         };
         new.unfinished.hand_over();
         Ok(Some(EntryResult::Chunked(file)))
@@ -102,11 +115,11 @@ impl Copier {
     ) -> Result<(), CopyError> {
         let stat = &file.stat;
         let source = self.open_source(dir, from).at(Step::Open)?;
-        if FileId::of(&fs::fstat(&source).at(Step::Look)?) != stat.id {
+        let now = FileStat::of(&fs::fstat(&source).at(Step::Look)?);
+        // On many network file systems the inode number of a file does not last.
+        if now.id != stat.id && !now.has_same_contents(stat) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
-        // Each job locks anew, since a lock ends with the job that took it.
-        temp::lock(dir);
         let new = open_chunked(dir, file)?;
         let range = chunk.offset..chunk.offset + chunk.length;
         let files = Files::new(&source, &new, dir);
@@ -131,7 +144,7 @@ impl Copier {
         let source = self.open_source(dir, from).at(Step::Open)?;
         let now = FileStat::of(&fs::fstat(&source).at(Step::Look)?);
         let has_changed = changed || !now.has_same_contents(&file.stat);
-        let stat = if has_changed { now } else { file.stat };
+        let stat = if has_changed { now } else { *file.stat };
         let fd = match open_chunked(dir, file) {
             Ok(fd) => fd,
             Err(error) if error.reason == Errno::NOENT.into() => {
@@ -146,7 +159,7 @@ impl Copier {
                 return Err(error);
             }
         };
-        let source = SourceFile::new(source, stat, &self.context.config)?;
+        let mut source = self.source_file(dir, source, stat);
         if has_changed {
             fs::ftruncate(&fd, 0).at(Step::Write)?;
             self.copy_whole(Files::new(&source.fd, &fd, dir), &stat)?;
@@ -166,8 +179,44 @@ impl Copier {
             unfinished,
             meta,
         };
-        self.finish_file(&source, new, to)?;
-        Ok(EntryResult::Done(Decision::Create))
+        let finish = Finish {
+            to,
+            decision: file.decision,
+            attempt: Attempt::Last,
+        };
+        match self.finish_file(dir, &mut source, new, finish) {
+            Ok(()) => Ok(EntryResult::Done(Decision::Create)),
+            Err(error) if is_name_taken(&error) => {
+                // Another run was faster, or it is the same name as another one. What is there
+                // decides.
+                dir.expect_others();
+                self.copy_undivided(
+                    dir,
+                    Entry {
+                        kind: Kind::File,
+                        from,
+                        to,
+                        hard_links: HardLinks::Copy,
+                        suspect: false,
+                        attempt: Attempt::First,
+                        stream: None,
+                    },
+                )
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Copies an entry as usual, but a large file in one go.
+    pub(super) fn copy_undivided(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+    ) -> Result<EntryResult, CopyError> {
+        self.is_undivided = true;
+        let result = self.copy_entry(dir, entry);
+        self.is_undivided = false;
+        result
     }
 
     /// Handles a commit whose temporary file is gone. A worker may have renamed it into place and

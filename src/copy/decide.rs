@@ -6,12 +6,15 @@ use std::ops::ControlFlow;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 
 use super::dir::DirPair;
+use super::handle::{Handle, Subject};
+use super::learned::{is_safe, may_be_clamped};
 use super::{Copier, Entry, EntryResult, file_type};
 use crate::config::Overwrite;
-use crate::fs::granularity::{Granularity, PROBE};
-use crate::fs::stat::FileStat;
+use crate::fs::granularity::{Granularity, PROBE, Time};
+use crate::fs::stat::{FileStat, file_system_type};
 use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::metadata::Sort;
 
 impl Copier {
     /// Decides what to do with an entry. Breaks with the result if there is nothing to write.
@@ -24,7 +27,7 @@ impl Copier {
         entry: Entry<'_>,
     ) -> Result<ControlFlow<EntryResult, Decision>, CopyError> {
         let dry_run = self.context.config.dry_run;
-        let old = dir.existing(entry.to).at(Step::LookAtDestination)?;
+        let old = self.existing(dir, entry.to)?;
         if old.is_none() && !dry_run {
             return Ok(ControlFlow::Continue(Decision::Create));
         }
@@ -32,10 +35,23 @@ impl Copier {
         if self.should_report(&new, entry.hard_links) {
             return Ok(ControlFlow::Break(EntryResult::HardLink(new)));
         }
-        let decision = match old {
-            Some(old) => self.compare(dir, entry, &FileStat::of(&old), &new)?,
+        let old = old.map(|old| FileStat::of(&old));
+        let mut decision = match &old {
+            Some(old) => self.compare(dir, entry, old, &new)?,
             None => Decision::Create,
         };
+        if let Some(old) = &old
+            && decision == Decision::LeaveUnchanged
+            && self.context.config.overwrite == Overwrite::Changed
+            && self.has_other_metadata(dir, entry, old, &new)
+        {
+            decision = if dry_run {
+                Decision::UpdateMetadata
+            } else {
+                self.update_metadata(dir, entry, old, &new)?
+            };
+            return Ok(ControlFlow::Break(EntryResult::Done(decision)));
+        }
         if !decision.changes() {
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));
         }
@@ -108,6 +124,10 @@ impl Copier {
             Overwrite::Always => Decision::ReplaceAlways,
             Overwrite::Changed => difference.unwrap_or(Decision::LeaveUnchanged),
             Overwrite::Older | Overwrite::Never if difference.is_none() => Decision::LeaveUnchanged,
+            // Which of them is newer says nothing then. rsync --update does the same.
+            Overwrite::Older if difference == Some(Decision::ReplaceOtherKind) => {
+                Decision::ReplaceOtherKind
+            }
             Overwrite::Older if old.mtime < new.mtime => Decision::ReplaceOlder,
             Overwrite::Older => Decision::SkipNewer,
             Overwrite::Never => Decision::SkipExisting,
@@ -157,10 +177,14 @@ impl Copier {
             return true;
         }
         if !Granularity::may_keep(new.mtime, old.mtime) {
-            return false;
+            return !is_safe(new.mtime) && self.is_clamped(dir, old, new);
         }
         let granularity = if self.context.config.dry_run {
-            Granularity::guessed_from(old)
+            // Asked only if the times differ by less than a step.
+            let known = dir.destination().ok().and_then(file_system_type);
+            known
+                .and_then(Granularity::of_type)
+                .unwrap_or_else(|| Granularity::guessed_from(old))
         } else {
             self.granularity(dir)
         };
@@ -183,8 +207,37 @@ impl Copier {
         granularity
     }
 
-    /// Sets the time of a temporary file and reads it back.
+    /// Returns true if the destination's time is what its file system stores instead of the
+    /// source's: one beyond what it can store. That is warned of at each run.
+    fn is_clamped(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
+        if self.context.config.dry_run {
+            return may_be_clamped(new, old);
+        }
+        let device = dir.devices().destination;
+        if !self.learned(device).clamps(new.mtime, old.mtime) {
+            match self.probe(dir, new.mtime) {
+                Ok(stored) if stored == old.mtime => {
+                    self.learned(device).add_clamped(new.mtime, stored);
+                }
+                _ => return false,
+            }
+        }
+        let subject = Subject {
+            handle: Handle::Open(dir.source()),
+            device,
+            sort: Sort::of(file_type(new)),
+        };
+        self.note_ineffective(&subject, self.times_problem());
+        true
+    }
+
+    /// Measures how exactly the destination stores times.
     fn measure(&mut self, dir: &mut DirPair) -> Result<Granularity, CopyError> {
+        Ok(Granularity::learned_from(self.probe(dir, PROBE)?))
+    }
+
+    /// Sets the time of a temporary file and reads it back.
+    fn probe(&mut self, dir: &mut DirPair, time: Time) -> Result<Time, CopyError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let target = self.next_temp();
         // Dropping `_unfinished` at the end removes the file.
@@ -192,8 +245,8 @@ impl Copier {
             fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).at(Step::Create)
         })?;
         let time = Timespec {
-            tv_sec: PROBE.0,
-            tv_nsec: PROBE.1,
+            tv_sec: time.0,
+            tv_nsec: time.1,
         };
         let times = Timestamps {
             last_access: time,
@@ -201,6 +254,6 @@ impl Copier {
         };
         fs::futimens(&file, &times).at(Step::SetTimes)?;
         let stat = fs::fstat(&file).at(Step::LookAtDestination)?;
-        Ok(Granularity::learned_from(FileStat::of(&stat).mtime))
+        Ok(FileStat::of(&stat).mtime)
     }
 }

@@ -10,27 +10,40 @@ use rustix::io::Errno;
 use crate::context::Context;
 use crate::fs::open::{DIRECTORY, open_dir, open_dir_following_links};
 use crate::fs::path::RelPath;
+use crate::fs::spelling::Spellings;
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::fs::xattr;
 use crate::protocol::entry::DirOrigin;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
+use super::twins::Naming;
+
 /// A source directory and its destination.
 pub(crate) struct DirPair {
+    /// The number of the target that it belongs to.
+    pub(super) target: usize,
     source: OwnedFd,
     /// None in a dry run if there is no such directory.
     destination: Option<Rc<OwnedFd>>,
     /// The source directory's stat when it was opened.
     pub(crate) stat: FileStat,
     destination_id: Option<FileId>,
+    /// The destination directory's mode when it was opened.
+    destination_mode: u32,
     origin: DirOrigin,
+    /// Another run, or a twin of an entry, has put something here meanwhile.
+    is_shared: bool,
     /// The owner that the kernel gives to new entries here, once observed. A set-group-id
     /// directory, a mount option or a server may decide it, so it cannot be computed.
     default_owner: Option<Owner>,
     /// Whether new entries here inherit an ACL, once observed.
     has_default_acl: Option<bool>,
-    /// Set by `temp::lock`.
-    pub(super) has_temp_lock: bool,
+    /// How the destination treats names, once observed.
+    pub(super) naming: Option<Naming>,
+    /// The names at the destination and the source. Listed only if the destination takes some for
+    /// others.
+    pub(super) stored: Option<Spellings>,
+    pub(super) source_names: Option<Spellings>,
 }
 
 /// Who owns an entry.
@@ -66,7 +79,8 @@ impl DirPair {
         path: &RelPath,
         origin: DirOrigin,
     ) -> Result<Self, CopyError> {
-        let target = &context.targets.list[target];
+        let number = target;
+        let target = &context.targets.list[number];
         let config = &context.config;
         let source = if config.dereference {
             open_dir_following_links(target.source.as_fd(), path)
@@ -83,14 +97,19 @@ impl DirPair {
             _ => None,
         };
         let mut dir = Self {
+            target: number,
             source,
             destination: destination.map(Rc::new),
             stat,
             destination_id: None,
+            destination_mode: 0,
             origin,
+            is_shared: false,
             default_owner: None,
             has_default_acl: None,
-            has_temp_lock: false,
+            naming: None,
+            stored: None,
+            source_names: None,
         };
         dir.examine_destination(context)?;
         Ok(dir)
@@ -110,6 +129,7 @@ impl DirPair {
         let stat = fs::fstat(destination).at(Step::OpenDestinationDirectory)?;
         let id = FileId::of(&stat);
         self.destination_id = Some(id);
+        self.destination_mode = stat.st_mode & 0o7777;
         if self.origin.known_empty {
             // Its ACLs were removed when it was made.
             self.has_default_acl = Some(false);
@@ -126,6 +146,23 @@ impl DirPair {
             return Err(CopyError::new(step, Reason::LandsOnSource));
         }
         Ok(())
+    }
+
+    /// Returns the stat to finish the directory with: the source's, but if modes are not kept, with
+    /// the mode that the destination shall have. Call it before [`DirPair::make_writable`].
+    pub(crate) fn stat_to_apply(&self, context: &Context) -> FileStat {
+        let mut stat = self.stat;
+        if !context.config.preserve.mode.is_wanted() {
+            let mode = if self.origin.created {
+                // Its owner had access only while it was being filled.
+                let denied = !self.stat.mode | context.identity.umask;
+                self.destination_mode & !(denied & 0o700)
+            } else {
+                self.destination_mode
+            };
+            stat.mode = stat.mode & !0o7777 | mode;
+        }
+        stat
     }
 
     /// Makes an existing read-only directory writable while pcopy copies into it. Its final mode
@@ -170,7 +207,14 @@ impl DirPair {
 
     /// Returns true if no entry can be at the destination yet, so that none has to be looked for.
     pub(crate) fn is_known_empty(&self) -> bool {
-        self.origin.known_empty || self.destination.is_none()
+        self.origin.known_empty && !self.is_shared || self.destination.is_none()
+    }
+
+    /// Notes that something was in the way where nothing was. From now on this job looks before it
+    /// creates: another run copies to the same destination, or the destination takes two names of
+    /// the source for one.
+    pub(super) fn expect_others(&mut self) {
+        self.is_shared = true;
     }
 
     /// Returns the stat of an existing entry, if any. Does not look if none can be there.
@@ -247,12 +291,21 @@ impl DirPair {
             return Ok(old.map_or(Made::New, |_| Made::Merged));
         }
         let destination = self.share_destination()?;
-        let mode = config.new_dir_mode(context.identity.umask);
+        let is_mode_kept = config.preserve.mode.is_wanted();
+        let source_mode = if is_mode_kept {
+            0
+        } else {
+            fs::statat(&self.source, name, AtFlags::empty())
+                .at(Step::Look)?
+                .st_mode
+        };
+        let mode = config.new_dir_mode(source_mode);
         let made = match fs::mkdirat(&destination, name, mode) {
             Ok(()) => Made::New,
-            // Nothing had this name, so the file system takes two source names for one.
+            // Nothing had this name: another run has made it, or it is a twin.
             Err(Errno::EXIST) if self.origin.known_empty => {
-                return Err(CopyError::new(Step::MakeDirectory, Errno::EXIST));
+                self.is_shared = true;
+                return Ok(Made::Merged);
             }
             Err(Errno::EXIST) if self.origin.created => Made::Resumed,
             // Opening it, which follows no link, shows whether it is a directory.
@@ -260,10 +313,22 @@ impl DirPair {
             Err(errno) => return Err(CopyError::new(Step::MakeDirectory, errno)),
         };
         self.observe_default_acl();
+        if !is_mode_kept && context.identity.umask & 0o700 != 0 {
+            // Its owner must be able to fill it.
+            if let Ok(stat) = fs::statat(&destination, name, AtFlags::SYMLINK_NOFOLLOW)
+                && FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+            {
+                let mode = Mode::from_raw_mode(stat.st_mode & 0o7777 | 0o700);
+                let _ = fs::chmodat(&destination, name, mode, AtFlags::empty());
+            }
+        }
         // The worker that made a resumed one may have crashed before this.
-        if self.has_default_acl() {
+        if is_mode_kept && self.has_default_acl() {
             let subdir =
                 fs::openat(&destination, name, DIRECTORY, Mode::empty()).at(Step::MakeDirectory)?;
+            // A set-group-id bit stays until the end: it hands the group down.
+            let inherited = fs::fstat(&subdir).at(Step::MakeDirectory)?.st_mode & 0o2000;
+            let mode = mode | Mode::from_raw_mode(inherited);
             xattr::strip_acls(subdir.as_fd(), mode).at(Step::SetAttributes)?;
         }
         Ok(made)

@@ -9,20 +9,44 @@ use rustix::io::Errno;
 
 use super::content::Files;
 use super::dir::DirPair;
-use super::metadata::{self, InitialMeta, SourceFile};
+use super::handle::{Handle, Subject};
+use super::metadata::{self, InitialMeta, SourceFile, Wanted};
 use super::temp::Unfinished;
-use super::{Copier, Entry, EntryResult, file_type};
+use super::{Attempt, Copier, Entry, EntryResult, file_type};
 use crate::fs::proc::magic_link;
 use crate::fs::stat::FileStat;
 use crate::fs::sys;
+use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::metadata::Sort;
 use crate::scoreboard::WriteTarget;
+
+/// Seconds by which the copy of a file that grew is older than the file was. So the next run
+/// replaces it, whatever the source is then: no time that the source has had since is stored as
+/// this one, even in steps of two seconds, and all are newer.
+const GROWN_IS_OLDER: i64 = 2;
 
 /// An unfinished file at the destination, open.
 pub(super) struct NewFile<'a> {
     pub(super) fd: OwnedFd,
     pub(super) unfinished: Unfinished<'a>,
     pub(super) meta: InitialMeta,
+}
+
+/// How a file whose contents are there is finished.
+#[derive(Clone, Copy)]
+pub(super) struct Finish<'a> {
+    /// Its name at the destination.
+    pub(super) to: &'a CStr,
+    pub(super) decision: Decision,
+    pub(super) attempt: Attempt,
+}
+
+/// What was done to finish a file.
+struct Finished {
+    /// The source has grown since it was opened.
+    has_grown: bool,
+    are_times_set: bool,
 }
 
 impl Copier {
@@ -39,7 +63,13 @@ impl Copier {
             ControlFlow::Continue(decision) => decision,
             ControlFlow::Break(result) => return Ok(result),
         };
-        let fd = self.open_source(dir, entry.from).at(Step::Open)?;
+        let fd = match self.open_source(dir, entry.from) {
+            // A link has taken its place since the directory was listed.
+            Err(Errno::LOOP) if !self.context.config.dereference => {
+                return self.copy_special(dir, entry);
+            }
+            result => result.at(Step::Open)?,
+        };
         let stat = FileStat::of(&fs::fstat(&fd).at(Step::Look)?);
         if file_type(&stat) != FileType::RegularFile {
             // It was one when the directory was listed.
@@ -50,18 +80,32 @@ impl Copier {
             return Ok(EntryResult::HardLink(stat));
         }
         self.slot.add_size(stat.size);
-        let source = SourceFile::new(fd, stat, &self.context.config)?;
+        let mut source = self.source_file(dir, fd, stat);
         if self.is_chunkable(&source.stat)
-            && let Some(result) = self.begin_chunked(dir, entry, &source, decision)?
+            && let Some(result) = self.begin_chunked(dir, entry, &mut source, decision)?
         {
             return Ok(result);
         }
-        let target = self.write_target(decision);
-        let mode = self.initial_mode(dir, &source);
-        let new = self.create_file(dir, entry.to, target, mode)?;
+        let mut new = match self.open_in_place(dir, entry.to, &source, decision)? {
+            Some(existing) => existing,
+            None => {
+                let target = self.write_target(decision);
+                let mode = self.initial_mode(dir, &source, decision);
+                self.create_file(dir, entry.to, target, mode)?
+            }
+        };
         let files = Files::new(&source.fd, &new.fd, dir);
-        self.copy_whole(files, &source.stat)?;
-        self.finish_file(&source, new, entry.to)?;
+        let copied = self.copy_whole(files, &source.stat);
+        if copied.is_err() {
+            self.abandon(&mut new.unfinished, new.fd.as_fd());
+        }
+        copied?;
+        let finish = Finish {
+            to: entry.to,
+            decision,
+            attempt: entry.attempt,
+        };
+        self.finish_file(dir, &mut source, new, finish)?;
         Ok(EntryResult::Done(decision))
     }
 
@@ -94,22 +138,76 @@ impl Copier {
 
     /// Finishes a file whose contents are there: checks that the source has not changed meanwhile,
     /// applies the metadata, closes the file and renames it into place.
+    ///
+    /// A file that has only grown at the last attempt too, such as a log, is kept as long as it was
+    /// when it was opened. That is an error all the same.
     pub(super) fn finish_file(
         &mut self,
-        source: &SourceFile,
-        new: NewFile<'_>,
-        to: &CStr,
+        dir: &DirPair,
+        source: &mut SourceFile,
+        mut new: NewFile<'_>,
+        finish: Finish<'_>,
     ) -> Result<(), CopyError> {
+        let finished = self.finish_contents(dir, source, &new, finish);
+        if finished.is_err() {
+            self.abandon(&mut new.unfinished, new.fd.as_fd());
+        }
+        let finished = finished?;
+        sys::close(new.fd).at(Step::Close)?;
+        if finished.are_times_set {
+            self.settle_times(dir, &new.unfinished, &source.stat)?;
+        }
+        new.unfinished.commit(finish.to, finish.decision)?;
+        if finished.has_grown {
+            return Err(CopyError::new(Step::Read, Reason::Grown(source.stat.size)));
+        }
+        Ok(())
+    }
+
+    fn finish_contents(
+        &mut self,
+        dir: &DirPair,
+        source: &mut SourceFile,
+        new: &NewFile<'_>,
+        finish: Finish<'_>,
+    ) -> Result<Finished, CopyError> {
         let now = FileStat::of(&fs::fstat(&source.fd).at(Step::Look)?);
-        if !source.stat.has_same_contents(&now) {
+        let has_changed = !source.stat.has_same_contents(&now);
+        let has_grown = now.size > source.stat.size;
+        if has_changed && !(has_grown && finish.attempt == Attempt::Last) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
-        self.apply_metadata(source, new.fd.as_fd(), new.meta)?;
+        if has_changed {
+            // Shared extents are those of a later moment.
+            fs::ftruncate(&new.fd, source.stat.size).at(Step::Write)?;
+            source.stat.mtime.0 -= GROWN_IS_OLDER;
+        }
+        let subject = Subject {
+            handle: Handle::Open(new.fd.as_fd()),
+            device: dir.devices().destination,
+            sort: Sort::File,
+        };
+        let replaced = self.open_replaced(dir, new.unfinished.name(), finish.to, &source.stat);
+        let wanted = Wanted {
+            source: &Handle::Open(source.fd.as_fd()),
+            stat: &source.stat,
+            attributes: &source.attributes,
+            initial: new.meta,
+            replaced: replaced.as_ref(),
+            set_times: true,
+            verify: false,
+        };
+        let applied = self.apply(&subject, &wanted);
+        if has_changed && !self.context.config.preserve.timestamps.is_wanted() {
+            let _ = fs::futimens(&new.fd, &metadata::times(&source.stat));
+        }
         if self.context.config.fsync {
             fs::fsync(&new.fd).at(Step::Sync)?;
         }
-        sys::close(new.fd).at(Step::Close)?;
-        new.unfinished.commit(to)
+        Ok(Finished {
+            has_grown: has_changed,
+            are_times_set: applied.are_times_set,
+        })
     }
 
     pub(super) fn open_source(&self, dir: &DirPair, from: &CStr) -> rustix::io::Result<OwnedFd> {
@@ -146,10 +244,20 @@ impl Copier {
     /// Returns the mode to create a file with. That is its final mode if nothing has to happen
     /// before other users may access the file, which saves a chmod(2). Otherwise only the owner
     /// gets access.
-    fn initial_mode(&self, dir: &DirPair, source: &SourceFile) -> u32 {
+    pub(super) fn initial_mode(
+        &self,
+        dir: &DirPair,
+        source: &SourceFile,
+        decision: Decision,
+    ) -> u32 {
         let config = &self.context.config;
         if !config.preserve.mode.is_wanted() {
-            return metadata::default_file_mode(&self.context.identity);
+            // The umask or a default ACL cuts it, as with cp -r. A file that replaces another one
+            // gets its mode in the end.
+            return match decision {
+                Decision::Create | Decision::ReplaceOtherKind => source.stat.mode & 0o777,
+                _ => 0o600,
+            };
         }
         let Some(owner) = dir.default_owner() else {
             return 0o600;

@@ -1,16 +1,18 @@
 //! Hard links to entries that this run has copied.
 
 use std::ffi::CStr;
+use std::time::Duration;
 
 use rustix::fs::{self, AtFlags, FileType};
 use rustix::io::Errno;
 
 use super::dir::DirPair;
-use super::{Copier, Entry, EntryResult, file_type};
+use super::{Copier, Entry, EntryResult, MAX_TAKEN, file_type, is_name_taken};
 use crate::config::{Keep, Overwrite};
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::scoreboard::WriteTarget;
 
 /// The copy of an entry's other name, to which it becomes a hard link.
 #[derive(Clone, Copy)]
@@ -21,8 +23,26 @@ pub(crate) struct LinkTarget<'a> {
 }
 
 impl Copier {
-    /// Makes an entry a hard link to the copy of its other name. Copies it if that is not possible.
+    /// Makes an entry a hard link to the copy of its other name. Copies it if that is not possible:
+    /// [`Copier::unlinked`] says why then.
     pub(crate) fn hard_link(
+        &mut self,
+        dir: &mut DirPair,
+        target: LinkTarget<'_>,
+        entry: Entry<'_>,
+    ) -> Result<EntryResult, CopyError> {
+        for _ in 0..MAX_TAKEN {
+            match self.try_hard_link(dir, target, entry) {
+                Err(error) if is_name_taken(&error) => dir.expect_others(),
+                // Another run may be renaming the leader at this moment (`Copier::abandon`).
+                Err(error) if is_gone(&error) => std::thread::sleep(LEADER_PAUSE),
+                result => return result,
+            }
+        }
+        self.try_hard_link(dir, target, entry)
+    }
+
+    fn try_hard_link(
         &mut self,
         dir: &mut DirPair,
         target: LinkTarget<'_>,
@@ -35,7 +55,7 @@ impl Copier {
         };
         let leader = target.dir.stat_destination(target.name).at(Step::Link)?;
         let leader = leader.map(|stat| FileStat::of(&stat));
-        let old = dir.existing(entry.to).at(Step::LookAtDestination)?;
+        let old = self.existing(dir, entry.to)?;
         let old = old.map(|stat| FileStat::of(&stat));
         if let Some(old) = &old
             && self.stat_source(dir, entry.from)?.id == old.id
@@ -81,20 +101,58 @@ impl Copier {
             return Ok(EntryResult::Done(Decision::HardLink));
         }
         let target_dir = target.dir.destination()?;
-        let write_target = self.write_target(decision);
+        // With --inplace the entry is removed only once it is known that a link can be made.
+        let write_target = if decision == Decision::Create && !self.is_existing_trusted() {
+            WriteTarget::Final
+        } else {
+            self.next_temp()
+        };
         let created = self.create(dir, entry.to, write_target, |dir, name| {
             fs::linkat(target_dir, target.name, dir, name, AtFlags::empty()).at(Step::Link)
         });
-        match created {
-            Ok(((), unfinished)) => unfinished.commit(entry.to)?,
-            // Another file system is mounted below the destination, or the file system has no hard
-            // links, or not so many. A separate copy keeps the contents at least.
-            Err(error) if config.preserve.links != Keep::Required && is_unlinkable(&error) => {
-                return self.copy_entry(dir, as_copy);
+        let ((), unfinished) = match created {
+            Ok(created) => created,
+            // A separate copy keeps the contents at least.
+            Err(error) if config.preserve.links != Keep::Required => {
+                let Some(why) = Unlinkable::from_error(&error) else {
+                    return Err(error);
+                };
+                // A copy that is to lead others must have its name at once.
+                let copied = self.copy_undivided_if(why == Unlinkable::Full, dir, as_copy);
+                self.unlinked = Some(why);
+                return copied;
             }
             Err(error) => return Err(error),
+        };
+        if config.inplace && decision != Decision::Create {
+            drop(unfinished);
+            self.make_room(dir, entry.to, decision)?;
+            fs::linkat(
+                target_dir,
+                target.name,
+                dir.destination()?,
+                entry.to,
+                AtFlags::empty(),
+            )
+            .at(Step::Link)?;
+        } else if !unfinished.commit_link(entry.to, decision)? {
+            // The inode numbers that this file system shows are its own invention.
+            return Ok(EntryResult::Done(Decision::LeaveUnchanged));
         }
         Ok(EntryResult::Done(Decision::HardLink))
+    }
+
+    fn copy_undivided_if(
+        &mut self,
+        is_undivided: bool,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+    ) -> Result<EntryResult, CopyError> {
+        if is_undivided {
+            self.copy_undivided(dir, entry)
+        } else {
+            self.copy_entry(dir, entry)
+        }
     }
 
     /// Returns true if the source's entry would replace this one of the destination.
@@ -110,15 +168,31 @@ impl Copier {
     }
 }
 
-/// Returns true if a link failed for a reason that does not keep the entry from being copied.
-fn is_unlinkable(error: &CopyError) -> bool {
-    [
-        Errno::XDEV,
-        Errno::MLINK,
-        Errno::PERM,
-        Errno::OPNOTSUPP,
-        Errno::NOSYS,
-    ]
-    .iter()
-    .any(|&errno| error.reason == errno.into())
+/// How long a leader that is gone is waited for.
+const LEADER_PAUSE: Duration = Duration::from_millis(2);
+
+fn is_gone(error: &CopyError) -> bool {
+    error.step == Step::Link && error.reason == Errno::NOENT.into()
+}
+
+/// Why an entry could not become a hard link, although it can be copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unlinkable {
+    /// The file system has no hard links, or another one is mounted below the destination.
+    Unsupported,
+    /// The file has as many links as it can have.
+    Full,
+}
+
+impl Unlinkable {
+    fn from_error(error: &CopyError) -> Option<Self> {
+        let is = |errno: &Errno| error.reason == (*errno).into();
+        if is(&Errno::MLINK) {
+            return Some(Self::Full);
+        }
+        [Errno::XDEV, Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS]
+            .iter()
+            .any(is)
+            .then_some(Self::Unsupported)
+    }
 }

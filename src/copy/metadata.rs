@@ -4,42 +4,69 @@
 //! capabilities. Then come attributes, among them ACLs, which change the mode. Then comes the mode.
 //! The times come last, because they tell a later run that the entry is complete: if a kill
 //! interrupts anything before, that run copies the entry again.
+//!
+//! Each step is tried, whatever became of those before it: what cannot be kept must not cost what
+//! can. What fails is noted (`issues.rs`). What succeeds is looked at, as far as there is reason to
+//! (`learned.rs`).
 
-use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
-use rustix::fs::{XattrFlags, removexattr};
-use rustix::io::Errno;
 
+use super::attributes::Attributes;
 use super::dir::{DirPair, Owner};
+use super::handle::{Handle, Subject};
+use super::issues::Problem;
+use super::learned::{SetBy, is_safe};
+use super::temp::Unfinished;
 use super::{Copier, file_type};
-use crate::config::{Config, Keep};
+use crate::config::Keep;
 use crate::context::Identity;
-use crate::fs::proc::magic_link;
+use crate::fs::granularity::Granularity;
 use crate::fs::stat::FileStat;
-use crate::fs::xattr::{self, ACCESS_ACL, ACL_PREFIX};
-use crate::protocol::NotKept;
+use crate::fs::xattr::ACCESS_ACL;
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::metadata::{Property, Sort};
 
 /// A regular file at the source, open.
 pub(super) struct SourceFile {
     pub(super) fd: OwnedFd,
     /// Its stat when it was opened.
     pub(super) stat: FileStat,
-    /// The names of the attributes to keep.
-    pub(super) attributes: Vec<CString>,
+    /// The attributes to keep.
+    pub(super) attributes: Attributes,
 }
 
-impl SourceFile {
-    pub(super) fn new(fd: OwnedFd, stat: FileStat, config: &Config) -> Result<Self, CopyError> {
-        let attributes = list_attributes(fd.as_fd(), config).at(Step::ReadAttributes)?;
-        Ok(Self {
-            fd,
-            stat,
-            attributes,
-        })
-    }
+/// The metadata that an entry gets.
+pub(super) struct Wanted<'a> {
+    /// The source's entry, to read attributes from.
+    pub(super) source: &'a Handle<'a>,
+    pub(super) stat: &'a FileStat,
+    pub(super) attributes: &'a Attributes,
+    /// What the destination's entry has.
+    pub(super) initial: InitialMeta,
+    /// The entry that it replaces, if properties are to be left as they are.
+    pub(super) replaced: Option<&'a Replaced>,
+    pub(super) set_times: bool,
+    /// Read attributes back, and set only those that differ.
+    pub(super) verify: bool,
+}
+
+/// An existing entry that is about to be replaced. What is not copied from the source is taken
+/// over from it: a private file stays private with `--no-preserve=mode`.
+pub(super) struct Replaced {
+    entry: OwnedFd,
+    stat: FileStat,
+}
+
+/// The result of applying metadata.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Applied {
+    /// The times are as they should be, as far as could be seen.
+    pub(super) are_times_set: bool,
+    /// Attributes were set.
+    pub(super) set_attributes: bool,
 }
 
 /// Metadata that a new file has from its creation, so that it need not be set.
@@ -65,38 +92,10 @@ pub(super) fn attainable_owner(
     Owner { uid, gid: stat.gid }
 }
 
-/// Returns the mode of new files if modes are not kept.
-pub(super) fn default_file_mode(identity: &Identity) -> u32 {
-    0o666 & !identity.umask
-}
-
-/// Returns the names of an open entry's attributes that are to be kept.
-fn list_attributes(entry: BorrowedFd<'_>, config: &Config) -> rustix::io::Result<Vec<CString>> {
-    if !keeps_attributes(config) {
-        return Ok(Vec::new());
-    }
-    let mut names = xattr::all_attributes(|buffer| fs::flistxattr(entry, buffer))?;
-    names.retain(|name| keep_of(config, name).is_wanted());
-    Ok(names)
-}
-
-fn keeps_attributes(config: &Config) -> bool {
-    config.preserve.mode.is_wanted() || config.preserve.xattr.is_wanted()
-}
-
-/// Returns how much an attribute matters. ACLs belong to the mode, as in cp(1).
-fn keep_of(config: &Config, name: &CStr) -> Keep {
-    if name.to_bytes().starts_with(ACL_PREFIX) {
-        config.preserve.mode
-    } else {
-        config.preserve.xattr
-    }
-}
-
 /// Returns the mode that an entry may get with this owner. If the owner or group could not be
 /// kept, a program must not run with the rights of a user or group that it did not have at the
 /// source.
-fn permissible_mode(stat: &FileStat, denied: u32, owner: Option<Owner>) -> u32 {
+pub(super) fn permissible_mode(stat: &FileStat, denied: u32, owner: Option<Owner>) -> u32 {
     let mode = stat.mode & 0o7777 & !denied;
     match owner {
         Some(owner) if owner.uid != stat.uid => mode & !0o6000,
@@ -105,7 +104,7 @@ fn permissible_mode(stat: &FileStat, denied: u32, owner: Option<Owner>) -> u32 {
     }
 }
 
-fn times(stat: &FileStat) -> Timestamps {
+pub(super) fn times(stat: &FileStat) -> Timestamps {
     let time = |(tv_sec, tv_nsec)| Timespec { tv_sec, tv_nsec };
     Timestamps {
         last_access: time(stat.atime),
@@ -114,71 +113,374 @@ fn times(stat: &FileStat) -> Timestamps {
 }
 
 impl Copier {
-    /// Applies the source's metadata to an open regular file.
-    pub(super) fn apply_metadata(
-        &mut self,
-        source: &SourceFile,
-        file: BorrowedFd<'_>,
-        initial: InitialMeta,
-    ) -> Result<(), CopyError> {
-        let stat = &source.stat;
-        let owner = self.set_owner(initial.owner, stat, |uid, gid| fs::fchown(file, uid, gid))?;
-        if initial.mode.is_none() {
-            xattr::remove_acl(file, ACCESS_ACL).at(Step::SetAttributes)?;
-        }
-        let denied = self.copy_attributes(
-            &source.attributes,
-            |name, buffer| fs::fgetxattr(&source.fd, name, buffer),
-            |name, value| fs::fsetxattr(file, name, value, XattrFlags::empty()),
-        )?;
-        let config = &self.context.config;
-        let mode = if config.preserve.mode.is_wanted() {
-            permissible_mode(stat, denied, owner)
-        } else {
-            default_file_mode(&self.context.identity)
+    /// Lists what is to be kept of an open source file.
+    pub(super) fn source_file(&mut self, dir: &DirPair, fd: OwnedFd, stat: FileStat) -> SourceFile {
+        let handle = Handle::Open(fd.as_fd());
+        let subject = Subject {
+            handle: Handle::Open(fd.as_fd()),
+            device: dir.devices().source,
+            sort: Sort::File,
         };
-        if initial.mode != Some(mode) || !source.attributes.is_empty() {
-            self.set_mode(|| fs::fchmod(file, Mode::from_raw_mode(mode)))?;
+        let attributes = self.list_attributes(dir, &handle, &subject);
+        SourceFile {
+            fd,
+            stat,
+            attributes,
         }
-        self.set_times(|| fs::futimens(file, &times(stat)))
+    }
+
+    /// Applies metadata. Notes what could not be kept.
+    pub(super) fn apply(&mut self, subject: &Subject<'_>, wanted: &Wanted<'_>) -> Applied {
+        let preserve = self.context.config.preserve;
+        let Wanted { stat, initial, .. } = *wanted;
+        let owner = self.set_owner(subject, wanted);
+        let has_owner_changed = owner != initial.owner;
+        if initial.mode.is_none()
+            && preserve.mode.is_wanted()
+            && let Err(errno) = subject.handle.remove(ACCESS_ACL)
+        {
+            let step = Step::SetAttributes;
+            let problem = Problem::of_attribute(preserve.mode, step, ACCESS_ACL, None);
+            self.refuse(subject, problem, errno);
+        }
+        let verify = wanted.verify;
+        let copied = self.copy_attributes(wanted.source, wanted.attributes, subject, verify);
+        if let Some(old) = wanted.replaced {
+            self.keep_old_attributes(&old.handle(), subject);
+        }
+        let mode = match wanted.replaced {
+            _ if subject.sort == Sort::Link => None,
+            _ if preserve.mode.is_wanted() => Some(permissible_mode(stat, copied.denied, owner)),
+            // `stat` says what a directory shall have.
+            _ if subject.sort == Sort::Directory => Some(stat.mode & 0o7777),
+            Some(old) => Some(permissible_mode(&old.stat, 0, owner)),
+            None => None,
+        };
+        let mode_by = mode.and_then(|mode| {
+            // A change of owner clears these bits, and an ACL changes the mode.
+            let is_touched =
+                has_owner_changed && mode & 0o6000 != 0 || !wanted.attributes.is_empty();
+            let cuts = subject.sort == Sort::File && self.learned(subject.device).cuts_modes;
+            if initial.mode == Some(mode) && !is_touched && !cuts && wanted.replaced.is_none() {
+                // It was looked at, unless it is a file that was just created.
+                let is_assumed = subject.sort == Sort::File && !wanted.verify;
+                return is_assumed.then_some((mode, SetBy::Create));
+            }
+            let is_set = self.set_mode(subject, mode);
+            is_set.then_some((mode, SetBy::Chmod(subject.sort)))
+        });
+        let mut are_times_set = wanted.set_times && preserve.timestamps.is_wanted();
+        if are_times_set {
+            are_times_set = self.set_times(subject, stat);
+        }
+        self.look(subject, wanted, mode_by, &mut are_times_set);
+        Applied {
+            are_times_set,
+            set_attributes: copied.any,
+        }
+    }
+
+    /// Looks at an entry whose metadata was set, if there is reason to.
+    fn look(
+        &mut self,
+        subject: &Subject<'_>,
+        wanted: &Wanted<'_>,
+        mode_by: Option<(u32, SetBy)>,
+        are_times_set: &mut bool,
+    ) {
+        let preserve = self.context.config.preserve;
+        let is_root = self.context.identity.is_root;
+        let learned = self.learned(subject.device);
+        let looks_at_mode = mode_by.is_some_and(|(mode, by)| {
+            preserve.mode == Keep::Required
+                || !learned.trusts_mode(by, mode)
+                // chmod(2) silently leaves out what a user may not set.
+                || !is_root && mode & 0o7000 != 0
+        });
+        let looks_at_times = *are_times_set
+            && (preserve.timestamps == Keep::Required
+                || learned.ignores_times
+                || !is_safe(wanted.stat.mtime));
+        if let Some((mode, SetBy::Chmod(_))) = mode_by
+            && !looks_at_mode
+        {
+            self.grant_mode(subject, wanted, mode);
+        }
+        if !looks_at_mode && !looks_at_times {
+            return;
+        }
+        let Ok(now) = subject.handle.stat() else {
+            return;
+        };
+        if let Some((mode, by)) = mode_by
+            && looks_at_mode
+        {
+            self.check_mode(subject, wanted, &now, mode, by);
+        }
+        if looks_at_times && !is_stored(wanted.stat.mtime, now.mtime) {
+            *are_times_set = false;
+            self.note_ineffective(subject, self.times_problem());
+        }
+    }
+
+    /// Checks a mode that was set. If files are created with another one, it is set by chmod(2).
+    fn check_mode(
+        &mut self,
+        subject: &Subject<'_>,
+        wanted: &Wanted<'_>,
+        now: &FileStat,
+        mode: u32,
+        mut by: SetBy,
+    ) {
+        let mut is_kept = now.mode & 0o7777 == mode;
+        if !is_kept && by == SetBy::Create {
+            self.learned(subject.device).cuts_modes = true;
+            by = SetBy::Chmod(subject.sort);
+            if !self.set_mode(subject, mode) {
+                return;
+            }
+            is_kept = subject
+                .handle
+                .stat()
+                .is_ok_and(|now| now.mode & 0o7777 == mode);
+        }
+        if is_kept {
+            self.learned(subject.device).add_mode(by, mode);
+            if by != SetBy::Create {
+                self.grant_mode(subject, wanted, mode);
+            }
+        } else {
+            self.learned(subject.device).ignores_modes = true;
+            let keep = self.context.config.preserve.mode;
+            self.note_ineffective(subject, mode_problem(keep, mode));
+        }
+    }
+
+    fn grant_mode(&mut self, subject: &Subject<'_>, wanted: &Wanted<'_>, mode: u32) {
+        if wanted.initial.mode.is_some_and(|old| old != mode) {
+            let special = mode & 0o7000 != 0;
+            self.grant(subject, Property::Mode { special });
+        }
+    }
+
+    /// Sets the owner as far as possible. Returns the owner that the entry has then, if known.
+    fn set_owner(&mut self, subject: &Subject<'_>, wanted: &Wanted<'_>) -> Option<Owner> {
+        let old = wanted.initial.owner;
+        let keep = self.context.config.preserve.ownership;
+        let stat = match wanted.replaced {
+            Some(old) if !keep.is_wanted() => &old.stat,
+            _ if !keep.is_wanted() => return old,
+            _ => wanted.stat,
+        };
+        let mut owner = attainable_owner(&self.context.identity, old, stat);
+        if keep == Keep::Required {
+            // Tried even if it will be refused: that has to be reported.
+            owner.uid = stat.uid;
+        }
+        let is_right = old == Some(owner);
+        if is_right && keep != Keep::Required {
+            return old;
+        }
+        let is_new_uid = keep == Keep::Required || old.is_none_or(|old| old.uid != owner.uid);
+        let uid = is_new_uid.then_some(Uid::from_raw(owner.uid));
+        let problem = Problem::new(keep, Property::Ownership, Step::SetOwner);
+        if !is_right && let Err(errno) = subject.handle.chown(uid, Some(Gid::from_raw(owner.gid))) {
+            if keep.is_wanted() {
+                self.refuse(subject, problem, errno);
+            }
+            return old;
+        }
+        // Before the mode is set: another owner must not get set-user-id bits.
+        if keep == Keep::Required || !self.learned(subject.device).trusts_owner(owner) {
+            let now = subject.handle.stat();
+            let now = now.map(|now| Owner {
+                uid: now.uid,
+                gid: now.gid,
+            });
+            if let Ok(now) = now
+                && now != owner
+            {
+                if keep.is_wanted() {
+                    self.note_ineffective(subject, problem);
+                }
+                return Some(now);
+            }
+            self.learned(subject.device).add_owner(owner);
+        }
+        if old.is_some_and(|old| self.needs_privilege(old, owner)) {
+            self.grant(subject, Property::Ownership);
+        }
+        Some(owner)
+    }
+
+    /// Returns true if a normal user could not change the owner in this way.
+    fn needs_privilege(&mut self, old: Owner, new: Owner) -> bool {
+        old.uid != new.uid || old.gid != new.gid && !self.is_own_group(new.gid)
+    }
+
+    /// Returns true if this process belongs to the group.
+    pub(super) fn is_own_group(&mut self, gid: u32) -> bool {
+        let groups = self.own_groups.get_or_insert_with(|| {
+            let groups = rustix::process::getgroups().unwrap_or_default();
+            groups.into_iter().map(Gid::as_raw).collect()
+        });
+        gid == self.context.identity.group || groups.contains(&gid)
+    }
+
+    /// Sets the mode. If its special bits are refused, the permissions are set without them.
+    fn set_mode(&mut self, subject: &Subject<'_>, mode: u32) -> bool {
+        let Err(errno) = subject.handle.chmod(mode) else {
+            return true;
+        };
+        let keep = self.context.config.preserve.mode;
+        self.refuse(subject, mode_problem(keep, mode), errno);
+        if mode & 0o7000 != 0 {
+            let _ = subject.handle.chmod(mode & 0o777);
+        }
+        false
+    }
+
+    fn set_times(&mut self, subject: &Subject<'_>, stat: &FileStat) -> bool {
+        match subject.handle.utimens(&times(stat)) {
+            Ok(()) => {
+                self.grant(subject, Property::Timestamps);
+                true
+            }
+            Err(errno) => {
+                self.refuse(subject, self.times_problem(), errno);
+                false
+            }
+        }
+    }
+
+    pub(super) fn times_problem(&self) -> Problem {
+        let keep = self.context.config.preserve.timestamps;
+        Problem::new(keep, Property::Timestamps, Step::SetTimes)
+    }
+
+    /// Checks the times of a file that was closed, and sets them again if need be: a store may set
+    /// them itself when it writes the data.
+    pub(super) fn settle_times(
+        &mut self,
+        dir: &DirPair,
+        unfinished: &Unfinished<'_>,
+        stat: &FileStat,
+    ) -> Result<(), CopyError> {
+        let device = dir.devices().destination;
+        let is_required = self.context.config.preserve.timestamps == Keep::Required;
+        let has_data = usize::from(stat.size > 0);
+        let learned = self.learned(device);
+        if learned.keeps_times[has_data] && !learned.resets_times && !is_required {
+            return Ok(());
+        }
+        let name = unfinished.name();
+        let destination = dir.destination()?;
+        let look = || {
+            let found = fs::statat(destination, name, AtFlags::SYMLINK_NOFOLLOW);
+            found.map(|found| is_stored(stat.mtime, FileStat::of(&found).mtime))
+        };
+        let reset = || {
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            fs::utimensat(destination, name, &times(stat), flags)
+        };
+        let mut is_right = true;
+        if !learned.resets_times {
+            is_right = look().at(Step::LookAtDestination)?;
+            if is_right {
+                learned.keeps_times[has_data] = true;
+                return Ok(());
+            }
+            learned.resets_times = true;
+            learned.keeps_times[has_data] = false;
+        }
+        let looks = !is_right || is_required || learned.ignores_times;
+        let result = reset();
+        is_right = match result {
+            Ok(()) if looks => look().at(Step::LookAtDestination)?,
+            Ok(()) => true,
+            Err(_) => false,
+        };
+        if is_right {
+            return Ok(());
+        }
+        self.learned(device).ignores_times = true;
+        let path = fs::openat(
+            destination,
+            name,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .at(Step::LookAtDestination)?;
+        let subject = Subject {
+            handle: Handle::path(&path, destination, name),
+            device,
+            sort: Sort::File,
+        };
+        let problem = self.times_problem();
+        match result {
+            Ok(()) => self.note_ineffective(&subject, problem),
+            Err(errno) => self.refuse(&subject, problem, errno),
+        }
+        Ok(())
+    }
+
+    /// Opens the entry that is about to be replaced, if properties of it are to be kept.
+    pub(super) fn open_replaced(
+        &self,
+        dir: &DirPair,
+        name: &CStr,
+        to: &CStr,
+        stat: &FileStat,
+    ) -> Option<Replaced> {
+        let preserve = self.context.config.preserve;
+        let is_all_wanted = preserve.mode.is_wanted()
+            && preserve.ownership.is_wanted()
+            && preserve.xattr.is_wanted();
+        if is_all_wanted || name == to {
+            return None;
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let entry = fs::openat(dir.destination().ok()?, to, flags, Mode::empty()).ok()?;
+        let old = FileStat::of(&fs::fstat(&entry).ok()?);
+        (file_type(&old) == file_type(stat)).then_some(Replaced { entry, stat: old })
     }
 
     /// Applies the source's metadata to a directory whose entries are done. `stat` is the source
-    /// directory's stat before it was listed.
+    /// directory's stat before it was listed; without modes to keep, its mode is the one that the
+    /// directory shall have.
     pub(crate) fn finish_dir(&mut self, dir: &DirPair, stat: &FileStat) -> Result<(), CopyError> {
         let config = &self.context.config;
         if config.dry_run {
             return Ok(());
         }
-        let (source, target) = (dir.source(), dir.destination()?);
-        let attributes = list_attributes(source, config).at(Step::ReadAttributes)?;
-        let now = fs::fstat(target).at(Step::LookAtDestination)?;
-        let old_owner = Some(Owner::of(&now));
-        let now = FileStat::of(&now);
-        let owner = self.set_owner(old_owner, stat, |uid, gid| fs::fchown(target, uid, gid))?;
-        let mut changed = owner != old_owner;
-        if !dir.is_created() {
-            changed |= self.remove_other_attributes(target, &attributes)?;
-        }
-        let denied = self.copy_attributes(
-            &attributes,
-            |name, buffer| fs::fgetxattr(source, name, buffer),
-            |name, value| fs::fsetxattr(target, name, value, XattrFlags::empty()),
-        )?;
-        let mode = if config.preserve.mode.is_wanted() {
-            permissible_mode(stat, denied, owner)
-        } else if dir.is_created() {
-            0o777 & !self.context.identity.umask
-        } else {
-            now.mode & 0o7777
+        let target = dir.destination()?;
+        let source = Handle::Open(dir.source());
+        let subject = Subject {
+            handle: Handle::Open(target),
+            device: dir.devices().destination,
+            sort: Sort::Directory,
         };
-        // A change of owner clears mode bits, and ACLs change them.
-        if now.mode & 0o7777 != mode || changed || !attributes.is_empty() {
-            self.set_mode(|| fs::fchmod(target, Mode::from_raw_mode(mode)))?;
+        let attributes = self.list_attributes(dir, &source, &subject);
+        if !dir.is_created() {
+            self.remove_other_attributes(dir, &subject, &attributes.names);
         }
-        if now.mtime != stat.mtime {
-            self.set_times(|| fs::futimens(target, &times(stat)))?;
-        }
+        let now = subject.handle.stat().at(Step::LookAtDestination)?;
+        let wanted = Wanted {
+            source: &source,
+            stat,
+            attributes: &attributes,
+            initial: InitialMeta {
+                owner: Some(Owner {
+                    uid: now.uid,
+                    gid: now.gid,
+                }),
+                mode: Some(now.mode & 0o7777),
+            },
+            replaced: None,
+            set_times: now.mtime != stat.mtime,
+            verify: false,
+        };
+        self.apply(&subject, &wanted);
         if config.fsync {
             fs::fsync(target).at(Step::Sync)?;
         }
@@ -192,211 +494,62 @@ impl Copier {
         dir: &DirPair,
         from: &CStr,
         name: &CStr,
+        to: &CStr,
         stat: &FileStat,
     ) -> Result<(), CopyError> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let entry = fs::openat(dir.destination()?, name, flags, Mode::empty()).at(Step::Create)?;
-        let now = fs::fstat(&entry).at(Step::LookAtDestination)?;
-        let old_owner = Some(Owner::of(&now));
-        let now = FileStat::of(&now);
+        let destination = dir.destination()?;
+        let entry = fs::openat(destination, name, flags, Mode::empty()).at(Step::Create)?;
+        let subject = Subject {
+            handle: Handle::path(&entry, destination, name),
+            device: dir.devices().destination,
+            sort: Sort::of(file_type(stat)),
+        };
+        let now = subject.handle.stat().at(Step::LookAtDestination)?;
         // Another process may have given the name to something else.
         if (file_type(&now), now.rdev) != (file_type(stat), stat.rdev) {
             return Err(CopyError::new(Step::LookAtDestination, Reason::Replaced));
         }
-        let owner = self.set_owner(old_owner, stat, |uid, gid| {
-            fs::chownat(&entry, c"", uid, gid, AtFlags::EMPTY_PATH)
-        })?;
-        let denied = self.copy_attributes_by_path(dir, from, &entry)?;
-        let is_link = file_type(stat) == FileType::Symlink;
-        if !is_link && self.context.config.preserve.mode.is_wanted() {
-            let mode = permissible_mode(stat, denied, owner);
-            // An ACL or the change of owner may have changed it.
-            let now = fs::fstat(&entry).at(Step::LookAtDestination)?.st_mode & 0o7777;
-            if now != mode {
-                let path = magic_link(&entry);
-                self.set_mode(|| fs::chmod(path.as_c_str(), Mode::from_raw_mode(mode)))?;
-            }
-        }
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        let to = dir.destination()?;
-        self.set_times(|| fs::utimensat(to, name, &times(stat), flags))
-    }
-
-    /// Copies the attributes of an entry that cannot be opened. Returns mode bits to clear, as
-    /// [`Copier::copy_attributes`] does.
-    fn copy_attributes_by_path(
-        &mut self,
-        dir: &DirPair,
-        from: &CStr,
-        entry: &OwnedFd,
-    ) -> Result<u32, CopyError> {
-        let config = &self.context.config;
-        if !keeps_attributes(config) {
-            return Ok(0);
-        }
+        let replaced = self.open_replaced(dir, name, to, stat);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let source =
             fs::openat(dir.source(), from, flags, Mode::empty()).at(Step::ReadAttributes)?;
-        let (from, to) = (magic_link(&source), magic_link(entry));
-        if dir.has_default_acl() {
-            let _ = removexattr(to.as_c_str(), ACCESS_ACL);
-        }
-        let mut names = match xattr::all_attributes(|buffer| fs::listxattr(&*from, buffer)) {
-            // /proc is not mounted, so there is no way to get at them.
-            Err(Errno::NOENT) => return Ok(0),
-            result => result.at(Step::ReadAttributes)?,
+        let source = Handle::path(&source, dir.source(), from);
+        let attributes = self.list_attributes(dir, &source, &subject);
+        let is_link = file_type(stat) == FileType::Symlink;
+        let wanted = Wanted {
+            source: &source,
+            stat,
+            attributes: &attributes,
+            initial: InitialMeta {
+                owner: Some(Owner {
+                    uid: now.uid,
+                    gid: now.gid,
+                }),
+                mode: (is_link || !dir.has_default_acl()).then_some(now.mode & 0o7777),
+            },
+            replaced: replaced.as_ref(),
+            set_times: true,
+            verify: false,
         };
-        names.retain(|name| keep_of(config, name).is_wanted());
-        self.copy_attributes(
-            &names,
-            |name, buffer| fs::getxattr(&*from, name, buffer),
-            |name, value| fs::setxattr(&*to, name, value, XattrFlags::empty()),
-        )
+        self.apply(&subject, &wanted);
+        Ok(())
     }
+}
 
-    /// Sets the owner as far as possible. Returns the owner that the entry has then, if known.
-    fn set_owner(
-        &mut self,
-        old: Option<Owner>,
-        stat: &FileStat,
-        chown: impl FnOnce(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>,
-    ) -> Result<Option<Owner>, CopyError> {
-        let config = &self.context.config;
-        let keep = config.preserve.ownership;
-        let mut wanted = attainable_owner(&self.context.identity, old, stat);
-        if keep == Keep::Required {
-            // Tried even if it will be refused: that has to be reported.
-            wanted.uid = stat.uid;
-        }
-        if !keep.is_wanted() || old == Some(wanted) {
-            return Ok(old);
-        }
-        let is_new_uid = keep == Keep::Required || old.is_none_or(|old| old.uid != wanted.uid);
-        let uid = is_new_uid.then_some(Uid::from_raw(wanted.uid));
-        match chown(uid, Some(Gid::from_raw(wanted.gid))) {
-            Ok(()) => Ok(Some(wanted)),
-            Err(errno) => {
-                self.tolerate(keep, errno, Step::SetOwner, |not_kept| {
-                    not_kept.ownership = true;
-                })?;
-                Ok(old)
-            }
-        }
+impl Replaced {
+    /// Returns the handle to read its attributes.
+    fn handle(&self) -> Handle<'_> {
+        Handle::path(&self.entry, self.entry.as_fd(), c"")
     }
+}
 
-    fn set_mode(
-        &mut self,
-        chmod: impl FnOnce() -> rustix::io::Result<()>,
-    ) -> Result<(), CopyError> {
-        match chmod() {
-            Ok(()) => Ok(()),
-            Err(errno) => {
-                let keep = self.context.config.preserve.mode;
-                self.tolerate(keep, errno, Step::SetMode, |not_kept| not_kept.mode = true)
-            }
-        }
-    }
+fn mode_problem(keep: Keep, mode: u32) -> Problem {
+    let special = mode & 0o7000 != 0;
+    Problem::new(keep, Property::Mode { special }, Step::SetMode)
+}
 
-    fn set_times(
-        &mut self,
-        utimens: impl FnOnce() -> rustix::io::Result<()>,
-    ) -> Result<(), CopyError> {
-        let keep = self.context.config.preserve.timestamps;
-        if !keep.is_wanted() {
-            return Ok(());
-        }
-        match utimens() {
-            Ok(()) => Ok(()),
-            Err(errno) => self.tolerate(keep, errno, Step::SetTimes, |not_kept| {
-                not_kept.timestamps = true;
-            }),
-        }
-    }
-
-    /// Copies attributes. Returns mode bits to clear: if the ACL is lost, the group bits (which
-    /// hold its mask) would grant that mask to the group.
-    fn copy_attributes(
-        &mut self,
-        names: &[CString],
-        get: impl Fn(&CStr, &mut [u8]) -> rustix::io::Result<usize>,
-        set: impl Fn(&CStr, &[u8]) -> rustix::io::Result<()>,
-    ) -> Result<u32, CopyError> {
-        let mut denied = 0;
-        for name in names {
-            let is_acl = name.as_c_str() == ACCESS_ACL;
-            let value = match xattr::get_attribute(|buffer| get(name, buffer)) {
-                Ok(Some(value)) => value,
-                Ok(None) => continue,
-                Err(errno) => {
-                    self.tolerate_attribute(name, errno, Step::ReadAttributes)?;
-                    denied |= if is_acl { 0o070 } else { 0 };
-                    continue;
-                }
-            };
-            if let Err(errno) = set(name, &value) {
-                self.tolerate_attribute(name, errno, Step::SetAttributes)?;
-                denied |= if is_acl {
-                    xattr::denied_to_group(&value)
-                } else {
-                    0
-                };
-            }
-        }
-        Ok(denied)
-    }
-
-    /// Removes a merged directory's ACLs and user attributes that the source does not have. Keeps
-    /// those that the system sets by itself, above all security labels. Returns true if one was
-    /// removed.
-    fn remove_other_attributes(
-        &mut self,
-        target: BorrowedFd<'_>,
-        keep: &[CString],
-    ) -> Result<bool, CopyError> {
-        let old = list_attributes(target, &self.context.config).at(Step::SetAttributes)?;
-        let mut removed = false;
-        for name in old.iter().filter(|name| !keep.contains(name)) {
-            let bytes = name.to_bytes();
-            if bytes.starts_with(b"user.") || bytes.starts_with(ACL_PREFIX) {
-                match fs::fremovexattr(target, name) {
-                    Ok(()) => removed = true,
-                    Err(Errno::NODATA) => {}
-                    Err(errno) => self.tolerate_attribute(name, errno, Step::SetAttributes)?,
-                }
-            }
-        }
-        Ok(removed)
-    }
-
-    fn tolerate_attribute(
-        &mut self,
-        name: &CStr,
-        errno: Errno,
-        step: Step,
-    ) -> Result<(), CopyError> {
-        let keep = keep_of(&self.context.config, name);
-        self.tolerate(keep, errno, step, |not_kept| not_kept.xattr = true)
-    }
-
-    /// Decides whether metadata that could not be set is an error. It is one if `--preserve` names
-    /// it. It is ignored if a normal user is not allowed to set it. It is noted, to be reported
-    /// once for the run, if the file system cannot hold it.
-    fn tolerate(
-        &mut self,
-        keep: Keep,
-        errno: Errno,
-        step: Step,
-        note: impl FnOnce(&mut NotKept),
-    ) -> Result<(), CopyError> {
-        let error = Err(CopyError::new(step, errno));
-        match errno {
-            _ if keep == Keep::Required => error,
-            Errno::PERM | Errno::ACCESS if !self.context.identity.is_root => Ok(()),
-            Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL => {
-                note(&mut self.not_kept);
-                Ok(())
-            }
-            _ => error,
-        }
-    }
+/// Returns true if a time was stored, perhaps rounded down to a step that file systems have.
+fn is_stored(time: (i64, i64), stored: (i64, i64)) -> bool {
+    time == stored || Granularity::may_keep(time, stored)
 }

@@ -1,32 +1,45 @@
 //! Copies one entry: decide, write, apply metadata, commit. Workers of both modes call this.
 
+mod attributes;
 mod chunked;
 mod content;
 mod decide;
 pub(crate) mod dir;
 mod file;
+mod handle;
 mod hard_link;
+mod in_place;
+mod issues;
+mod learned;
 mod metadata;
 mod special;
+mod stream;
 pub(crate) mod temp;
 #[cfg(test)]
 mod tests;
+mod twins;
+mod update;
 
 use std::ffi::CStr;
 
 use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use crate::context::Context;
 use crate::fs::granularity::Granularity;
-use crate::fs::path::Kind;
+use crate::fs::path::{Kind, Name};
 use crate::fs::stat::FileStat;
-use crate::protocol::NotKept;
 use crate::protocol::entry::{ChunkedFile, Decision, HardLinks};
-use crate::protocol::error::{CopyError, Reason};
+use crate::protocol::error::{CopyError, Reason, Step};
+use crate::protocol::metadata::Grant;
 use crate::scoreboard::WorkerSlot;
 use dir::{Devices, DirPair};
+use learned::Learned;
+use twins::Naming;
 
-pub(crate) use hard_link::LinkTarget;
+pub(crate) use hard_link::{LinkTarget, Unlinkable};
+pub(crate) use issues::Issues;
+pub(crate) use stream::Stream;
 
 /// An entry to copy.
 #[derive(Clone, Copy)]
@@ -42,6 +55,18 @@ pub(crate) struct Entry<'a> {
     /// size and time look right, so it is replaced in any case. Under `--overwrite=older` and
     /// `never` this changes nothing: there, nothing incomplete ever stands under its own name.
     pub(crate) suspect: bool,
+    pub(crate) attempt: Attempt,
+    /// Set if the source is a pipe, to be read to its end.
+    pub(crate) stream: Option<Stream<'a>>,
+}
+
+/// What follows if the source changes while it is being copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// The entry is tried once more.
+    First,
+    /// The entry fails.
+    Last,
 }
 
 /// The result of copying an entry.
@@ -68,8 +93,25 @@ pub(crate) struct Copier {
     no_copy_range: Vec<Devices>,
     /// How exactly the destination's file systems store times, by device.
     granularities: Vec<(u64, Granularity)>,
-    /// Metadata that the destination could not hold. The worker takes it for its reports.
-    pub(crate) not_kept: NotKept,
+    /// How the destination's file systems treat names, by device.
+    namings: Vec<(u64, Naming)>,
+    /// The other entry, after an error with [`Reason::SameName`].
+    pub(crate) twin: Option<Name>,
+    /// The next file is copied in one go, although it may be large.
+    is_undivided: bool,
+    /// Why the last entry was copied although it should have become a hard link.
+    pub(crate) unlinked: Option<Unlinkable>,
+    /// What was learned of the destination's file systems by looking.
+    learned: Vec<Learned>,
+    /// Whether two devices hold file systems of one kind.
+    same_kind: Vec<(Devices, bool)>,
+    /// The groups of this process, once they are needed.
+    own_groups: Option<Vec<u32>>,
+    /// What could not be kept of the current entry.
+    issues: Issues,
+    /// What was granted so far, and what of that was not reported.
+    granted: Vec<Grant>,
+    newly_granted: Vec<Grant>,
 }
 
 impl Copier {
@@ -82,7 +124,16 @@ impl Copier {
             buffer: Vec::new(),
             no_copy_range: Vec::new(),
             granularities: Vec::new(),
-            not_kept: NotKept::default(),
+            namings: Vec::new(),
+            twin: None,
+            is_undivided: false,
+            unlinked: None,
+            learned: Vec::new(),
+            same_kind: Vec::new(),
+            own_groups: None,
+            issues: Issues::default(),
+            granted: Vec::new(),
+            newly_granted: Vec::new(),
         }
     }
 
@@ -93,18 +144,44 @@ impl Copier {
         dir: &mut DirPair,
         entry: Entry<'_>,
     ) -> Result<EntryResult, CopyError> {
-        match self.try_entry(dir, entry) {
-            Err(error) if error.reason == Reason::Changed => self.try_entry(dir, entry),
-            result => result,
+        let (mut entry, mut taken) = (entry, 0);
+        loop {
+            match self.try_entry(dir, entry) {
+                Err(error)
+                    if error.reason == Reason::Changed && entry.attempt == Attempt::First =>
+                {
+                    entry.attempt = Attempt::Last;
+                }
+                Err(error) if is_name_taken(&error) && taken < MAX_TAKEN => {
+                    // Looks at what is there now.
+                    dir.expect_others();
+                    taken += 1;
+                }
+                result => return result,
+            }
         }
     }
 
     fn try_entry(&mut self, dir: &mut DirPair, entry: Entry<'_>) -> Result<EntryResult, CopyError> {
+        self.issues = Issues::default();
+        if let Some(stream) = entry.stream {
+            return Ok(EntryResult::Done(self.copy_stream(dir, entry, stream)?));
+        }
         match entry.kind {
             Kind::File => self.copy_file(dir, entry),
             Kind::Directory | Kind::Symlink | Kind::Special => self.copy_special(dir, entry),
         }
     }
+}
+
+/// How often an entry is looked at again because its name was taken meanwhile.
+const MAX_TAKEN: u32 = 3;
+
+/// Returns true if something had the entry's name although nothing had it at first: another run
+/// copies to the same destination, or the destination takes two names for one.
+fn is_name_taken(error: &CopyError) -> bool {
+    matches!(error.step, Step::Create | Step::Link | Step::Rename)
+        && error.reason == Errno::EXIST.into()
 }
 
 fn file_type(stat: &FileStat) -> FileType {

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use rustix::fs::{self, FileType, Mode};
 
 use super::dir::DirPair;
-use super::{Copier, Entry, EntryResult, file_type, metadata};
+use super::{Copier, Entry, EntryResult, file_type};
 use crate::config::Keep;
 use crate::fs::stat::FileStat;
 use crate::protocol::error::{At, CopyError, Reason, Step};
@@ -32,6 +32,7 @@ impl Copier {
             ControlFlow::Continue(decision) => decision,
             ControlFlow::Break(result) => return Ok(result),
         };
+        self.make_room(dir, entry.to, decision)?;
         let target = self.write_target(decision);
         let ((), unfinished) = if file_type == FileType::Symlink {
             let link = fs::readlinkat(dir.source(), entry.from, Vec::new()).at(Step::ReadLink)?;
@@ -45,8 +46,8 @@ impl Copier {
             })?
         };
         dir.observe_default_acl();
-        self.apply_metadata_by_path(dir, entry.from, unfinished.name(), &stat)?;
-        unfinished.commit(entry.to)?;
+        self.apply_metadata_by_path(dir, entry.from, unfinished.name(), entry.to, &stat)?;
+        unfinished.commit(entry.to, decision)?;
         Ok(EntryResult::Done(decision))
     }
 
@@ -55,7 +56,8 @@ impl Copier {
     fn initial_special_mode(&self, stat: &FileStat) -> u32 {
         let config = &self.context.config;
         match config.preserve.mode {
-            Keep::No => metadata::default_file_mode(&self.context.identity),
+            // The umask or a default ACL cuts it.
+            Keep::No => stat.mode & 0o777,
             _ if config.preserve.ownership.is_wanted() => 0o600 & stat.mode,
             _ => stat.mode & 0o777,
         }

@@ -7,15 +7,20 @@
 //! - The name is `.pcopy.RUN.WORKER.NUMBER.tmp`. No name is used twice in a run.
 //! - A worker's slot says which name it is writing under. So the parent can remove the file if the
 //!   worker crashes.
-//! - A directory in which temporary files are being written has a shared lock. A run that finds
-//!   leftovers of another run removes them only if it gets an exclusive lock.
+//! - RUN says which process of which machine the run's parent is (`run_number.rs`). So a later
+//!   run can see whether a temporary file is in use: if that process lives, all of its files are,
+//!   from their creation to the rename, whichever worker has them open or none has. Those of
+//!   another machine or container count as in use until nobody has touched them for an hour.
+//! - Nobody but the run itself removes a file that is in use. Two runs may write the same entry at
+//!   one time: each has its own temporary file, and the last rename wins.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{self, AtFlags, FlockOperation};
+use rustix::fs::{self, AtFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::Copier;
@@ -23,53 +28,63 @@ use super::dir::DirPair;
 use crate::context::Context;
 use crate::fs::list::{self, Listing};
 use crate::fs::path::Name;
-use crate::fs::stat::FileId;
+use crate::fs::stat::{FileId, FileStat};
 use crate::protocol::entry::Decision;
-use crate::protocol::error::{At, CopyError, Step};
+use crate::protocol::error::{CopyError, Reason, Step};
+use crate::run_number::{Liveness, RunNumber};
 use crate::scoreboard::{WorkerSlot, WriteTarget};
+
+/// A temporary file of another machine counts as in use until nobody has touched it for so long.
+const MAX_IDLE: Duration = Duration::from_secs(60 * 60);
 
 /// Returns a worker's temporary name of this number. Each entry gets a name of its own: that of a
 /// chunked file is in use until all chunks are there, and its worker goes on to other entries.
 pub(crate) fn name(context: &Context, worker: usize, number: u32) -> CString {
-    let name = format!(".pcopy.{:016x}.{worker}.{number}.tmp", context.identity.run);
+    let run = context.identity.run.digits();
+    let name = format!(".pcopy.{run}.{worker}.{number}.tmp");
     CString::new(name).unwrap_or_default()
 }
 
-/// Returns true for a temporary name of another run. This run's own temporary files are in use, or
-/// soon removed by the worker that made them.
-fn is_leftover(context: &Context, name: &[u8]) -> bool {
-    let own = format!(".pcopy.{:016x}.", context.identity.run);
-    is_temporary(name) && !name.starts_with(own.as_bytes())
-}
-
-/// Returns true for every name that [`name`] can return, in this run or another.
-fn is_temporary(name: &[u8]) -> bool {
-    let parts = name
-        .strip_prefix(b".pcopy.")
-        .and_then(|rest| rest.strip_suffix(b".tmp"));
-    let Some((run, numbers)) = parts.and_then(|parts| parts.split_at_checked(16)) else {
-        return false;
-    };
+/// Returns the number of the run that has made a temporary file. `None` for every name that
+/// [`name`] cannot return.
+fn run_of(name: &[u8]) -> Option<RunNumber> {
+    let parts = name.strip_prefix(b".pcopy.")?.strip_suffix(b".tmp")?;
+    let (run, numbers) = parts.split_at_checked(16)?;
     let is_number = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
     let mut parts = numbers.split(|&b| b == b'.');
-    run.iter().all(u8::is_ascii_hexdigit)
-        && parts.next() == Some(b"")
+    let is_temporary = parts.next() == Some(b"")
         && parts.next().is_some_and(is_number)
         && parts.next().is_some_and(is_number)
-        && parts.next().is_none()
+        && parts.next().is_none();
+    RunNumber::parse(run).filter(|_| is_temporary)
 }
 
-/// Locks the destination, so that other runs do not take temporary files in it for leftovers. The
-/// lock lasts while the directory is open. A file system without locks has to do without.
-pub(super) fn lock(dir: &mut DirPair) {
-    if let (Ok(destination), false) = (dir.destination(), dir.has_temp_lock) {
-        let _ = fs::flock(destination, FlockOperation::NonBlockingLockShared);
-        dir.has_temp_lock = true;
+fn is_temporary(name: &CStr) -> bool {
+    run_of(name.to_bytes()).is_some()
+}
+
+/// Returns true if nobody is going to use a run's temporary file any more.
+fn is_stale(run: RunNumber, dir: BorrowedFd<'_>, name: &CStr) -> bool {
+    match run.liveness() {
+        Liveness::Alive => false,
+        Liveness::Ended => true,
+        Liveness::Unknown => fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| is_old(&FileStat::of(&stat), SystemTime::now())),
     }
 }
 
-/// Removes the temporary files that a killed run has left in the destination directory. Removes
-/// nothing while another run is writing temporary files there.
+/// Returns true if a file has not changed for [`MAX_IDLE`]. Its change time says so: the
+/// modification time is set to the source's before the rename.
+fn is_old(stat: &FileStat, now: SystemTime) -> bool {
+    let changed = u64::try_from(stat.ctime.0).map(Duration::from_secs);
+    let now = now.duration_since(UNIX_EPOCH);
+    match (now, changed) {
+        (Ok(now), Ok(changed)) => now.saturating_sub(changed) > MAX_IDLE,
+        _ => false,
+    }
+}
+
+/// Removes the temporary files that killed runs have left in the destination directory.
 pub(crate) fn remove_leftovers(
     context: &Context,
     dir: &DirPair,
@@ -89,21 +104,19 @@ pub(crate) fn remove_leftovers(
         heartbeat();
         // If the user names one as a source, it is to be rescued.
         let is_source = || context.targets.is_single(name.to_bytes());
-        if is_leftover(context, name.to_bytes()) && !is_source() {
-            leftovers.push(name.to_owned());
+        // This run's own are in use, or soon removed by the worker that made them.
+        if let Some(run) = run_of(name.to_bytes())
+            && run != context.identity.run
+            && !is_source()
+        {
+            leftovers.push((run, name.to_owned()));
         }
     }
-    if leftovers.is_empty() {
-        return;
+    for (run, name) in leftovers {
+        if is_stale(run, destination, &name) {
+            let _ = fs::unlinkat(destination, &name, AtFlags::empty());
+        }
     }
-    let lock = fs::flock(destination, FlockOperation::NonBlockingLockExclusive);
-    if lock == Err(Errno::WOULDBLOCK) {
-        return;
-    }
-    for name in leftovers {
-        let _ = fs::unlinkat(destination, &name, AtFlags::empty());
-    }
-    let _ = fs::flock(destination, FlockOperation::Unlock);
 }
 
 /// An unfinished entry at the destination. Dropping it removes the entry.
@@ -120,8 +133,7 @@ impl Unfinished<'static> {
     ///
     /// The slot does not show it: if this worker crashes too, the file must stay, because the next
     /// worker goes on with it.
-    pub(super) fn adopt(dir: &mut DirPair, temp: &Name) -> Result<Self, CopyError> {
-        lock(dir);
+    pub(super) fn adopt(dir: &DirPair, temp: &Name) -> Result<Self, CopyError> {
         Ok(Self {
             dir: dir.share_destination()?,
             name: Cow::Owned(temp.to_c_string()),
@@ -137,13 +149,55 @@ impl Unfinished<'_> {
         &self.name
     }
 
-    /// Renames the finished entry into place.
-    pub(super) fn commit(self, to: &CStr) -> Result<(), CopyError> {
+    /// Renames the finished entry into place. Fails with EEXIST if something has got its name
+    /// although there was nothing to replace.
+    pub(super) fn commit(self, to: &CStr, decision: Decision) -> Result<(), CopyError> {
         if *self.name != *to {
-            fs::renameat(&self.dir, &*self.name, &self.dir, to).at(Step::Rename)?;
+            let renamed = if decision == Decision::Create {
+                self.rename_new(to)
+            } else {
+                fs::renameat(&self.dir, &*self.name, &self.dir, to)
+            };
+            renamed.map_err(|errno| {
+                let reason = match errno {
+                    // Within one directory these have no other meaning.
+                    Errno::NOSYS | Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL => {
+                        Reason::CannotRename
+                    }
+                    errno => errno.into(),
+                };
+                CopyError::new(Step::Rename, reason)
+            })?;
         }
         self.keep();
         Ok(())
+    }
+
+    /// Renames the finished hard link into place. Returns false if the entry was the same file
+    /// already: rename(2) does nothing then, and reports success.
+    pub(super) fn commit_link(self, to: &CStr, decision: Decision) -> Result<bool, CopyError> {
+        let temp = (*self.name != *to).then(|| (Rc::clone(&self.dir), self.name.clone()));
+        self.commit(to, decision)?;
+        let was_same =
+            temp.is_some_and(|(dir, name)| fs::unlinkat(&dir, &*name, AtFlags::empty()).is_ok());
+        Ok(!was_same)
+    }
+
+    /// Gives the entry a name that nothing has.
+    fn rename_new(&self, to: &CStr) -> rustix::io::Result<()> {
+        let (dir, flags) = (&self.dir, RenameFlags::NOREPLACE);
+        match fs::renameat_with(dir, &*self.name, dir, to, flags) {
+            // NFS and many FUSE file systems do not know the flag. Without it, another entry that
+            // appears between the two calls is replaced.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                match fs::statat(dir, to, AtFlags::SYMLINK_NOFOLLOW) {
+                    Err(Errno::NOENT) => fs::renameat(dir, &*self.name, dir, to),
+                    Err(errno) => Err(errno),
+                    Ok(_) => Err(Errno::EXIST),
+                }
+            }
+            result => result,
+        }
     }
 
     /// Leaves the entry as it is.
@@ -183,14 +237,13 @@ impl Copier {
     /// that name.
     pub(super) fn create<'a, T>(
         &self,
-        dir: &mut DirPair,
+        dir: &DirPair,
         to: &'a CStr,
         target: WriteTarget,
         create: impl FnOnce(BorrowedFd<'_>, &CStr) -> Result<T, CopyError>,
     ) -> Result<(T, Unfinished<'a>), CopyError> {
         let name = match target {
             WriteTarget::Temp(number) | WriteTarget::Chunked(number) => {
-                lock(dir);
                 Cow::Owned(name(self.context, self.worker, number))
             }
             WriteTarget::Final | WriteTarget::None => Cow::Borrowed(to),
@@ -209,9 +262,39 @@ impl Copier {
         Ok((created, unfinished))
     }
 
+    /// Prepares the removal of a file that could not be completed.
+    ///
+    /// Another run may have replaced it by its own complete copy, at this very moment even. So what
+    /// has the name is renamed first, looked at, and renamed back if it is another file.
+    pub(super) fn abandon(&mut self, unfinished: &mut Unfinished<'_>, file: BorrowedFd<'_>) {
+        let Ok(id) = fs::fstat(file).map(|stat| FileId::of(&stat)) else {
+            return;
+        };
+        if unfinished.is_replaced(id) {
+            unfinished.remove_on_drop = false;
+            return;
+        }
+        self.temps += 1;
+        let temp = name(self.context, self.worker, self.temps);
+        let dir = Rc::clone(&unfinished.dir);
+        if is_temporary(&unfinished.name)
+            || fs::renameat(&dir, &*unfinished.name, &dir, &temp).is_err()
+        {
+            return;
+        }
+        let own_name = std::mem::replace(&mut unfinished.name, Cow::Owned(temp));
+        if unfinished.is_replaced(id) {
+            let flags = RenameFlags::NOREPLACE;
+            let back = fs::renameat_with(&dir, &*unfinished.name, &dir, &*own_name, flags);
+            // Otherwise a third run has put its copy there.
+            unfinished.remove_on_drop = back == Err(Errno::EXIST);
+        }
+    }
+
     /// Chooses the name under which to write an entry before it is complete.
     pub(super) fn write_target(&mut self, decision: Decision) -> WriteTarget {
-        if decision == Decision::Create && !self.is_existing_trusted() {
+        let is_final = decision == Decision::Create || self.context.config.inplace;
+        if is_final && !self.is_existing_trusted() {
             WriteTarget::Final
         } else {
             self.next_temp()
@@ -242,10 +325,11 @@ impl Copier {
 
 #[cfg(test)]
 mod tests {
-    use super::is_temporary;
+    use super::*;
 
     #[test]
     fn only_pcopys_own_names_are_temporary() {
+        let is_temporary = |name: &[u8]| run_of(name).is_some();
         assert!(is_temporary(b".pcopy.0123456789abcdef.7.12.tmp"));
         for other in [
             &b".pcopy.tmp"[..],
@@ -258,5 +342,20 @@ mod tests {
         ] {
             assert!(!is_temporary(other), "{}", other.escape_ascii());
         }
+    }
+
+    #[test]
+    fn files_of_other_machines_are_stale_after_an_hour() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let stat = FileStat::of(&fs::stat(file.path()).unwrap());
+        let later = |minutes: u64| SystemTime::now() + Duration::from_secs(60 * minutes);
+        assert!(!is_old(&stat, later(0)));
+        assert!(!is_old(&stat, later(59)));
+        assert!(is_old(&stat, later(61)));
+        // Its clock is ahead.
+        assert!(!is_old(
+            &stat,
+            SystemTime::now() - Duration::from_secs(3 * 3600)
+        ));
     }
 }

@@ -52,7 +52,7 @@ pub(crate) trait Engine {
     /// Kills a worker. Returns false if that cannot be done.
     fn kill(&mut self, worker: usize) -> bool;
 
-    /// Gives up a worker that was killed and does not die. It is reported as lost.
+    /// Gives up a worker that was killed and does not die. Reports it as lost.
     fn abandon(&mut self, worker: usize);
 
     /// Ends all workers: waits for `timeout`, kills them, and waits for `kill_timeout`. Returns

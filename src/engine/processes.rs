@@ -27,8 +27,13 @@ const EXIT_TIMEOUT: Duration = Duration::from_millis(200);
 /// How often to look for ended processes that no event has announced, in waits for reports: each
 /// look is a system call.
 const REAP_EVERY: u32 = 64;
+/// How often to look at the workers if poll(2) fails.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// Workers in a row that never came to life, until no more are started.
 const MAX_STILLBORN: usize = 3;
+/// Workers in a row that were lost before any worker reported, until no more are started: it
+/// would not end if no report can be sent.
+const MAX_SILENT: usize = 100;
 
 /// The engine of `--mode process`.
 pub(crate) struct Processes {
@@ -43,6 +48,7 @@ pub(crate) struct Processes {
     /// Processes that do not die. They are reaped if they ever do.
     left_behind: Vec<ChildProcess>,
     stillborn: usize,
+    lost_since_report: usize,
     waits: u32,
 }
 
@@ -73,17 +79,13 @@ impl ChildProcess {
     /// Opens the process of this number. Returns `None` if it is no child of this process: the
     /// number comes from memory that a damaged worker may have overwritten.
     fn open(pid: Pid) -> Option<Self> {
-        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
-            return Some(Self { pid, pidfd: None });
-        };
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        match waitid(WaitId::PidFd(pidfd.as_fd()), look) {
-            Err(Errno::CHILD) => None,
-            _ => Some(Self {
-                pid,
-                pidfd: Some(pidfd),
-            }),
+        if waitid(WaitId::Pid(pid), look).is_err_and(|errno| errno == Errno::CHILD) {
+            return None;
         }
+        // It stays this process's child until it is reaped, so the number cannot change its meaning.
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok();
+        Some(Self { pid, pidfd })
     }
 
     fn kill(&self) -> bool {
@@ -131,6 +133,7 @@ impl Processes {
             events: VecDeque::new(),
             left_behind: Vec::new(),
             stillborn: 0,
+            lost_since_report: 0,
             waits: 0,
         })
     }
@@ -138,7 +141,8 @@ impl Processes {
     /// Starts a worker. Returns `None` if that cannot be done any more.
     fn start_one(&mut self) -> Option<usize> {
         let scoreboard = &self.context.scoreboard;
-        if self.started == scoreboard.capacity() || self.stillborn >= MAX_STILLBORN {
+        let is_hopeless = self.stillborn >= MAX_STILLBORN || self.lost_since_report >= MAX_SILENT;
+        if self.started == scoreboard.capacity() || is_hopeless {
             return None;
         }
         let fork_server = self.fork_server.as_ref()?;
@@ -178,6 +182,7 @@ impl Processes {
         match worker.wire.receive::<Report>(false) {
             Ok(report) => {
                 self.stillborn = 0;
+                self.lost_since_report = 0;
                 if report.is_batch_done {
                     worker.in_flight = worker.in_flight.saturating_sub(1);
                 }
@@ -213,6 +218,7 @@ impl Processes {
     }
 
     fn push_lost(&mut self, worker: usize, death: Death, is_left_behind: bool) {
+        self.lost_since_report += 1;
         self.events.push_back(Event::Lost {
             worker,
             death,
@@ -279,15 +285,21 @@ impl Processes {
             tv_sec: timeout.as_secs() as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
-        // Interrupted by a signal: the caller looks at it.
-        let Ok(ready) = poll(&mut fds, Some(&timeout)) else {
+        let polled = poll(&mut fds, Some(&timeout));
+        if polled == Err(Errno::INTR) {
+            // The caller looks at the signal.
             return;
-        };
-        let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        }
+        let is_ready = |fd: &PollFd<'_>| polled.is_err() || !fd.revents().is_empty();
         let ready_workers: Vec<usize> = (0..self.workers.len())
             .filter(|&at| is_ready(&fds[at]))
             .collect();
         drop(fds);
+        let ready = polled.unwrap_or_else(|_| {
+            // No memory, or fewer descriptors allowed than workers: each worker is looked at.
+            std::thread::sleep(POLL_INTERVAL);
+            0
+        });
         self.waits += 1;
         if ready == 0 || self.waits.is_multiple_of(REAP_EVERY) {
             self.reap_late();
@@ -436,5 +448,25 @@ impl Engine for Processes {
                 Duration::from_micros(50)
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_child_is_opened() {
+        let parent = rustix::process::getppid().unwrap();
+        assert!(ChildProcess::open(parent).is_none());
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_child(&child);
+        let process = ChildProcess::open(pid).unwrap();
+        assert!(process.kill());
+        child.wait().unwrap();
+        assert!(ChildProcess::open(pid).is_none());
     }
 }

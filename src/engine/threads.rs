@@ -110,6 +110,20 @@ impl Threads {
         });
     }
 
+    /// Starts one more thread, if the limit allows.
+    fn start_another(&mut self) {
+        if self.started >= self.limit {
+            return;
+        }
+        if start_one(&mut self.unstarted).is_ok() {
+            self.started += 1;
+        } else {
+            // The system allows no further thread: these must do.
+            self.unstarted.clear();
+            self.limit = self.started;
+        }
+    }
+
     fn size(&self) -> usize {
         self.started + self.unstarted.len()
     }
@@ -193,14 +207,8 @@ impl Engine for Threads {
 
     fn send(&mut self, batch: Vec<Arc<Job>>) -> Sent {
         self.in_flight += 1;
-        if self.in_flight > self.started && self.started < self.limit {
-            if start_one(&mut self.unstarted).is_ok() {
-                self.started += 1;
-            } else {
-                // The system allows no further thread: these must do.
-                self.unstarted.clear();
-                self.limit = self.started;
-            }
+        if self.in_flight > self.started {
+            self.start_another();
         }
         // The other end of the queue is here too, so it is open.
         let _ = self.queue.send(batch);
@@ -221,6 +229,11 @@ impl Engine for Threads {
             self.grow();
         }
         self.limit = workers.min(self.size());
+        // If all threads are stuck, nobody else comes for what is queued, and nothing more may be
+        // sent.
+        for _ in 0..self.queued.len() {
+            self.start_another();
+        }
     }
 
     /// Nothing is sent to a thread by name.

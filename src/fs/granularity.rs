@@ -29,12 +29,24 @@ impl Granularity {
     }
 
     /// Guesses the granularity from an existing entry, for a dry run, which must not write a
-    /// probe. The kernel sets the change time itself. If that has a fraction of a second, the file
-    /// system can store one.
+    /// probe. The kernel sets the change time itself. If that is no multiple of a step, the file
+    /// system can store more than multiples of it.
     pub(crate) fn guessed_from(old: &FileStat) -> Self {
         let fits = |step| cut(old.mtime, step) == old.mtime && cut(old.ctime, step) == old.ctime;
-        let step = STEPS[..2].iter().copied().find(|&step| fits(step));
+        let step = STEPS.into_iter().find(|&step| fits(step));
         step.map_or(Self::Exact, Self::Step)
+    }
+
+    /// Returns the granularity of a file system of this type (statfs(2)), if the type decides it.
+    /// A change time in memory can be finer than what is stored, so this is surer than a guess.
+    pub(crate) fn of_type(file_system: u64) -> Option<Self> {
+        match file_system {
+            0x4d44 => Some(Self::Step(2 * SECOND)),             // FAT
+            0x2011_bab0 => Some(Self::Step(10_000_000)),        // exFAT
+            0x7366_746e => Some(Self::Step(100)),               // ntfs3
+            0xff53_4d42 | 0xfe53_4d42 => Some(Self::Step(100)), // SMB
+            _ => None,
+        }
     }
 
     /// Returns true if the file system stores `time` as `stored`.
@@ -87,6 +99,31 @@ mod tests {
             Granularity::learned_from((1_000_000_002, 0)),
             Granularity::Exact
         );
+    }
+
+    #[test]
+    fn a_dry_run_guesses_each_step() {
+        let file = tempfile::tempfile().unwrap();
+        let stat = FileStat::of(&rustix::fs::fstat(file).unwrap());
+        let guess = |nanoseconds| {
+            let time = (1_000_000_001, nanoseconds);
+            Granularity::guessed_from(&FileStat {
+                mtime: time,
+                ctime: time,
+                ..stat
+            })
+        };
+        assert_eq!(guess(0), Granularity::Step(SECOND));
+        assert_eq!(guess(120_000_000), Granularity::Step(10_000_000));
+        assert_eq!(guess(123_456_700), Granularity::Step(100));
+        assert_eq!(guess(123_456_789), Granularity::Exact);
+        // The change time alone shows that it can be stored.
+        let finer = FileStat {
+            mtime: (2, 0),
+            ctime: (2, 1),
+            ..stat
+        };
+        assert_eq!(Granularity::guessed_from(&finer), Granularity::Exact);
     }
 
     #[test]

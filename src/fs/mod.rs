@@ -5,6 +5,7 @@ pub(crate) mod list;
 pub(crate) mod open;
 pub(crate) mod path;
 pub(crate) mod proc;
+pub(crate) mod spelling;
 pub(crate) mod stat;
 pub(crate) mod sys;
 pub(crate) mod xattr;

@@ -1,7 +1,15 @@
 //! Which file an entry is, and the metadata that stat(2) returns.
 
-use rustix::fs::Stat;
+use std::os::fd::AsFd;
+
+use rustix::fs::{self, Stat};
 use serde::{Deserialize, Serialize};
+
+/// Returns the type of the file system that an open entry is on, as statfs(2) numbers them.
+pub(crate) fn file_system_type(entry: impl AsFd) -> Option<u64> {
+    #[allow(clippy::unnecessary_cast)] // the field's type differs between architectures
+    fs::fstatfs(entry).ok().map(|statfs| statfs.f_type as u64)
+}
 
 /// A device and inode number: they identify a file, whatever its names are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -2,13 +2,13 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 use rustix::process::Pid;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -55,7 +55,10 @@ pub(crate) enum Fork {
 /// thread held during the fork would stay locked in the child forever.
 fn assert_single_threaded() {
     if cfg!(debug_assertions) {
-        let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+        // If they cannot be listed, nothing is known.
+        let tasks =
+            std::fs::read_dir("/proc/self/task").and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let threads = tasks.map_or(1, |tasks| tasks.len());
         assert_eq!(threads, 1, "fork with more than one thread");
     }
 }
@@ -130,6 +133,90 @@ pub(crate) fn close(fd: OwnedFd) -> rustix::io::Result<()> {
         Err(rustix::io::Errno::INTR) => Ok(()),
         result => result,
     }
+}
+
+/// Duplicates the descriptor of this number, which the command line names.
+pub(crate) fn duplicate(number: i32) -> rustix::io::Result<OwnedFd> {
+    if number < 0 {
+        return Err(rustix::io::Errno::BADF);
+    }
+    // SAFETY: it is only used for the call, by one thread, and nothing is closed meanwhile. If it
+    // is not open, the call fails (EBADF).
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_dupfd_cloexec(borrowed, 3)
+}
+
+/// Whether stdout was closed when the program was started.
+static WAS_STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Returns true if stdout was closed when the program was started. Before `main`, the standard
+/// library opens /dev/null in its place, where what is printed would be lost in silence.
+pub(crate) fn was_stdout_closed() -> bool {
+    // Uses the array, so that the linker keeps it.
+    std::hint::black_box(&AT_START);
+    WAS_STDOUT_CLOSED.load(Relaxed)
+}
+
+// SAFETY: the C library calls the function once, before `main` and the start of the standard
+// library. It only makes a system call and stores a flag.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_START: extern "C" fn() = {
+    extern "C" fn look_at_stdout() {
+        // SAFETY: fcntl(2) with F_GETFD takes any number and changes nothing.
+        let is_closed = unsafe { libc::fcntl(1, libc::F_GETFD) } == -1;
+        WAS_STDOUT_CLOSED.store(is_closed, Relaxed);
+    }
+    look_at_stdout
+};
+
+/// listxattrat(2), since Linux 6.13. New system calls have one number on all architectures but a
+/// few, which are left out.
+const LISTXATTRAT: Option<libc::c_long> = if cfg!(any(
+    target_arch = "x86_64",
+    target_arch = "aarch64",
+    target_arch = "riscv64",
+    target_arch = "powerpc64",
+    target_arch = "s390x",
+    target_arch = "loongarch64"
+)) && cfg!(target_pointer_width = "64")
+{
+    Some(465)
+} else {
+    None
+};
+
+/// Lists the attributes of an entry in a directory, without opening it and without /proc.
+///
+/// # Errors
+/// ENOSYS if the kernel is older; EPERM if a container's filter does not know the call.
+pub(crate) fn listxattrat(
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    follow: bool,
+    buffer: &mut [u8],
+) -> rustix::io::Result<usize> {
+    let Some(number) = LISTXATTRAT else {
+        return Err(rustix::io::Errno::NOSYS);
+    };
+    let flags = if follow { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
+    // SAFETY: the name ends in NUL, and the kernel writes at most the buffer's length to it.
+    let length = unsafe {
+        libc::syscall(
+            number,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            flags,
+            buffer.as_mut_ptr(),
+            buffer.len(),
+        )
+    };
+    usize::try_from(length).map_err(|_| {
+        let errno = io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or_default();
+        rustix::io::Errno::from_raw_os_error(errno)
+    })
 }
 
 /// Milliseconds within which a second signal counts as the first one: timeout(1) sends its signal

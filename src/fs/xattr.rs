@@ -6,6 +6,9 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{self, Mode};
 use rustix::io::{Errno, Result};
 
+use crate::fs::proc::path_in;
+use crate::fs::sys;
+
 /// Every ACL's attribute name begins like this.
 pub(crate) const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 /// The ACL of an entry itself.
@@ -24,7 +27,7 @@ pub(crate) fn all_attributes(list: impl Fn(&mut [u8]) -> Result<usize>) -> Resul
     let mut small = [0; 512];
     let mut large;
     let bytes = match list(&mut small) {
-        Ok(0) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(Vec::new()),
+        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         Ok(length) => &small[..length],
         Err(Errno::RANGE) => {
             large = vec![0; LIST_MAX];
@@ -38,6 +41,33 @@ pub(crate) fn all_attributes(list: impl Fn(&mut [u8]) -> Result<usize>) -> Resul
         .filter_map(|name| CStr::from_bytes_with_nul(name).ok())
         .map(CStr::to_owned)
         .collect())
+}
+
+/// Lists the attributes of an entry that is not open. Fails with ENOENT if an old kernel has no
+/// other way than /proc, and that is not mounted.
+pub(crate) fn list_at(dir: BorrowedFd<'_>, name: &CStr, follow: bool) -> Result<Vec<CString>> {
+    all_attributes(|buffer| match sys::listxattrat(dir, name, follow, buffer) {
+        Err(Errno::NOSYS | Errno::PERM) if follow => fs::listxattr(&*path_in(dir, name), buffer),
+        Err(Errno::NOSYS | Errno::PERM) => fs::llistxattr(&*path_in(dir, name), buffer),
+        result => result,
+    })
+}
+
+/// Returns the value of an attribute of an entry that is not open.
+pub(crate) fn get_at(
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    attribute: &CStr,
+    follow: bool,
+) -> Result<Option<Vec<u8>>> {
+    let path = path_in(dir, name);
+    get_attribute(|buffer| {
+        if follow {
+            fs::getxattr(&*path, attribute, buffer)
+        } else {
+            fs::lgetxattr(&*path, attribute, buffer)
+        }
+    })
 }
 
 /// Returns an attribute's value, or `None` if it was removed since it was listed. `get` is one of
@@ -77,12 +107,9 @@ pub(crate) fn remove_acl(entry: BorrowedFd<'_>, acl: &CStr) -> Result<()> {
 pub(crate) fn strip_acls(dir: BorrowedFd<'_>, mode: Mode) -> Result<()> {
     remove_acl(dir, DEFAULT_ACL)?;
     remove_acl(dir, ACCESS_ACL)?;
-    match fs::fchmod(dir, mode) {
-        // A file system without modes. This fails again, and is reported, when the directory gets
-        // its final mode.
-        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-        result => result,
-    }
+    // If this fails, it fails again when the directory gets its final mode, and is reported then.
+    let _ = fs::fchmod(dir, mode);
+    Ok(())
 }
 
 /// Returns the group's mode bits that an access ACL does not grant to the owning group itself.

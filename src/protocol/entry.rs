@@ -22,6 +22,8 @@ pub(crate) enum Decision {
     ReplaceAlways,
     ReplaceOlder,
     HardLink,
+    /// The contents are the same: owner, mode or attributes are brought.
+    UpdateMetadata,
     LeaveUnchanged,
     LeaveSame,
     SkipExisting,
@@ -42,6 +44,7 @@ impl Decision {
             Self::ReplaceAlways => ("replace", "asked for"),
             Self::ReplaceOlder => ("replace", "older"),
             Self::HardLink => ("link", "hard link"),
+            Self::UpdateMetadata => ("update", "metadata differs"),
             Self::LeaveUnchanged => ("leave", "unchanged"),
             Self::LeaveSame => ("leave", "same file"),
             Self::SkipExisting => ("skip", "exists"),
@@ -67,6 +70,7 @@ impl Decision {
             | Self::ReplaceAlways
             | Self::ReplaceOlder
             | Self::HardLink
+            | Self::UpdateMetadata
             | Self::MakeDirectory => Outcome::Copied,
             Self::LeaveUnchanged | Self::LeaveSame | Self::MergeDirectory => Outcome::Unchanged,
             Self::SkipExisting | Self::SkipNewer => Outcome::Skipped,
@@ -75,9 +79,9 @@ impl Decision {
 }
 
 /// How a finished entry is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Outcome {
-    /// Made or replaced.
+    /// Made, replaced, or given other metadata.
     Copied,
     /// The same already.
     Unchanged,
@@ -114,8 +118,10 @@ pub(crate) struct ChunkedFile {
     pub(crate) temp: Name,
     /// The file that stands under the temporary name.
     pub(crate) id: FileId,
-    /// The source's stat when it was opened.
-    pub(crate) stat: FileStat,
+    /// The source's stat when it was opened. Boxed, because queued jobs should be small.
+    pub(crate) stat: Box<FileStat>,
+    /// Whether it is new, or replaces something.
+    pub(crate) decision: Decision,
 }
 
 impl ChunkedFile {
@@ -124,7 +130,7 @@ impl ChunkedFile {
     pub(crate) fn chunks(&self) -> Vec<Chunk> {
         let FileStat {
             size, allocated, ..
-        } = self.stat;
+        } = *self.stat;
         let count = allocated.min(size).div_ceil(CHUNK_SIZE).max(1);
         let length = size.div_ceil(count).next_multiple_of(CHUNK_ALIGNMENT);
         (0..size)
@@ -153,7 +159,7 @@ impl ChunkedFile {
             name: Name::new(name.as_bytes()),
             temp: Name::new(format!(".{name}.tmp").as_bytes()),
             id: FileId { dev: 1, ino: 3 },
-            stat: FileStat {
+            stat: Box::new(FileStat {
                 id: FileId { dev: 1, ino: 2 },
                 mode: 0,
                 uid: 0,
@@ -165,7 +171,8 @@ impl ChunkedFile {
                 atime: none,
                 mtime: none,
                 ctime: none,
-            },
+            }),
+            decision: Decision::Create,
         }
     }
 }

@@ -25,6 +25,33 @@ impl CopyError {
     pub(crate) fn is_full_destination(&self) -> bool {
         self.step.is_at_destination() && self.step != Step::SetAttributes && self.reason.is_full()
     }
+
+    /// Returns true if the source moved: the entry was listed and is gone, or it changed while it
+    /// was read. A run in which nothing else failed has an exit status of its own.
+    pub(crate) fn is_moving_source(&self) -> bool {
+        let Reason::System(errno) = self.reason else {
+            return matches!(self.reason, Reason::Changed | Reason::Grown(_));
+        };
+        let errno = Errno::from_raw_os_error(errno);
+        match self.step {
+            // What was a directory when its parent was listed is a file or a link now.
+            Step::OpenDirectory if matches!(errno, Errno::NOTDIR | Errno::LOOP) => true,
+            // Not `Copy`: that may be an error of the destination.
+            Step::OpenDirectory
+            | Step::ListDirectory
+            | Step::Look
+            | Step::Open
+            | Step::Read
+            | Step::ReadLink
+            | Step::ReadAttributes => matches!(errno, Errno::NOENT | Errno::STALE),
+            _ => false,
+        }
+    }
+
+    /// Returns true if the entry is at the destination all the same, though not as it should be.
+    pub(crate) fn is_copied(&self) -> bool {
+        matches!(self.reason, Reason::Grown(_))
+    }
 }
 
 /// Adds the operation to an error of the system.
@@ -116,6 +143,25 @@ pub(crate) enum Reason {
     System(i32),
     #[error("file changed while being copied (2 attempts)")]
     Changed,
+    /// The file has only grown. Its length when it was opened.
+    #[error("file grew while being copied; kept its first {0} bytes")]
+    Grown(u64),
+    /// With `--dereference`.
+    #[error("symbolic link to nothing")]
+    DanglingLink,
+    /// A directory that may not be entered is listed by its descriptor.
+    #[error("cannot be listed without /proc")]
+    NoProc,
+    /// A pipe, and another worker has read from it.
+    #[error("a worker was lost while reading it, and it can be read only once")]
+    ReadOnce,
+    /// Two source names that the destination takes for one. The [`EntryError`] names the other.
+    ///
+    /// [`EntryError`]: crate::protocol::EntryError
+    #[error("same name as another entry at the destination")]
+    SameName,
+    #[error("destination cannot rename; use --inplace")]
+    CannotRename,
     #[error("a directory of that name is in the way")]
     DirectoryInTheWay,
     #[error("a file of that name is in the way")]
@@ -140,6 +186,9 @@ pub(crate) enum Reason {
     /// No progress for this many seconds.
     #[error("no progress for {0} s (2 attempts)")]
     Stalled(u64),
+    /// A call to set metadata succeeded, and a look afterwards shows something else.
+    #[error("accepted by the file system, but not kept")]
+    Ineffective,
     /// A panic. Its message is on stderr in thread mode.
     #[error("internal error, please report it")]
     Bug,
@@ -208,6 +257,22 @@ mod tests {
             crashed(Death::Unknown),
             "workers crashed on it twice (unknown status)"
         );
+    }
+
+    #[test]
+    fn a_source_moves_if_it_vanishes_or_changes() {
+        let moves = |step, errno| CopyError::new(step, errno).is_moving_source();
+        assert!(moves(Step::Open, Errno::NOENT));
+        assert!(moves(Step::ListDirectory, Errno::STALE));
+        assert!(moves(Step::OpenDirectory, Errno::NOTDIR));
+        assert!(!moves(Step::Open, Errno::LOOP));
+        assert!(!moves(Step::Open, Errno::ACCESS));
+        assert!(!moves(Step::Create, Errno::NOENT));
+        assert!(!moves(Step::Copy, Errno::STALE));
+        for reason in [Reason::Changed, Reason::Grown(1)] {
+            assert!(CopyError::new(Step::Read, reason).is_moving_source());
+        }
+        assert!(!CopyError::new(Step::Look, Reason::DanglingLink).is_moving_source());
     }
 
     #[test]

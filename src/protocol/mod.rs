@@ -7,6 +7,7 @@
 
 pub(crate) mod entry;
 pub(crate) mod error;
+pub(crate) mod metadata;
 pub(crate) mod wire;
 
 use std::collections::HashSet;
@@ -16,8 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::fs::path::{Kind, Name, Names, RelPath};
 use crate::fs::stat::{DirIds, FileId, FileStat};
+use crate::quote::quote;
 use entry::{Chunk, ChunkedFile, Decision, DirOrigin, HardLinks};
 use error::CopyError;
+use metadata::{Grant, Incomplete};
 
 /// A job's number: never 0, never used twice in a run.
 pub(crate) type JobId = u64;
@@ -66,7 +69,7 @@ pub(crate) enum JobKind {
     },
     /// A chunk failed: remove the file.
     Discard { file: ChunkedFile },
-    /// Remove a temporary file that a crashed worker left.
+    /// Remove an incomplete file that a crashed worker left.
     Remove { name: Name },
     /// Everything below is done: set the directory's owner, attributes, mode and times.
     FinishDirectory {
@@ -89,7 +92,7 @@ pub(crate) struct Resume {
 }
 
 /// The copied file that the other names of its group become links to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Leader {
     pub(crate) target: u32,
     pub(crate) dir: RelPath,
@@ -101,7 +104,9 @@ pub(crate) struct Leader {
 pub(crate) struct Report {
     /// In the order in which they happened.
     pub(crate) updates: Vec<JobUpdate>,
-    pub(crate) not_kept: NotKept,
+    /// Metadata that this worker has seen granted for the first time. True whatever becomes of
+    /// the updates.
+    pub(crate) granted: Vec<Grant>,
     /// The last report of a batch of jobs.
     pub(crate) is_batch_done: bool,
 }
@@ -122,11 +127,17 @@ pub(crate) struct JobUpdate {
     /// Entries that another worker shall copy: the last ones of the job's list.
     pub(crate) shared: Names,
     pub(crate) hard_links: Vec<HardLinkEntry>,
+    /// The first entry that was copied although it should be a hard link ([`Counts::unlinked`]).
+    pub(crate) unlinked: Option<Name>,
+    /// The copied entry that further names become links to: the leader has as many as it can get.
+    pub(crate) next_leader: Option<Name>,
     /// Files that are ready to be copied in chunks.
     pub(crate) chunked: Vec<ChunkedFile>,
     pub(crate) errors: Vec<EntryError>,
     /// Suspects that were examined and did not fail: nothing incomplete is left of them.
     pub(crate) settled_suspects: Vec<Name>,
+    /// Entries that are there, and not all of their metadata.
+    pub(crate) incomplete: Vec<Incomplete>,
     /// What `-v` or `-n` prints.
     pub(crate) lines: Vec<Line>,
     /// The directory's stat, if other jobs must end before it can be finished. `None` once the
@@ -206,6 +217,34 @@ pub(crate) struct EntryError {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
     pub(crate) error: CopyError,
+    /// The entry that has the same name at the destination, with [`Reason::SameName`].
+    ///
+    /// [`Reason::SameName`]: error::Reason::SameName
+    pub(crate) twin: Option<Name>,
+}
+
+impl EntryError {
+    pub(crate) fn new(name: Option<Name>, error: CopyError) -> Self {
+        Self {
+            name,
+            error,
+            twin: None,
+        }
+    }
+}
+
+impl EntryError {
+    /// Returns the operation and the reason.
+    pub(crate) fn message(&self) -> String {
+        match &self.twin {
+            Some(twin) => format!(
+                "{}: same name as {} at the destination",
+                self.error.step,
+                quote(twin.as_bytes())
+            ),
+            None => self.error.to_string(),
+        }
+    }
 }
 
 /// One line of output about an entry.
@@ -233,6 +272,8 @@ pub(crate) struct Counts {
     pub(crate) skipped: u64,
     /// Bytes that were copied.
     pub(crate) bytes: u64,
+    /// Entries that were copied because they could not become hard links.
+    pub(crate) unlinked: u64,
 }
 
 impl Counts {
@@ -241,7 +282,7 @@ impl Counts {
         self.copied + self.unchanged + self.skipped
     }
 
-    pub(crate) const fn to_array(self) -> [u64; 7] {
+    pub(crate) const fn to_array(self) -> [u64; 8] {
         [
             self.found,
             self.sized,
@@ -250,11 +291,21 @@ impl Counts {
             self.unchanged,
             self.skipped,
             self.bytes,
+            self.unlinked,
         ]
     }
 
-    pub(crate) const fn from_array(counts: [u64; 7]) -> Self {
-        let [found, sized, bytes_found, copied, unchanged, skipped, bytes] = counts;
+    pub(crate) const fn from_array(counts: [u64; 8]) -> Self {
+        let [
+            found,
+            sized,
+            bytes_found,
+            copied,
+            unchanged,
+            skipped,
+            bytes,
+            unlinked,
+        ] = counts;
         Self {
             found,
             sized,
@@ -263,6 +314,7 @@ impl Counts {
             unchanged,
             skipped,
             bytes,
+            unlinked,
         }
     }
 
@@ -292,28 +344,5 @@ impl Sub for Counts {
 
     fn sub(self, other: Self) -> Self {
         self.zip(other, u64::saturating_sub)
-    }
-}
-
-/// What the destination could not hold although nothing went wrong: one warning for the run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct NotKept {
-    pub(crate) ownership: bool,
-    pub(crate) mode: bool,
-    /// Extended attributes, ACLs and capabilities among them.
-    pub(crate) xattr: bool,
-    pub(crate) timestamps: bool,
-}
-
-impl NotKept {
-    /// Returns what either of the two could not hold.
-    #[must_use]
-    pub(crate) fn and(self, other: Self) -> Self {
-        Self {
-            ownership: self.ownership || other.ownership,
-            mode: self.mode || other.mode,
-            xattr: self.xattr || other.xattr,
-            timestamps: self.timestamps || other.timestamps,
-        }
     }
 }

@@ -211,6 +211,7 @@ mod tests {
             errors: vec![EntryError {
                 name: Some(Name::new(b"bad")),
                 error: CopyError::new(Step::Open, Errno::ACCESS),
+                twin: None,
             }],
             ..JobUpdate::default()
         };

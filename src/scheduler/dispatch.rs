@@ -16,8 +16,8 @@ use crate::protocol::entry::{Chunk, DirOrigin};
 use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::claims::Claim;
 
-/// The most jobs in one batch. With many small directories to do, sending them one by one would
-/// wake the parent for each.
+/// The most jobs in one batch. If small directories were sent one by one, each would wake the
+/// parent.
 const BATCH_JOBS: usize = 16;
 
 /// A job that has not been sent.
@@ -38,16 +38,17 @@ pub(super) struct Running {
     batch: u64,
     /// The number of the next update.
     pub(super) next_update: u32,
-    /// Of its names, so many at the start are settled, and so many at the end were given away.
+    /// How many names at the start of its list are settled.
     pub(super) settled: usize,
+    /// How many names at the end of its list were given to other jobs.
     pub(super) shared: usize,
 }
 
-/// Work that has not been sent, in an order that keeps memory bounded: last in, first out, so
-/// that the tree is copied depth first.
+/// Work that has not been sent. The last in is the first out, so the tree is copied depth first,
+/// which keeps memory bounded.
 pub(super) struct Queue {
     entries: Vec<Queued>,
-    /// About how many jobs that is.
+    /// About how many jobs the entries stand for.
     jobs: usize,
     last_job: JobId,
     last_batch: u64,
@@ -77,7 +78,7 @@ enum Queued {
 }
 
 impl Queue {
-    /// Makes an empty queue for a table of so many claims.
+    /// Makes an empty queue. The table of claims has `claims` words.
     pub(super) fn new(claims: usize) -> Self {
         Self {
             entries: Vec::new(),
@@ -96,7 +97,7 @@ impl Queue {
         self.entries.push(queued);
     }
 
-    /// Returns how many jobs can be made before the table of claims is full.
+    /// Returns how many more jobs the table of claims has room for.
     fn free_claims(&self) -> usize {
         self.free_claims.len() + (self.claims - self.unused_from)
     }
@@ -108,12 +109,12 @@ impl Queue {
         })
     }
 
-    /// Takes back the word of a job that has ended.
+    /// Takes back the claim word of a job that has ended.
     pub(super) fn return_claim(&mut self, index: u32) {
         self.free_claims.push(index);
     }
 
-    /// Removes the chunks of a file that were not sent. Returns how many they were.
+    /// Removes the chunks of a file that were not sent. Returns how many there were.
     pub(super) fn drop_chunks(&mut self, of: NodeKey) -> usize {
         let is_of = |queued: &Queued| matches!(queued, Queued::Chunks { node, .. } if *node == of);
         let at = self.entries.iter().position(is_of);
@@ -145,6 +146,11 @@ impl Queue {
 
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Queues a job that was sent before, to be sent again if nobody has claimed it by then.
+    pub(super) fn push_again(&mut self, id: JobId) {
+        self.push(Queued::Again(id), 1);
     }
 }
 
@@ -228,7 +234,7 @@ impl Scheduler {
             return true;
         }
         for id in ids.into_iter().rev() {
-            self.queue.push(Queued::Again(id), 1);
+            self.queue.push_again(id);
         }
         if self.engine.busy() == 0 {
             self.fail_without_workers();
@@ -236,7 +242,7 @@ impl Scheduler {
         false
     }
 
-    /// Takes one job, or several small ones.
+    /// Takes one job, or up to `most` small ones.
     fn take_batch(&mut self, most: usize) -> Vec<Arc<Job>> {
         let mut batch = Vec::new();
         while batch.len() < most && self.queue.free_claims() > 0 {
@@ -296,7 +302,12 @@ impl Scheduler {
     }
 
     /// Gives a job its number, and opens it to claims.
-    pub(super) fn begin(&mut self, new: NewJob) -> Arc<Job> {
+    pub(super) fn begin(&mut self, mut new: NewJob) -> Arc<Job> {
+        if let JobKind::HardLinks { leader, .. } = &mut new.kind
+            && let Some(next) = self.hard_links.successor(leader)
+        {
+            *leader = next;
+        }
         self.queue.last_job += 1;
         let directory = self.tree.dir(new.node);
         let job = Arc::new(Job {
@@ -335,8 +346,8 @@ impl Scheduler {
         Some(running)
     }
 
-    /// Returns a running job if nobody has claimed it.
-    fn unclaimed(&self, id: JobId) -> Option<Arc<Job>> {
+    /// Returns a job that was sent, if no worker has claimed it.
+    pub(super) fn unclaimed(&self, id: JobId) -> Option<Arc<Job>> {
         let running = self.running.get(&id)?;
         let claim = self.context.scoreboard.claims.look(running.job.claim, id);
         (claim == Claim::Open).then(|| Arc::clone(&running.job))
@@ -361,7 +372,7 @@ impl Scheduler {
         None
     }
 
-    /// Sends again the jobs that a worker got and has not claimed: it is stuck, or lost.
+    /// Queues again the jobs that a stuck or lost worker got and has not claimed.
     pub(super) fn resend_unclaimed(&mut self, worker: usize) {
         let current = self.context.scoreboard.slot(worker).job();
         let batch = current.and_then(|id| Some(self.running.get(&id)?.batch));
@@ -376,10 +387,10 @@ impl Scheduler {
             .filter(|(_, running)| is_with_it(running));
         let mut ids: Vec<JobId> = with_it.map(|(&id, _)| id).collect();
         ids.retain(|&id| self.unclaimed(id).is_some());
-        // The first one shall be the first again.
+        // What is queued last is sent first.
         ids.sort_unstable_by_key(|&id| std::cmp::Reverse(id));
         for id in ids {
-            self.queue.push(Queued::Again(id), 1);
+            self.queue.push_again(id);
         }
     }
 }

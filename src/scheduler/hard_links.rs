@@ -41,6 +41,8 @@ pub(super) enum Role {
 #[derive(Default)]
 pub(super) struct HardLinkGroups {
     groups: HashMap<FileId, Group>,
+    /// Leaders that have as many links as they can have, and those that lead after them.
+    successors: HashMap<Leader, Leader>,
 }
 
 impl HardLinkGroups {
@@ -79,6 +81,30 @@ impl HardLinkGroups {
             self.groups.remove(&id);
         }
         waiting
+    }
+
+    /// Notes that a leader has as many links as it can have. From now on another copy leads.
+    pub(super) fn leader_full(&mut self, full: &Leader, next: &Leader) {
+        for group in self.groups.values_mut() {
+            if group.leader.as_ref() == Some(full) {
+                group.leader = Some(next.clone());
+            }
+        }
+        let next = next.clone();
+        self.successors.entry(full.clone()).or_insert(next);
+    }
+
+    /// Returns the entry that leads in place of one that had as many links as it can have.
+    pub(super) fn successor(&self, full: &Leader) -> Option<Leader> {
+        let mut last = self.successors.get(full)?;
+        // A worker's report cannot be trusted not to lead back.
+        for _ in 0..self.successors.len() {
+            match self.successors.get(last) {
+                Some(next) => last = next,
+                None => break,
+            }
+        }
+        Some(last.clone())
     }
 
     /// Notes that the leader could not be copied. Returns the one that leads now, if one waits.
@@ -123,6 +149,25 @@ mod tests {
         assert_eq!(groups.leader_copied(FILE, leader()), [follower("b")]);
         assert_eq!(groups.add(FILE, 3, &follower("c")), Role::LinkTo(leader()));
         assert!(groups.groups.is_empty());
+    }
+
+    #[test]
+    fn if_the_leader_is_full_another_one_leads() {
+        let mut groups = HardLinkGroups::default();
+        let next = |name: &str| Leader {
+            name: Name::new(name.as_bytes()),
+            ..leader()
+        };
+        groups.add(FILE, 9, &follower("a"));
+        groups.leader_copied(FILE, leader());
+        groups.leader_full(&leader(), &next("b"));
+        assert_eq!(groups.successor(&leader()), Some(next("b")));
+        groups.leader_full(&next("b"), &next("c"));
+        // A job that was sent before reports the first one again.
+        groups.leader_full(&leader(), &next("d"));
+        assert_eq!(groups.successor(&leader()), Some(next("c")));
+        assert_eq!(groups.successor(&next("c")), None);
+        assert_eq!(groups.add(FILE, 9, &follower("e")), Role::LinkTo(next("c")));
     }
 
     #[test]

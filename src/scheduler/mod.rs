@@ -12,11 +12,15 @@
 pub(crate) mod autoscale;
 mod dispatch;
 mod hard_links;
+mod refusals;
 mod report;
 mod retry;
+mod roots;
 mod shutdown;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod watchdog;
 
@@ -33,16 +37,18 @@ use crate::ui::{Side, Summary, Ui};
 use autoscale::{Ticks, WorkerLimit};
 use dispatch::{Queue, Running};
 use hard_links::HardLinkGroups;
+use refusals::Refusals;
+use roots::Roots;
 use shutdown::Unfinished;
 use tree::{Listed, Listing, Tree};
 use watchdog::{Stall, Watchdog};
 
 /// How long the loop waits for a report before it looks at signals, workers and the bar.
 const TICK: Duration = Duration::from_millis(100);
-/// How long the first worker is left alone: ten small files are copied before a second worker
-/// would have been started.
+/// How long the first worker works alone: ten small files take less time than starting a second
+/// worker.
 const SOLO_START: Duration = Duration::from_millis(2);
-/// Room for claims: more than an engine takes at one time for each worker.
+/// Words in the table of claims for each worker: more jobs than an engine takes at one time.
 pub(crate) const JOBS_PER_WORKER: usize = 128;
 
 /// A run in progress.
@@ -53,15 +59,21 @@ pub(crate) struct Scheduler {
     signals: Signals,
     ui: Ui,
     summary: Summary,
+    refusals: Refusals,
     /// Directories and chunked files in progress.
     tree: Tree,
     hard_links: HardLinkGroups,
+    /// The path of the first entry that was copied because it could not become a hard link.
+    first_unlinked: Option<String>,
     queue: Queue,
     /// Jobs that were sent and are not reported done.
     running: HashMap<JobId, Running>,
     /// What each worker has reported so far; `None` once it is lost.
     reported: Vec<Option<Counts>>,
     watchdog: Watchdog,
+    roots: Roots,
+    /// The side that hung when a worker was killed because it made no progress.
+    hung: HashMap<usize, Side>,
     phase: Phase,
     /// Incomplete files that a stopped run removes.
     unfinished: Vec<Unfinished>,
@@ -96,12 +108,16 @@ impl Scheduler {
             signals,
             ui: Ui::new(context),
             summary: Summary::default(),
+            refusals: Refusals::default(),
             tree: Tree::default(),
             hard_links: HardLinkGroups::default(),
+            first_unlinked: None,
             queue: Queue::new(context.scoreboard.claims.capacity()),
             running: HashMap::new(),
             reported: Vec::new(),
             watchdog: Watchdog::new(now, config.stall_timeout, config.stall_warning),
+            roots: Roots::default(),
+            hung: HashMap::new(),
             phase: Phase::Running,
             unfinished: Vec::new(),
             started: now,
@@ -257,6 +273,8 @@ impl Scheduler {
             Stall::Over => self.engine.set_stuck(worker, false),
             Stall::Warn { after } => self.warn_stalled(worker, after),
             Stall::Kill => {
+                let side = self.hanging_side(worker);
+                self.hung.insert(worker, side);
                 if !self.engine.kill(worker) {
                     self.engine.abandon(worker);
                 }
@@ -265,12 +283,23 @@ impl Scheduler {
         }
     }
 
-    fn warn_stalled(&self, worker: usize, after: Duration) {
+    /// Returns the side that keeps a worker waiting.
+    fn hanging_side(&mut self, worker: usize) -> Side {
+        let job = self.context.scoreboard.slot(worker).job();
+        match job.and_then(|id| self.running.get(&id)) {
+            Some(running) => self.roots.hanging_side(self.context, running.job.target),
+            None => Side::Source,
+        }
+    }
+
+    fn warn_stalled(&mut self, worker: usize, after: Duration) {
+        let side = self.hanging_side(worker);
         let slot = self.context.scoreboard.slot(worker);
         let Some(running) = slot.job().and_then(|id| self.running.get(&id)) else {
             return;
         };
-        let path = self.source_path(&running.job, slot.entry().as_ref());
+        let (job, entry) = (&running.job, slot.entry());
+        let path = self.ui.show(side, job.target, &job.path, entry.as_ref());
         let (seconds, label) = (after.as_secs(), self.engine.label(worker));
         self.ui.error(&format!(
             "{path}: no progress for {seconds} s ({label}); still waiting"
@@ -285,6 +314,10 @@ impl Scheduler {
     fn end(&mut self) -> i32 {
         self.summary.left_behind = self.summary.left_behind.max(self.shut_down());
         self.ui.end();
+        self.conclude_refusals();
+        if let Some(first) = &self.first_unlinked {
+            self.ui.warn_unlinked(self.summary.counts.unlinked, first);
+        }
         self.ui.print_summary(&self.summary);
         self.summary.exit_status()
     }

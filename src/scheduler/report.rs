@@ -10,21 +10,23 @@ use std::sync::Arc;
 
 use super::dispatch::{NewJob, Running};
 use super::hard_links::{Follower, Role};
+use super::refusals::Failure;
 use super::tree::{Listing, Next, NodeKey};
 use super::{Phase, Scheduler};
 use crate::fs::path::{Name, Names};
 use crate::fs::stat::FileId;
-use crate::protocol::entry::{ChunkedFile, HardLinks};
+use crate::protocol::entry::{ChunkedFile, HardLinks, Outcome};
 use crate::protocol::error::Reason;
+use crate::protocol::metadata::Incomplete;
 use crate::protocol::{
     EntryError, HardLinkEntry, Job, JobKind, JobUpdate, Leader, Line, Progress, Report,
 };
 use crate::scoreboard::claims::Claim;
+use crate::ui::Side;
 
 impl Scheduler {
     pub(super) fn handle_report(&mut self, worker: usize, report: Report) {
-        self.summary.not_kept = self.summary.not_kept.and(report.not_kept);
-        self.ui.warn_not_kept(report.not_kept);
+        self.refusals.grant(&report.granted);
         for update in report.updates {
             if self.accept(worker, &update) {
                 self.apply(worker, update);
@@ -35,7 +37,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes each update once, from the worker that has claimed the job.
+    /// Returns true for an update to apply: each one once, and only from the worker that has
+    /// claimed the job.
     fn accept(&mut self, worker: usize, update: &JobUpdate) -> bool {
         let Some(running) = self.running.get_mut(&update.job) else {
             return false;
@@ -49,7 +52,7 @@ impl Scheduler {
             return false;
         }
         if update.number > running.next_update {
-            // One is missing. The job is done again, by another worker.
+            // An update is missing. Another worker does the job again.
             self.engine.kill(worker);
             return false;
         }
@@ -68,6 +71,7 @@ impl Scheduler {
         }
         self.summary.counts += update.counts;
         self.print_lines(worker, &job, &update.lines);
+        self.note_unlinked(&job, &update);
         self.note_progress(node, &update);
         if !update.is_done || !matches!(job.kind, JobKind::Directory { .. }) {
             self.tree.dir_mut(dir).hand_out(handed_out(&update));
@@ -84,6 +88,9 @@ impl Scheduler {
         }
         for error in &update.errors {
             self.handle_error(node, &job, error);
+        }
+        for incomplete in update.incomplete {
+            self.handle_incomplete(&job, incomplete);
         }
         for (names, origin) in update.subdirs.into_lists() {
             if !names.is_empty() {
@@ -125,6 +132,21 @@ impl Scheduler {
         }
     }
 
+    /// Notes entries that could not become hard links.
+    fn note_unlinked(&mut self, job: &Job, update: &JobUpdate) {
+        if let (Some(name), None) = (&update.unlinked, &self.first_unlinked) {
+            self.first_unlinked = Some(self.source_path(job, Some(name)));
+        }
+        if let (Some(name), JobKind::HardLinks { leader, .. }) = (&update.next_leader, &job.kind) {
+            let next = Leader {
+                target: job.target,
+                dir: job.path.clone(),
+                name: name.clone(),
+            };
+            self.hard_links.leader_full(leader, &next);
+        }
+    }
+
     /// Prints what -v or -n prints of a job's entries.
     fn print_lines(&mut self, worker: usize, job: &Job, lines: &[Line]) {
         if lines.is_empty() {
@@ -163,13 +185,70 @@ impl Scheduler {
 
     /// Prints and counts an error.
     pub(super) fn report_error(&mut self, job: &Job, error: &EntryError) {
+        if self.is_root_gone(job, &error.error) {
+            return;
+        }
         self.summary.failed += 1;
-        let name = error.name.as_ref();
-        self.ui
-            .print_entry_error(job.target, &job.path, name, &error.error);
+        self.summary.moved += u64::from(error.error.is_moving_source());
+        self.ui.print_entry_error(job.target, &job.path, error);
         if error.error.is_full_destination() {
             self.summary.is_full = true;
             self.stop();
+        }
+    }
+
+    /// Reports what an entry lacks, as far as that is known to be its own failure.
+    fn handle_incomplete(&mut self, job: &Job, mut incomplete: Incomplete) {
+        self.refusals.take_known_failures(&mut incomplete);
+        if !incomplete.failures.is_empty() {
+            self.fail_counted(incomplete.outcome.take(), 1);
+            let name = incomplete.name.as_ref();
+            self.ui
+                .print_incomplete(job.target, &job.path, name, &incomplete.failures);
+        }
+        self.refusals.add(job, incomplete);
+    }
+
+    /// Counts entries as failed that were counted otherwise before.
+    fn fail_counted(&mut self, outcome: Option<Outcome>, entries: u64) {
+        self.summary.failed += entries;
+        let counts = &mut self.summary.counts;
+        let counted = match outcome {
+            Some(Outcome::Copied) => &mut counts.copied,
+            Some(Outcome::Unchanged) => &mut counts.unchanged,
+            Some(Outcome::Skipped) => &mut counts.skipped,
+            None => return,
+        };
+        *counted = counted.saturating_sub(entries);
+    }
+
+    /// Decides at the end of the run what each refusal was, prints and counts it.
+    pub(super) fn conclude_refusals(&mut self) {
+        let verdict = self.refusals.decide();
+        for Failure { entry, errors } in &verdict.failures {
+            let name = entry.name.as_ref();
+            self.ui
+                .print_incomplete(entry.target, &entry.dir, name, errors);
+        }
+        let mut failed = 0;
+        for (outcome, entries) in verdict.failed {
+            self.fail_counted(outcome, entries);
+            failed += entries;
+        }
+        let more = failed.saturating_sub(verdict.failures.len() as u64);
+        if more > 0 {
+            self.ui.error(&format!(
+                "and {more} more entries whose metadata could not be set"
+            ));
+        }
+        for (kind, lack) in verdict.lacking {
+            let first = self.ui.show(
+                Side::Destination,
+                lack.target,
+                &lack.dir,
+                lack.name.as_ref(),
+            );
+            self.ui.warn_lacking(kind, lack.entries, &first);
         }
     }
 
@@ -181,14 +260,17 @@ impl Scheduler {
                 self.tree.forgive(node);
                 self.tree.dir_mut(node).listing = Listing::Done;
             }
-            JobKind::Commit { .. } => self.end_chunked(node, errors.is_empty()),
+            JobKind::Commit { .. } => {
+                let is_copied = errors.iter().all(|error| error.error.is_copied());
+                self.end_chunked(node, is_copied);
+            }
             JobKind::Discard { .. } => self.end_chunked(node, false),
             _ => {}
         }
         self.complete_one(node);
     }
 
-    /// Completes one thing that was pending of a node, and whatever completes with it.
+    /// Completes one thing that was pending of a node, and every node that completes with it.
     pub(super) fn complete_one(&mut self, node: NodeKey) {
         let next = self.tree.complete_one(node);
         self.follow(node, next);
@@ -280,7 +362,10 @@ impl Scheduler {
     ) {
         for (name, id) in leads {
             let is_of = |error: &EntryError| error.name.as_ref().is_none_or(|it| *it == name);
-            if errors.iter().any(is_of) {
+            if errors
+                .iter()
+                .any(|error| is_of(error) && !error.error.is_copied())
+            {
                 self.on_leader_failed(id);
             } else {
                 self.on_leader_copied(dir, name, id);
@@ -328,8 +413,8 @@ impl Scheduler {
         self.push_chunks(node, chunks);
     }
 
-    /// Gives a chunked file up: chunks that were not sent are dropped. Returns false if that was
-    /// known before.
+    /// Gives up a chunked file, and drops its chunks that were not sent. Returns false if it was
+    /// given up before.
     pub(super) fn fail_chunked(&mut self, node: NodeKey) -> bool {
         let Some(file) = self.tree.chunked_mut(node) else {
             return false;
@@ -362,7 +447,7 @@ impl Scheduler {
     }
 }
 
-/// Returns the entries of an update that other jobs have from now on, or that failed.
+/// Returns the entries of an update that failed or that other jobs have from now on.
 fn handed_out(update: &JobUpdate) -> Vec<Name> {
     let subdirs = [
         &update.subdirs.new,

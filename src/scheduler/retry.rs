@@ -1,11 +1,10 @@
 //! Workers that are lost: what they had claimed and not reported is done again, or given up.
 //!
 //! A retry needs no cleaning first, and no order. The entry that the worker was at is suspect from
-//! then on, and is replaced whatever it looks like. A temporary file that the worker left is
-//! removed by a job of its own; its name is never used again, so it does not matter when.
+//! then on, and the retry replaces it whatever it looks like. A job of its own removes a temporary
+//! file that the worker left. That name is never used again, so the order does not matter.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use super::dispatch::{NewJob, Running};
 use super::tree::{CrashSite, Listing, NodeKey, Suspect};
@@ -18,6 +17,7 @@ use crate::protocol::error::{CopyError, Death, Reason, Step};
 use crate::protocol::{EntryError, JobId, JobKind};
 use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;
+use crate::ui::Side;
 
 /// What a retry leaves out, after the second crash at one place.
 enum GivenUp {
@@ -108,8 +108,8 @@ impl Scheduler {
         }
     }
 
-    /// Does the job again at which a worker crashed, without the entry that has now cost two
-    /// workers.
+    /// Does the job again at which a worker crashed. After the second crash at an entry, leaves that
+    /// entry out.
     fn on_crash(&mut self, worker: usize, running: Running, reason: Reason) {
         let slot = self.context.scoreboard.slot(worker);
         let entry = slot.entry();
@@ -134,7 +134,10 @@ impl Scheduler {
         if self.tree.add_strike(running.node, site) {
             return self.retry(running, GivenUp::Nothing);
         }
+        let hung = self.hung.get(&worker);
         let step = match (&entry, &running.job.kind) {
+            (Some(_), _) if hung == Some(&Side::Destination) => Step::Write,
+            (None, _) if hung == Some(&Side::Destination) => Step::OpenDestinationDirectory,
             (None, JobKind::Directory { .. }) => Step::ListDirectory,
             (None, _) => Step::OpenDirectory,
             (Some(_), _) => Step::Copy,
@@ -142,11 +145,7 @@ impl Scheduler {
         let is_known =
             matches!(running.job.kind, JobKind::Chunk { .. }) && !self.fail_chunked(running.node);
         if !is_known {
-            let error = EntryError {
-                name: entry.clone(),
-                error: CopyError::new(step, reason),
-            };
-            self.report_error(&Arc::clone(&running.job), &error);
+            self.report_given_up(&running, entry.clone(), CopyError::new(step, reason));
         }
         self.tree.dir_mut(running.node).hand_out(entry.clone());
         if let Some(name) = &entry {
@@ -156,7 +155,42 @@ impl Scheduler {
         self.retry(running, given_up);
     }
 
-    /// Does a job again, as far as it was not reported.
+    /// Reports what is given up with a job: the entry, or each entry that the job was to copy and
+    /// the directory that it was to list.
+    fn report_given_up(&mut self, running: &Running, entry: Option<Name>, error: CopyError) {
+        let is_of_directory = entry.is_none();
+        let mut names: Vec<Name> = entry.into_iter().collect();
+        let mut is_directory_named = false;
+        if is_of_directory {
+            let missing = match &running.job.kind {
+                JobKind::Entries { names, .. } | JobKind::HardLinks { names, .. } => {
+                    running.remaining(names.clone(), &GivenUp::Nothing)
+                }
+                JobKind::Directory { .. } => {
+                    is_directory_named = true;
+                    self.tree.dir(running.node).own_entries()
+                }
+                _ => {
+                    is_directory_named = true;
+                    Names::default()
+                }
+            };
+            names.extend(missing.iter().map(|(_, name)| Name::new(name.to_bytes())));
+        }
+        if is_directory_named && self.tree.dir_mut(running.node).add_error(error) {
+            self.report_error(&running.job, &EntryError::new(None, error));
+        }
+        // If the directory is listed again, these are not examined again.
+        self.tree
+            .dir_mut(running.node)
+            .hand_out(names.iter().cloned());
+        for name in names {
+            let name = Some(name);
+            self.report_error(&running.job, &EntryError::new(name, error));
+        }
+    }
+
+    /// Does the unreported part of a job again.
     fn retry(&mut self, running: Running, given_up: GivenUp) {
         let node = running.node;
         self.tree.dir_mut(node).origin.known_empty = false;
@@ -200,8 +234,8 @@ impl Scheduler {
         }
     }
 
-    /// Has a directory listed again. Entries that the lister had kept to itself are copied by a
-    /// job of their own.
+    /// Lists a directory again. A job of its own copies the entries that the lister had kept to
+    /// itself.
     fn retry_listing(&mut self, node: NodeKey, given_up: GivenUp) {
         let listing = &mut self.tree.dir_mut(node).listing;
         let (Listing::Running(mut listed) | Listing::Repeat(mut listed)) =

@@ -1,21 +1,26 @@
 //! Stopping a run, and tidying up after it: nothing incomplete is left, and directories that were
 //! in progress get their metadata.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use super::dispatch::Popped;
+use super::dispatch::{Popped, Running};
 use super::{Phase, Scheduler};
 use crate::copy::temp;
 use crate::engine::{Event, KILL_TIMEOUT, Sent};
 use crate::fs::path::{Name, RelPath};
-use crate::protocol::{Job, JobKind};
+use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::WriteTarget;
+use crate::scoreboard::claims::Claim;
 
 /// How long a stopped run waits for its workers. They check whether to stop after each chunk of
 /// a file.
 const STOP_TIMEOUT: Duration = Duration::from_millis(600);
-/// How long it tidies up after that.
+/// How long it then waits for a worker to begin to tidy up, and for all workers to end.
 const TIDY_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long it tidies up if that is begun. On a network file system it can take seconds; a second
+/// signal ends it at once.
+const LONGEST_TIDY: Duration = Duration::from_secs(5);
 /// How much longer it waits if the destination is full: nobody waits for the prompt.
 const PATIENCE_IF_FULL: u32 = 100;
 
@@ -83,7 +88,7 @@ impl Scheduler {
 
     /// Removes incomplete files and finishes the directories in progress, for a short time.
     pub(super) fn tidy_up(&mut self) {
-        let deadline = self.engine.now() + TIDY_TIMEOUT;
+        let deadline = self.engine.now() + LONGEST_TIDY;
         self.drop_queue();
         let busy = self.kill_busy();
         self.note_unfinished(&busy);
@@ -92,26 +97,67 @@ impl Scheduler {
         for (node, stat) in self.tree.take_unfinished().into_iter().rev() {
             self.push(node, JobKind::FinishDirectory { stat });
         }
-        while self.engine.now() < deadline && (!self.queue.is_empty() || self.engine.busy() > 0) {
+        // Those that wait with a stuck worker.
+        let is_last =
+            |running: &&Running| matches!(running.job.kind, JobKind::FinishDirectory { .. });
+        let mut waiting: Vec<JobId> = self
+            .running
+            .values()
+            .filter(is_last)
+            .map(|running| running.job.id)
+            .collect();
+        waiting.sort_unstable();
+        for id in waiting {
+            self.queue.push_again(id);
+        }
+        let mut tidying = HashSet::new();
+        let mut begin_by = self.engine.now() + TIDY_TIMEOUT;
+        while self.engine.now() < deadline && !(self.queue.is_empty() && tidying.is_empty()) {
             while self.engine.free_slots() > 0
                 && let Some(popped) = self.pop()
             {
-                if let Popped::New(job) = popped {
-                    let job = self.begin(*job);
+                let job = match popped {
+                    Popped::New(job) => Some(self.begin(*job)),
+                    Popped::Again(id) => self.unclaimed(id),
+                };
+                if let Some(job) = job {
+                    tidying.insert(job.id);
                     if self.engine.send(vec![job]) == Sent::NoWorkers {
                         return;
                     }
                 }
             }
-            let left = deadline.saturating_duration_since(self.engine.now());
-            if let Some(Event::Report { report, .. }) = self.engine.next(left) {
-                for update in report.updates {
-                    if update.is_done {
-                        self.end_job(update.job);
+            let now = self.engine.now();
+            if now >= begin_by && !tidying.iter().any(|&id| self.is_claimed(id)) {
+                // All workers hang.
+                return;
+            }
+            let left = deadline.saturating_duration_since(now).min(TIDY_TIMEOUT);
+            match self.engine.next(left) {
+                Some(Event::Report { report, .. }) => {
+                    for update in report.updates {
+                        if update.is_done {
+                            self.end_job(update.job);
+                            tidying.remove(&update.job);
+                            begin_by = self.engine.now() + TIDY_TIMEOUT;
+                        }
                     }
                 }
+                Some(Event::Lost { worker, .. }) => {
+                    tidying.retain(|&id| self.claim_of(id) != Some(Claim::By(worker)));
+                }
+                None => {}
             }
         }
+    }
+
+    fn claim_of(&self, id: JobId) -> Option<Claim> {
+        let running = self.running.get(&id)?;
+        Some(self.context.scoreboard.claims.look(running.job.claim, id))
+    }
+
+    fn is_claimed(&self, id: JobId) -> bool {
+        matches!(self.claim_of(id), Some(Claim::By(_)))
     }
 
     /// Kills the workers that have not stopped, if that can be done. Returns them.
@@ -191,7 +237,7 @@ impl Scheduler {
             return;
         }
         let context = self.context;
-        let deadline = self.engine.now() + TIDY_TIMEOUT;
+        let deadline = self.engine.now() + LONGEST_TIDY;
         let (done, wait) = crossbeam_channel::bounded::<()>(1);
         let thread = std::thread::Builder::new().spawn(move || {
             for file in unfinished {

@@ -1,11 +1,11 @@
 //! The directories and chunked files in progress.
 //!
 //! **A node completes when nothing of it is pending.** Each node counts what is pending of it: its
-//! jobs, its child nodes, and hard links that wait for their leader. Whatever adds work adds to
-//! the counter in the same step, and each thing that is counted is completed once. At zero a
-//! directory gets its metadata, and a chunked file is committed or discarded, which is one more
-//! job; then the node is removed and its parent has one less pending. So every node is removed
-//! in the end, the children before their parent, and a directory's metadata comes last.
+//! jobs, its child nodes, and hard links that wait for their leader. Code that adds work adds to
+//! the counter in the same step, and completes each counted thing once. At zero, one more job gives
+//! a directory its metadata, or commits or discards a chunked file. Then the node is removed, and
+//! its parent has one less pending. So every node is removed in the end, children before their
+//! parent, and a directory's metadata comes last.
 //!
 //! A node exists only while it is in progress, so memory does not grow with the tree.
 
@@ -90,7 +90,7 @@ pub(super) struct Chunked {
     /// A worker saw the source change.
     pub(super) has_changed: bool,
     pub(super) has_failed: bool,
-    /// Its last job, which commits or discards it, is queued or running.
+    /// The job that commits or discards it is queued or running.
     is_settling: bool,
 }
 
@@ -265,7 +265,7 @@ impl Tree {
         node.pending == 1 && matches!(directory.listing, Listing::Repeat(_))
     }
 
-    /// Has a listing repeated as soon as nothing else of its directory is pending.
+    /// Repeats a listing as soon as nothing else of its directory is pending.
     pub(super) fn repeat_listing(&mut self, key: NodeKey, listed: Listed) -> Next {
         self.dir_mut(key).listing = Listing::Repeat(listed);
         if self.should_repeat(key) {
@@ -383,6 +383,14 @@ impl Directory {
             .iter()
             .position(|suspect| suspect.name == *name)?;
         Some(self.suspects.swap_remove(at))
+    }
+
+    /// Returns the entries that the lister copies itself and has not reported.
+    pub(super) fn own_entries(&self) -> Names {
+        match &self.listing {
+            Listing::Running(listed) | Listing::Repeat(listed) => listed.own.clone(),
+            Listing::Done => Names::default(),
+        }
     }
 
     /// Notes an error of the directory itself. Returns false if it was reported before: several

@@ -1,8 +1,8 @@
 //! Memory that the parent and all workers share, whether the workers are threads or processes.
 //!
 //! Three things live in it: who has claimed which job ([`claims`]), what each worker is doing
-//! ([`slot`]), and a few words that the parent says to all workers. Nothing here costs a system
-//! call, and the parent can still read what a dead worker wrote last.
+//! ([`slot`]), and a few words for all workers. Nothing here costs a system call, and the parent
+//! can still read what a dead worker wrote last.
 
 pub(crate) mod claims;
 mod slot;

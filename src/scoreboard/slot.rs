@@ -60,9 +60,12 @@ impl WorkerSlot {
         self.words[PID].store(pid.as_raw_nonzero().get() as u64, Release);
     }
 
-    /// Returns the worker's process number once it lives; `None` for a thread.
+    /// Returns the worker's process number once it lives; `None` for a thread, or if the worker's
+    /// memory is damaged.
     pub(crate) fn pid(&self) -> Option<Pid> {
-        Pid::from_raw(self.words[PID].load(Acquire) as i32)
+        let pid = i32::try_from(self.words[PID].load(Acquire)).ok()?;
+        // To kill a negative number is to kill a process group.
+        (pid > 0).then(|| Pid::from_raw(pid)).flatten()
     }
 
     /// Says that the worker has claimed this job and begins it.
@@ -187,6 +190,11 @@ impl WorkerSlot {
         self.add(COUNTS + counter, 1);
     }
 
+    /// Counts an entry that was copied because it could not become a hard link.
+    pub(crate) fn add_unlinked(&self) {
+        self.add(COUNTS + 7, 1);
+    }
+
     /// Counts bytes that were copied. That is progress.
     pub(crate) fn add_bytes(&self, bytes: u64) {
         self.add(COUNTS + 6, bytes);
@@ -223,6 +231,10 @@ mod tests {
             Box::leak(Box::new([const { AtomicU64::new(0) }; SLOT_WORDS]));
         let slot = WorkerSlot::new(words);
         assert_eq!(slot.entry(), None);
+        for damaged in [0, u64::MAX, 1 << 32, u64::from(u32::MAX)] {
+            words[PID].store(damaged, Release);
+            assert_eq!(slot.pid(), None);
+        }
         slot.begin_job(7);
         for name in [&[b'x'; 255][..], b"short", b"12345678"] {
             slot.begin_entry(name);

@@ -3,13 +3,15 @@
 mod mounts;
 mod overlap;
 mod resolve;
+mod stream;
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -20,6 +22,7 @@ use self::resolve::{Resolved, is_link, parent_of, quote_path, resolve};
 use crate::config::{Config, Destination};
 use crate::fs::open::{DIRECTORY, open_dir};
 use crate::fs::path::RelPath;
+use crate::fs::spelling::{Spellings, fold};
 use crate::fs::stat::FileId;
 use crate::fs::xattr::strip_acls;
 use crate::protocol::error::Reason;
@@ -95,8 +98,12 @@ impl Targets {
         let is_copy = source.single.is_none();
         let cannot = || format!("cannot create the destination {}", quote_path(&path));
         let created = !config.dry_run
-            && create_destination(&path, is_copy, config, umask).with_context(cannot)?
+            && create_destination(&path, is_copy.then_some(source.stat.st_mode), config, umask)
+                .with_context(cannot)?
             && is_copy;
+        if is_copy && !created {
+            self.refuse_twin(&path)?;
+        }
         let previous = self.list.last();
         let previous = previous.filter(|target| target.destination_path == path);
         let is_first = previous.is_none();
@@ -105,8 +112,8 @@ impl Targets {
             None => open_destination(&path, is_copy, config).with_context(cannot)?,
         };
         if let Some(destination) = &destination {
-            if created {
-                strip_acls(destination.as_fd(), config.new_dir_mode(umask))
+            if created && config.preserve.mode.is_wanted() {
+                strip_acls(destination.as_fd(), config.new_dir_mode(0))
                     .map_err(Reason::from)
                     .with_context(cannot)?;
             }
@@ -128,10 +135,50 @@ impl Targets {
         Ok(())
     }
 
-    /// Tries to remove an unfinished file from a directory of a target's destination.
+    /// Refuses a directory that the destination takes for that of another source, because it does
+    /// not keep their names apart.
+    fn refuse_twin(&self, path: &Path) -> Result<()> {
+        let name = |path: &Path| path.file_name().map(|name| name.as_bytes().to_owned());
+        let (Some(this), parent) = (name(path), parent_of(path)) else {
+            return Ok(());
+        };
+        let twins = self.list.iter().filter(|other| {
+            let other_name = name(&other.destination_path).unwrap_or_default();
+            other.single.is_none()
+                && other_name != this
+                && fold(&other_name) == fold(&this)
+                && parent_of(&other.destination_path) == parent
+        });
+        for other in twins {
+            let parent = fs::open(
+                &parent,
+                DIRECTORY.difference(OFlags::NOFOLLOW),
+                Mode::empty(),
+            );
+            let stored = parent.and_then(|parent| Spellings::list(parent.as_fd()));
+            let stored = stored.map_err(Reason::from)?;
+            // If both are there, they are two directories.
+            let other_name = name(&other.destination_path).unwrap_or_default();
+            if stored.like(&this).next().is_some()
+                && !(stored.has(&this) && stored.has(&other_name))
+            {
+                bail!(
+                    "{} and {} have the same name at the destination",
+                    quote_path(&other.destination_path),
+                    quote_path(path)
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries to remove an unfinished file from a directory of a target's destination. Keeps it if
+    /// it is complete: another run has put it there.
     pub(crate) fn remove(&self, target: usize, path: &RelPath, name: &[u8]) {
-        if let Some(destination) = &self.list[target].destination
+        let target = &self.list[target];
+        if let Some(destination) = &target.destination
             && let Ok(dir) = open_dir(destination.as_fd(), path)
+            && !is_complete(target, dir.as_fd(), path, name)
         {
             let _ = fs::unlinkat(&dir, name, AtFlags::empty());
         }
@@ -148,6 +195,17 @@ impl Targets {
         singles.any(|single| single.from.to_bytes() == name)
     }
 
+    /// Returns the names at the destination of all files of the command line that land in the same
+    /// directory as this target's file; `None` if the target is a directory.
+    pub(crate) fn names_beside(&self, target: usize) -> Option<impl Iterator<Item = &[u8]>> {
+        let target = &self.list[target];
+        target.single.as_ref()?;
+        let is_beside = |other: &&Target| other.destination_path == target.destination_path;
+        let beside = self.list.iter().filter(is_beside);
+        let singles = beside.filter_map(|target| target.single.as_ref());
+        Some(singles.map(|single| single.to.to_bytes()))
+    }
+
     /// Returns true if a source directory is also a destination, so that it must not be copied.
     pub(crate) fn is_destination(&self, dir: FileId) -> bool {
         self.overlap.is_destination(dir)
@@ -159,29 +217,52 @@ impl Targets {
     }
 }
 
+/// Returns true if a destination's entry has the size and the time of the source's entry. Times
+/// are set last.
+fn is_complete(target: &Target, dir: BorrowedFd<'_>, path: &RelPath, name: &[u8]) -> bool {
+    let from = match &target.single {
+        Some(single) if single.to.as_bytes() == name => single.from.as_bytes(),
+        _ => name,
+    };
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    let source = open_dir(target.source.as_fd(), path);
+    let source = source.and_then(|source| fs::statat(source, from, flags));
+    let copy = fs::statat(dir, name, flags);
+    let essence = |stat: fs::Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+    source.is_ok_and(|source| copy.is_ok_and(|copy| essence(source) == essence(copy)))
+}
+
 /// Creates a destination directory and its missing parents. Returns true if it did not exist.
 ///
-/// `is_copy` says that it becomes a copy of a source directory: its final mode is set at the end. A
-/// directory that only receives files gets the usual mode.
+/// `copy_of` is the mode of the source directory that it becomes a copy of: its final mode is set at
+/// the end. A directory that only receives files gets the usual mode, as parents do: the umask cuts it, or a
+/// default ACL.
 fn create_destination(
     path: &Path,
-    is_copy: bool,
+    copy_of: Option<u32>,
     config: &Config,
     umask: u32,
 ) -> Result<bool, Reason> {
     // Even if the umask forbids it, the next directory must fit in. mkdir -p does the same.
-    let usual = Mode::from_raw_mode(0o777 & !umask | 0o300);
-    let mode = if is_copy {
-        config.new_dir_mode(umask)
-    } else {
-        usual
+    let usual = (Mode::from_raw_mode(0o777), umask & 0o300);
+    let (mode, needed) = match copy_of {
+        Some(source) => (config.new_dir_mode(source), umask & 0o700),
+        None => usual,
     };
-    match create_dir(path, mode, config.fsync) {
+    let create = |path: &Path, (mode, needed)| -> rustix::io::Result<bool> {
+        let is_new = create_dir(path, mode, config.fsync)?;
+        if is_new && needed != 0 {
+            let mode = fs::stat(path)?.st_mode & 0o7777 | needed;
+            fs::chmod(path, Mode::from_raw_mode(mode))?;
+        }
+        Ok(is_new)
+    };
+    match create(path, (mode, needed)) {
         Err(Errno::NOENT) => {
             for parent in missing_parents(path).iter().rev() {
-                create_dir(parent, usual, config.fsync)?;
+                create(parent, usual)?;
             }
-            Ok(create_dir(path, mode, config.fsync)?)
+            Ok(create(path, (mode, needed))?)
         }
         result => Ok(result?),
     }

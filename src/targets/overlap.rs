@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::mounts::{Mounts, Place, mount_id};
 use super::resolve::{Resolved, parent_of, quote_path};
+use crate::fs::open::DIRECTORY;
 use crate::fs::stat::FileId;
 use crate::protocol::error::Reason;
 
@@ -169,7 +170,7 @@ struct Existing {
 fn open_existing(destination: &Path) -> Result<Existing> {
     let mut path = destination.to_owned();
     loop {
-        let errno = match fs::open(&path, IDENTIFY, Mode::empty()) {
+        let errno = match open_to_identify(&path) {
             Ok(dir) => {
                 let is_whole = path == destination;
                 return Ok(Existing { dir, is_whole });
@@ -190,6 +191,18 @@ fn open_existing(destination: &Path) -> Result<Existing> {
             bail!("{}: {}", quote_path(&path), Reason::from(errno));
         }
         path = parent;
+    }
+}
+
+/// Opens a directory, if possible without the right to read it.
+///
+/// O_PATH does not ask a server whether the directory is still there. If it was removed there, the
+/// descriptor is stale, and only opening it for real notices that.
+fn open_to_identify(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let opened = fs::open(path, IDENTIFY, Mode::empty());
+    match opened.and_then(|dir| fs::fstat(&dir).map(|_| dir)) {
+        Err(Errno::STALE) => fs::open(path, DIRECTORY.difference(OFlags::NOFOLLOW), Mode::empty()),
+        result => result,
     }
 }
 
@@ -227,7 +240,6 @@ impl SourceDir {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::open::DIRECTORY;
 
     #[test]
     fn a_directory_contains_those_below_it_in_the_same_file_system() {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::fs::{self, FileType, Mode, OFlags, Stat};
 
+use super::stream;
 use crate::config::{Config, Destination};
 use crate::fs::open::DIRECTORY;
 use crate::fs::path::Kind;
@@ -24,6 +25,8 @@ pub(crate) struct SingleFile {
     pub(crate) from: CString,
     /// Its name at the destination.
     pub(crate) to: CString,
+    /// Set if it is to be read like a pipe.
+    pub(crate) stream: Option<OwnedFd>,
 }
 
 /// A source that was found, and where it goes.
@@ -46,7 +49,7 @@ pub(super) fn resolve(config: &Config) -> Result<Vec<Resolved>> {
     // A map, because a `*` can stand for very many files.
     let mut landings = HashMap::with_capacity(config.sources.len());
     for path in &config.sources {
-        let resolved = resolve_one(path, &config.destination, &mut parents)
+        let resolved = resolve_one(path, config, &mut parents)
             .with_context(|| format!("cannot copy {}", quote_path(path)))?;
         let landing = match &resolved.single {
             Some(single) => {
@@ -69,10 +72,16 @@ pub(super) fn resolve(config: &Config) -> Result<Vec<Resolved>> {
     Ok(all)
 }
 
-/// Opens one source. Symbolic links on the command line are followed.
-fn resolve_one(path: &Path, destination: &Destination, parents: &mut Parents) -> Result<Resolved> {
+/// Opens one source. Symbolic links on the command line are followed, unless options say otherwise.
+fn resolve_one(path: &Path, config: &Config, parents: &mut Parents) -> Result<Resolved> {
+    let destination = &config.destination;
     // Not by opening it: opening a special file can block, or have effects.
-    let stat = fs::stat(path).map_err(Reason::from)?;
+    let stat = if config.links_as_links {
+        fs::lstat(path)
+    } else {
+        fs::stat(path)
+    };
+    let stat = stat.map_err(Reason::from)?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         resolve_dir(path, destination)
     } else {
@@ -105,8 +114,15 @@ fn resolve_single(
     destination: &Destination,
     parents: &mut Parents,
 ) -> Result<Resolved> {
-    // If the path is a link, the name of the file that it leads to.
-    let real = path.canonicalize()?;
+    let stream = stream::open(path, &stat)?;
+    let is_link_itself = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+    let real = match path.file_name() {
+        Some(name) if is_link_itself || stream.is_some() => {
+            parent_of(path).canonicalize()?.join(name)
+        }
+        // If the path is a link, the name of the file that it leads to.
+        _ => path.canonicalize()?,
+    };
     let (Some(parent), Some(from)) = (real.parent(), real.file_name()) else {
         bail!("it has no parent directory");
     };
@@ -121,10 +137,23 @@ fn resolve_single(
     };
     let (destination, to) = match destination {
         Destination::Directory(dir) => (dir.clone(), own_name(path)?),
-        Destination::Path(dir) if dir.is_dir() || ends_in_slash(dir) => {
+        // A copied link may lead to a directory. The second run must not land in that.
+        Destination::Path(dir)
+            if dir.is_dir() && !(is_link_itself && is_link(dir)) || ends_in_slash(dir) =>
+        {
             (dir.clone(), own_name(path)?)
         }
-        Destination::Path(target) => split_target(target, &stat)?,
+        Destination::Path(target) => {
+            let kind = match &stream {
+                Some(_) => FileType::RegularFile,
+                None => FileType::from_raw_mode(stat.st_mode),
+            };
+            split_target(target, kind)?
+        }
+    };
+    let kind = match &stream {
+        Some(_) => Kind::File,
+        None => Kind::of(FileType::from_raw_mode(stat.st_mode)),
     };
     Ok(Resolved {
         source,
@@ -132,17 +161,20 @@ fn resolve_single(
         stat,
         destination,
         single: Some(SingleFile {
-            kind: Kind::of(FileType::from_raw_mode(stat.st_mode)),
+            kind,
             from: to_c_string(from),
             to: to_c_string(&to),
+            stream,
         }),
     })
 }
 
 /// Splits the path that a single file becomes into its directory and its name.
-fn split_target(target: &Path, source: &Stat) -> Result<(PathBuf, OsString)> {
-    // A link on the command line is followed, so the file that it leads to is replaced.
+fn split_target(target: &Path, source: FileType) -> Result<(PathBuf, OsString)> {
+    // A link on the command line is followed, so the file that it leads to is replaced. But a link
+    // that is copied as a link replaces a link.
     let target = match target.canonicalize() {
+        _ if source == FileType::Symlink && is_link(target) => target.to_owned(),
         Ok(real) => real,
         Err(_) if is_link(target) => bail!(
             "{} is a symbolic link to nothing; remove it first to put a file in its place",
@@ -160,8 +192,7 @@ fn split_target(target: &Path, source: &Stat) -> Result<(PathBuf, OsString)> {
 /// Refuses to replace a device, FIFO or socket by something else.
 ///
 /// Someone who names a device as DST expects the data to be written to it.
-fn refuse_special(target: &Path, source: &Stat) -> Result<()> {
-    let source = FileType::from_raw_mode(source.st_mode);
+fn refuse_special(target: &Path, source: FileType) -> Result<()> {
     let existing = fs::lstat(target).map(|stat| FileType::from_raw_mode(stat.st_mode));
     match existing {
         Ok(kind) if kind == source => Ok(()),

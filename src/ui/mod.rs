@@ -15,44 +15,19 @@ use std::time::{Duration, Instant};
 use crate::context::Context;
 use crate::fs::path::{Name, RelPath};
 use crate::protocol::Counts;
-use crate::protocol::error::{CopyError, error_text};
-use crate::protocol::{Line, NotKept};
+use crate::protocol::error::error_text;
+use crate::protocol::metadata::{Lacking, MetadataError};
+use crate::protocol::{EntryError, Line};
 
 pub(crate) use paths::Side;
 use progress::Progress;
 pub(crate) use summary::Summary;
-
-/// The warning about one kind of metadata.
-struct NotKeptWarning {
-    applies_to: fn(NotKept) -> bool,
-    text: &'static str,
-}
-
-const NOT_KEPT_WARNINGS: [NotKeptWarning; 4] = [
-    NotKeptWarning {
-        applies_to: |lost| lost.ownership,
-        text: "file ownership; continuing without it",
-    },
-    NotKeptWarning {
-        applies_to: |lost| lost.mode,
-        text: "file modes; continuing without them",
-    },
-    NotKeptWarning {
-        applies_to: |lost| lost.xattr,
-        text: "some extended attributes; continuing without them",
-    },
-    NotKeptWarning {
-        applies_to: |lost| lost.timestamps,
-        text: "these timestamps; continuing without them",
-    },
-];
 
 /// Prints everything that a run prints, with its lines above the bar.
 pub(crate) struct Ui {
     context: &'static Context,
     start: Instant,
     progress: Progress,
-    warned: NotKept,
     has_stdout_failed: Cell<bool>,
 }
 
@@ -62,7 +37,6 @@ impl Ui {
             context,
             start: Instant::now(),
             progress: Progress::new(context.config.progress),
-            warned: NotKept::default(),
             has_stdout_failed: Cell::new(false),
         }
     }
@@ -73,31 +47,65 @@ impl Ui {
     }
 
     /// Prints an error under the path on the side where it happened.
-    pub(crate) fn print_entry_error(
-        &self,
-        target: u32,
-        dir: &RelPath,
-        name: Option<&Name>,
-        error: &CopyError,
-    ) {
-        let side = if error.step.is_at_destination() {
+    pub(crate) fn print_entry_error(&self, target: u32, dir: &RelPath, error: &EntryError) {
+        let side = if error.error.step.is_at_destination() {
             Side::Destination
         } else {
             Side::Source
         };
-        let path = self.show(side, target, dir, name);
-        self.error(&format!("{path}: {error}"));
+        let path = self.show(side, target, dir, error.name.as_ref());
+        self.error(&format!("{path}: {}", error.message()));
     }
 
-    /// Warns of metadata that the destination does not support, once a run for each kind.
-    pub(crate) fn warn_not_kept(&mut self, not_kept: NotKept) {
-        for NotKeptWarning { applies_to, text } in NOT_KEPT_WARNINGS {
-            let is_new = applies_to(not_kept) && !applies_to(self.warned);
-            if is_new && self.context.config.summary {
-                self.error(&format!("warning: destination does not support {text}"));
-            }
+    /// Prints what an entry lacks whose contents are at the destination, as one line.
+    pub(crate) fn print_incomplete(
+        &self,
+        target: u32,
+        dir: &RelPath,
+        name: Option<&Name>,
+        errors: &[MetadataError],
+    ) {
+        let is_at_destination = errors.iter().any(|error| error.step.is_at_destination());
+        let side = if is_at_destination {
+            Side::Destination
+        } else {
+            Side::Source
+        };
+        let mut line = self.show(side, target, dir, name);
+        for (number, error) in errors.iter().enumerate() {
+            let separator = if number == 0 { ": " } else { "; " };
+            let _ = write!(line, "{separator}{error}");
         }
-        self.warned = self.warned.and(not_kept);
+        self.error(&line);
+    }
+
+    /// Warns of metadata that the destination cannot hold, with `-q` too: nothing else says so.
+    pub(crate) fn warn_lacking(&self, kind: Lacking, entries: u64, first: &str) {
+        let what = match kind {
+            Lacking::Ownership => "file ownership; continuing without it",
+            Lacking::Modes => "file modes; continuing without them",
+            Lacking::Attributes => "some extended attributes; continuing without them",
+            Lacking::Timestamps => "these timestamps; continuing without them",
+        };
+        let entries = match entries {
+            1 => "1 entry".to_owned(),
+            entries => format!("{entries} entries"),
+        };
+        self.error(&format!(
+            "warning: destination does not support {what} ({entries}, first: {first})"
+        ));
+    }
+
+    /// Warns that entries were copied because they could not become hard links.
+    pub(crate) fn warn_unlinked(&self, count: u64, first: &str) {
+        let entries = if count == 1 {
+            "1 entry was copied instead".to_owned()
+        } else {
+            format!("{count} entries were copied instead")
+        };
+        self.error(&format!(
+            "warning: destination does not support these hard links; {entries} (first: {first})"
+        ));
     }
 
     /// Prints the lines of `-v` or `-n` for entries of a directory.
@@ -202,7 +210,8 @@ mod tests {
     use crate::config::Config;
     use crate::context::Identity;
     use crate::protocol::entry::Decision;
-    use crate::protocol::error::Step;
+    use crate::protocol::error::{CopyError, Reason, Step};
+    use crate::protocol::metadata::Attribute;
     use crate::scoreboard::Scoreboard;
     use crate::targets::Targets;
 
@@ -302,14 +311,24 @@ mod tests {
     fn an_error_shows_the_path_on_the_side_where_it_happened() {
         let mut stage = Stage::new("-q");
         let top = RelPath::default();
-        let name = Name::new(b"file");
+        let error = |name: Option<&[u8]>, error| EntryError {
+            name: name.map(Name::new),
+            error,
+            twin: None,
+        };
         let open = CopyError::new(Step::Open, Errno::ACCESS);
         let create = CopyError::new(Step::Create, Errno::ROFS);
+        let file = Some(&b"file"[..]);
+        let twin = EntryError {
+            twin: Some(Name::new(b"FI\nLE")),
+            ..error(file, CopyError::new(Step::Create, Reason::SameName))
+        };
         let printed = stage.capture(|ui| {
-            ui.print_entry_error(0, &top, Some(&name), &open);
-            ui.print_entry_error(0, &top, Some(&name), &create);
-            ui.print_entry_error(1, &top, Some(&name), &create);
-            ui.print_entry_error(0, &top, None, &create);
+            ui.print_entry_error(0, &top, &error(file, open));
+            ui.print_entry_error(0, &top, &error(file, create));
+            ui.print_entry_error(1, &top, &error(file, create));
+            ui.print_entry_error(0, &top, &error(None, create));
+            ui.print_entry_error(0, &top, &twin);
         });
         assert_eq!(
             printed,
@@ -318,35 +337,62 @@ mod tests {
                 err("dst/src/file: create: Read-only file system"),
                 err("dst/file: create: Read-only file system"),
                 err("dst/src: create: Read-only file system"),
+                err("dst/src/file: create: same name as $'FI\\nLE' at the destination"),
             ]
         );
     }
 
     #[test]
-    fn unsupported_metadata_is_warned_of_once() {
-        let ownership = NotKept {
-            ownership: true,
-            ..NotKept::default()
-        };
-        let both = NotKept {
-            timestamps: true,
-            ..ownership
-        };
-        let warn = |ui: &mut Ui| {
-            ui.warn_not_kept(ownership);
-            ui.warn_not_kept(both);
-            ui.warn_not_kept(both);
-        };
+    fn unsupported_metadata_is_warned_of_with_a_number() {
+        let mut stage = Stage::new("-q");
+        let printed = stage.capture(|ui| {
+            ui.warn_lacking(Lacking::Ownership, 12, "dst/a");
+            ui.warn_lacking(Lacking::Timestamps, 1, "dst/b");
+        });
         assert_eq!(
-            Stage::new("-v").capture(warn),
+            printed,
             [
-                err("warning: destination does not support file ownership; continuing without it"),
                 err(
-                    "warning: destination does not support these timestamps; continuing without them"
+                    "warning: destination does not support file ownership; continuing without it \
+                     (12 entries, first: dst/a)"
+                ),
+                err(
+                    "warning: destination does not support these timestamps; continuing without \
+                     them (1 entry, first: dst/b)"
                 ),
             ]
         );
-        assert_eq!(Stage::new("-q").capture(warn), []);
+    }
+
+    #[test]
+    fn all_that_an_entry_lacks_is_one_line() {
+        let error = |step, attribute: Option<(&[u8], u32)>, errno: Errno| MetadataError {
+            step,
+            attribute: attribute.map(|(name, size)| Attribute {
+                name: name.to_vec(),
+                size: Some(size),
+            }),
+            reason: errno.into(),
+        };
+        let printed = Stage::new("-q").capture(|ui| {
+            let errors = [
+                error(
+                    Step::SetAttributes,
+                    Some((b"user.exif", 10_000)),
+                    Errno::NOSPC,
+                ),
+                error(Step::SetMode, None, Errno::IO),
+            ];
+            let name = Name::new(b"pic");
+            ui.print_incomplete(0, &RelPath::default(), Some(&name), &errors);
+        });
+        assert_eq!(
+            printed,
+            [err(
+                "dst/src/pic: set attributes: user.exif (10000 bytes): No space left on device; \
+                 set mode: Input/output error"
+            )]
+        );
     }
 
     #[test]

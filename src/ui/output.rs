@@ -6,6 +6,7 @@
 use std::io::Write as _;
 
 use super::summary::exit;
+use crate::fs::sys;
 use crate::quote::escape_hidden;
 
 /// Prints a message on stderr, with the program's name in front.
@@ -22,6 +23,9 @@ pub(super) fn print_lines(lines: &str) -> std::io::Result<()> {
     #[cfg(test)]
     if captured::keep(captured::Stream::Out, lines) {
         return Ok(());
+    }
+    if sys::was_stdout_closed() {
+        return Err(rustix::io::Errno::BADF.into());
     }
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(lines.as_bytes())?;

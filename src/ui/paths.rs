@@ -7,10 +7,27 @@ use crate::quote::quote;
 use crate::targets::Target;
 
 /// The side of a target that an entry is on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Side {
     Source,
     Destination,
+}
+
+impl Side {
+    pub(crate) const fn other(self) -> Self {
+        match self {
+            Self::Source => Self::Destination,
+            Self::Destination => Self::Source,
+        }
+    }
+
+    /// Returns the word for it in messages.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
 }
 
 /// Formats the path of an entry in a target's directory, or of the directory itself.

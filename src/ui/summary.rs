@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::paths::Side;
 use super::units::{format_bytes, format_duration};
 use crate::protocol::Counts;
-use crate::protocol::NotKept;
 
 /// Exit statuses. After a signal it is 128 and the signal's number.
 pub(super) mod exit {
@@ -15,6 +15,8 @@ pub(super) mod exit {
     pub(crate) const FAILURES: i32 = 1;
     /// Wrong usage, or nothing could be started.
     pub(crate) const NOT_STARTED: i32 = 2;
+    /// Finished, and only sources that vanished or changed meanwhile have failed.
+    pub(crate) const MOVING_SOURCE: i32 = 3;
 }
 
 /// What a run has done, and how it ended.
@@ -24,13 +26,15 @@ pub(crate) struct Summary {
     pub(crate) counts: Counts,
     /// Entries, directories included, that failed.
     pub(crate) failed: u64,
+    /// Of these, sources that vanished or changed while they were being copied.
+    pub(crate) moved: u64,
     /// Workers that died and were replaced.
     pub(crate) replaced: u64,
     /// Workers that could not be killed.
     pub(crate) left_behind: u64,
-    /// Metadata that the destination does not support.
-    pub(crate) not_kept: NotKept,
     pub(crate) is_full: bool,
+    /// The side of which a root is gone.
+    pub(crate) gone: Option<Side>,
     /// The signal that stopped the run.
     pub(crate) signal: Option<i32>,
 }
@@ -39,7 +43,10 @@ impl Summary {
     pub(crate) fn exit_status(&self) -> i32 {
         match self.signal {
             Some(signal) => 128 + signal,
-            None if self.failed > 0 || self.is_full => exit::FAILURES,
+            None if self.failed > self.moved || self.is_full || self.gone.is_some() => {
+                exit::FAILURES
+            }
+            None if self.moved > 0 => exit::MOVING_SOURCE,
             None => exit::SUCCESS,
         }
     }
@@ -64,6 +71,9 @@ impl Summary {
         if counts.skipped > 0 {
             let _ = write!(line, ", {} skipped", counts.skipped);
         }
+        if self.moved > 0 {
+            let _ = write!(line, ", {} vanished or changed", self.moved);
+        }
         if self.replaced > 0 {
             let _ = write!(line, ", {} replaced", workers("", self.replaced));
         }
@@ -83,6 +93,11 @@ impl Summary {
             "; interrupted, run again to resume"
         } else if self.is_full {
             "; stopped: destination is full"
+        } else if let Some(side) = self.gone {
+            match side {
+                Side::Source => "; stopped: source is gone",
+                Side::Destination => "; stopped: destination is gone",
+            }
         } else if self.counts.copied == 0 && self.failed == 0 {
             "; nothing to do"
         } else {
@@ -115,11 +130,20 @@ mod tests {
             ..summary
         };
         assert_eq!(failed.exit_status(), 1);
+        let moved = Summary { moved: 1, ..failed };
+        assert_eq!(moved.exit_status(), 3);
+        let worse = Summary { failed: 2, ..moved };
+        assert_eq!(worse.exit_status(), 1);
         let full = Summary {
             is_full: true,
-            ..summary
+            ..moved
         };
         assert_eq!(full.exit_status(), 1);
+        let gone = Summary {
+            gone: Some(Side::Source),
+            ..Summary::default()
+        };
+        assert_eq!(gone.exit_status(), 1);
         let interrupted = Summary {
             signal: Some(15),
             ..full

@@ -83,9 +83,9 @@ impl CurrentJob {
         !self.update.subdirs.is_empty()
     }
 
-    pub(super) fn add_error(&mut self, name: Option<&CStr>, error: CopyError) {
+    pub(super) fn add_error(&mut self, name: Option<&CStr>, error: CopyError, twin: Option<Name>) {
         let name = name.map(|name| Name::new(name.to_bytes()));
-        self.update.errors.push(EntryError { name, error });
+        self.update.errors.push(EntryError { name, error, twin });
     }
 
     pub(super) fn add_line(&mut self, name: Option<&CStr>, decision: Decision) {
@@ -101,6 +101,7 @@ impl CurrentJob {
             && self.update.counts == Counts::default()
             && !self.update.has_children()
             && self.update.errors.is_empty()
+            && self.update.incomplete.is_empty()
             && self.update.lines.is_empty()
             && self.update.unfinished.is_none();
         if is_empty {

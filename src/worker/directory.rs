@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ffi::CStr;
 
 use rustix::fs::{self, AtFlags, FileType};
+use rustix::io::Errno;
 
 use super::current::Remaining;
 use super::{BATCH, ReportSink, Worker, is_report_full};
@@ -25,7 +26,7 @@ struct Listed<'a> {
 }
 
 impl Listed<'_> {
-    /// Returns the next entry that is not to be left out.
+    /// Returns the next entry that is not to be skipped.
     fn read(&mut self) -> Option<(Kind, &CStr)> {
         // Not one loop around `listing.read()`: the borrow checker takes the name for borrowed
         // in every round.
@@ -55,8 +56,8 @@ impl Worker {
         sink: &mut dyn ReportSink,
     ) -> Result<(), CopyError> {
         let mut dir = self.open(job)?;
+        let stat = dir.stat_to_apply(self.context);
         dir.make_writable(self.context);
-        let stat = dir.stat;
         let is_elsewhere = self.check_place(job, &dir, ancestors)?;
         let config = &self.context.config;
         if !resume.is_announced && (config.verbose && job.origin.created || config.dry_run) {
@@ -83,7 +84,7 @@ impl Worker {
             return Ok(());
         }
         self.slot.begin_dir();
-        self.copier.finish_dir(&dir, &stat)
+        self.finish_dir(&dir, &stat)
     }
 
     /// Refuses directories that would be copied into themselves for ever. Returns true for one
@@ -130,7 +131,15 @@ impl Worker {
         loop {
             self.list_more(dir, &mut listed, &mut remaining, sink);
             if remaining.len() == 0 || self.should_end() {
-                return listed.listing.result().at(Step::ListDirectory);
+                return match listed.listing.result() {
+                    // A directory that was removed has no links.
+                    Err(Errno::NOENT)
+                        if fs::fstat(dir.source()).is_ok_and(|it| it.st_nlink > 0) =>
+                    {
+                        Err(CopyError::new(Step::ListDirectory, Reason::NoProc))
+                    }
+                    result => result.at(Step::ListDirectory),
+                };
             }
             if self.current.has_unreported_subdirs() {
                 // First: if an entry hangs, others go on with the subdirectories.
@@ -169,9 +178,11 @@ impl Worker {
                 Ok(kind) => {
                     let counts = self.slot.counts();
                     let lines = self.current.update.lines.len();
+                    let incomplete = self.current.update.incomplete.len();
                     self.copy_entry(job, dir, kind, &name, HardLinks::Report);
                     self.slot.reset_counts(counts);
                     self.current.update.lines.truncate(lines);
+                    self.current.update.incomplete.truncate(incomplete);
                     self.after_entry(|| listed_progress(reported), sink);
                 }
                 Err(error) => self.add_error(Some(&name), error),
@@ -214,14 +225,22 @@ impl Worker {
         if kind != Kind::Symlink || !self.context.config.dereference {
             return Ok(kind);
         }
-        let stat = fs::statat(dir.source(), name, AtFlags::empty()).at(Step::Look)?;
+        let stat = match fs::statat(dir.source(), name, AtFlags::empty()) {
+            // If the link itself is gone, it has vanished.
+            Err(Errno::NOENT)
+                if fs::statat(dir.source(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok() =>
+            {
+                return Err(CopyError::new(Step::Look, Reason::DanglingLink));
+            }
+            result => result.at(Step::Look)?,
+        };
         Ok(Kind::of(FileType::from_raw_mode(stat.st_mode)))
     }
 
     fn make_subdir(&mut self, dir: &mut DirPair, name: &CStr) {
         self.slot.begin_entry(name.to_bytes());
         let subdirs = &mut self.current.update.subdirs;
-        match dir.make_subdir(name, self.context) {
+        match self.copier.make_subdir(dir, name) {
             Ok(made) => {
                 let list = match made {
                     Made::New => &mut subdirs.new,
@@ -239,8 +258,9 @@ impl Worker {
         self.slot.begin_dir();
     }
 
-    /// Copies entries. While other workers are idle it gives away the later half of them, and of
-    /// what is listed then: ever smaller halves of one batch would all have to be opened again.
+    /// Copies entries. While other workers are idle, it first lists more and then gives away the
+    /// later half of all. Otherwise the halves of one batch would become ever smaller, and each
+    /// costs its worker opening the directory.
     fn copy_entries(
         &mut self,
         job: &Job,

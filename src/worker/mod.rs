@@ -13,10 +13,12 @@ use rustix::fs;
 
 use crate::context::Context;
 use crate::copy::dir::DirPair;
-use crate::copy::{Copier, Entry, EntryResult, LinkTarget};
+use crate::copy::{Attempt, Copier, Entry, EntryResult, Issues, LinkTarget, Stream, Unlinkable};
 use crate::fs::path::{Kind, Name, Names};
-use crate::protocol::entry::{ChunkedFile, DirOrigin, HardLinks};
+use crate::fs::stat::FileStat;
+use crate::protocol::entry::{ChunkedFile, DirOrigin, HardLinks, Outcome};
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::metadata::{Incomplete, MetadataError, Refusal};
 use crate::protocol::{EntryError, HardLinkEntry, Job, JobKind, Leader, Line, Progress, Report};
 use crate::scoreboard::{WorkerSlot, WriteTarget};
 use current::{CurrentJob, Remaining};
@@ -50,7 +52,7 @@ pub(crate) struct Worker {
     has_own_cwd: bool,
     report: Report,
     current: CurrentJob,
-    /// Bytes of names and errors in the report and in the current update, about.
+    /// About how many bytes of names and errors the report and the current update hold.
     size: usize,
     reported_at: Instant,
     ticks: u32,
@@ -73,7 +75,7 @@ impl Worker {
         }
     }
 
-    /// Runs the jobs of a batch one after another, those that nobody else has claimed.
+    /// Runs the jobs of a batch one after another. Skips those that another worker has claimed.
     pub(crate) fn run_batch<J: Borrow<Job>>(&mut self, jobs: &[J], sink: &mut dyn ReportSink) {
         for job in jobs {
             let job = job.borrow();
@@ -109,9 +111,9 @@ impl Worker {
             JobKind::Remove { name } => self
                 .open(job)
                 .and_then(|dir| self.copier.remove_temp(&dir, name)),
-            JobKind::FinishDirectory { stat } => self
-                .open(job)
-                .and_then(|dir| self.copier.finish_dir(&dir, stat)),
+            JobKind::FinishDirectory { stat } => {
+                self.open(job).and_then(|dir| self.finish_dir(&dir, stat))
+            }
         };
         if let Err(error) = result {
             self.add_error(None, error);
@@ -143,12 +145,19 @@ impl Worker {
     ) {
         self.slot.begin_entry(name.to_bytes());
         let target = &self.context.targets.list[job.target as usize];
+        let stream = target.single.as_ref().and_then(|it| it.stream.as_ref());
+        let stream = stream.map(|fd| Stream {
+            fd,
+            is_used: self.current.is_suspect(name),
+        });
         let entry = Entry {
             kind,
             from: name,
             to: target.name_at_destination(name),
             hard_links,
             suspect: self.current.is_suspect(name),
+            attempt: Attempt::First,
+            stream,
         };
         let copied = catch_unwind(AssertUnwindSafe(|| self.copier.copy_entry(dir, entry)));
         let bug = || Err(CopyError::new(Step::Copy, Reason::Bug));
@@ -163,9 +172,12 @@ impl Worker {
         match result {
             Ok(EntryResult::Done(decision)) => {
                 let decision = self.current.as_counted(decision);
-                self.slot.add_outcome(decision.outcome());
+                let has_failed = self.note_incomplete(Some(name), Some(decision.outcome()));
+                if !has_failed {
+                    self.slot.add_outcome(decision.outcome());
+                }
                 let config = &self.context.config;
-                if config.dry_run || config.verbose && decision.changes() {
+                if config.dry_run || config.verbose && decision.changes() && !has_failed {
                     self.size += name.count_bytes() + size_of::<Line>();
                     self.current.add_line(Some(name), decision);
                 }
@@ -188,6 +200,37 @@ impl Worker {
         self.slot.end_entry();
     }
 
+    /// Notes what could not be kept of an entry. Returns true if the entry has failed.
+    fn note_incomplete(&mut self, name: Option<&CStr>, outcome: Option<Outcome>) -> bool {
+        let Issues { failures, refusals } = self.copier.take_issues();
+        if failures.is_empty() && refusals.is_empty() {
+            return false;
+        }
+        let has_failed = !failures.is_empty();
+        let errors = failures.iter().chain(refusals.iter().map(|it| &it.error));
+        let attributes = errors.filter_map(|error| error.attribute.as_ref());
+        let names: usize = attributes.map(|attribute| attribute.name.len()).sum();
+        self.size += name.map_or(0, CStr::count_bytes)
+            + names
+            + size_of::<Incomplete>()
+            + size_of::<MetadataError>() * failures.len()
+            + size_of::<Refusal>() * refusals.len();
+        self.current.update.incomplete.push(Incomplete {
+            name: name.map(|name| Name::new(name.to_bytes())),
+            outcome: outcome.filter(|_| !has_failed),
+            failures,
+            refusals,
+        });
+        has_failed
+    }
+
+    fn finish_dir(&mut self, dir: &DirPair, stat: &FileStat) -> Result<(), CopyError> {
+        self.copier.take_issues();
+        let result = self.copier.finish_dir(dir, stat);
+        self.note_incomplete(None, None);
+        result
+    }
+
     fn run_hard_links(
         &mut self,
         job: &Job,
@@ -197,17 +240,15 @@ impl Worker {
     ) -> Result<(), CopyError> {
         let mut dir = self.open(job)?;
         let targets = &self.context.targets.list;
-        let leader_dir = DirPair::open(
+        let mut leader_dir = DirPair::open(
             self.context,
             leader.target as usize,
             &leader.dir,
             DirOrigin::default(),
         )?;
         let leader_name = leader.name.to_c_string();
-        let to = LinkTarget {
-            dir: &leader_dir,
-            name: targets[leader.target as usize].name_at_destination(&leader_name),
-        };
+        let leader_name = targets[leader.target as usize].name_at_destination(&leader_name);
+        let mut leader_name = leader_name.to_owned();
         let mut remaining = Remaining::new(names.clone());
         while let Some((kind, name, next)) = remaining.first()
             && !self.should_end()
@@ -219,8 +260,28 @@ impl Worker {
                 to: targets[job.target as usize].name_at_destination(name),
                 hard_links: HardLinks::Copy,
                 suspect: self.current.is_suspect(name),
+                attempt: Attempt::First,
+                stream: None,
+            };
+            let to = LinkTarget {
+                dir: &leader_dir,
+                name: &leader_name,
             };
             let result = self.copier.hard_link(&mut dir, to, entry);
+            let unlinked = self.copier.unlinked.take().filter(|_| result.is_ok());
+            if let Some(why) = unlinked {
+                let name = Name::new(name.to_bytes());
+                self.slot.add_unlinked();
+                if why == Unlinkable::Full {
+                    // The names after this one become links to it.
+                    let origin = DirOrigin::default();
+                    leader_dir =
+                        DirPair::open(self.context, job.target as usize, &job.path, origin)?;
+                    leader_name = entry.to.to_owned();
+                    self.current.update.next_leader = Some(name.clone());
+                }
+                self.current.update.unlinked.get_or_insert(name);
+            }
             self.conclude(kind, name, result);
             remaining.settle(next);
             self.after_entry(|| remaining.progress(), sink);
@@ -276,7 +337,9 @@ impl Worker {
             // At once, not when the parent reads the report: everything begun now fails too.
             self.context.scoreboard.stop();
         }
-        self.current.add_error(name, error);
+        let twin = self.copier.twin.take();
+        let twin = twin.filter(|_| error.reason == Reason::SameName);
+        self.current.add_error(name, error, twin);
     }
 
     /// Sends what is due after an entry.
@@ -310,13 +373,11 @@ impl Worker {
 
     fn send_report(&mut self, sink: &mut dyn ReportSink) {
         let mut report = std::mem::take(&mut self.report);
-        report.not_kept = std::mem::take(&mut self.copier.not_kept);
         self.size = 0;
         self.reported_at = Instant::now();
         if !report.updates.is_empty() || report.is_batch_done {
+            report.granted = self.copier.take_grants();
             sink.send(report);
-        } else {
-            self.copier.not_kept = report.not_kept;
         }
     }
 }

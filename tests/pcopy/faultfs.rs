@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process};
 
 use crate::env::{Env, skip, skipped_without_root};
 use crate::run::await_end;
@@ -79,6 +79,11 @@ impl FaultFs {
         self.child.wait().unwrap();
     }
 
+    /// Sends a signal to the server: KILL takes the file system away, STOP makes it hang.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
     fn unmount(&self) {
         let _ = Command::new("umount")
             .arg("-l")
@@ -91,6 +96,7 @@ impl Drop for FaultFs {
     fn drop(&mut self) {
         // It unmounts and exits at the end of its stdin.
         self.stdin = None;
+        let _ = kill_process(Pid::from_child(&self.child), Signal::CONT);
         if let Ok(Some(_)) = self.child.try_wait() {
             self.unmount();
             return;

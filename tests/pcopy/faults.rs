@@ -172,7 +172,7 @@ both_modes!(a_file_that_vanishes_fails_and_the_rest_arrives, |env| {
         return;
     };
     env.pcopy(["src", "dst"])
-        .exits(1)
+        .exits(3)
         .counts(30, 0, 1)
         .fails_only(&[("src/1/gone", "No such file or directory")]);
     env.assert_same("real/0", "dst/0");
@@ -227,7 +227,7 @@ both_modes!(a_source_that_keeps_changing_is_reported, |env| {
         return;
     };
     env.pcopy(["src", "dst"])
-        .exits(1)
+        .exits(3)
         .counts(30, 0, 1)
         .fails_only(&[(
             "src/restless",

@@ -117,7 +117,7 @@ both_modes!(dereference_reports_dangling_links_and_loops, |env| {
     env.symlink("src/self", "self");
     env.file("src/directory/file", "x");
     env.pcopy(["-L", "src", "dst"]).exits(1).fails_only(&[
-        ("src/dangling", "No such file or directory"),
+        ("src/dangling", "symbolic link to nothing"),
         (
             "src/directory/up",
             "symbolic links lead back to a parent directory",

@@ -62,6 +62,19 @@ both_modes!(verbose_prints_each_entry_once_with_its_worker, |env| {
     );
 });
 
+both_modes!(a_closed_stdout_fails_if_it_was_wanted, |env| {
+    small_tree(env);
+    for (option, copy) in [("-n", "dst"), ("-v", "dst")] {
+        env.command([option, "src", copy])
+            .after("exec >&-")
+            .run()
+            .exits(1)
+            .stderr_has("pcopy: standard output: write: Bad file descriptor");
+    }
+    env.assert_same("src", "dst");
+    env.command(["src", "dst"]).after("exec >&-").run().ok();
+});
+
 // ---- form -----------------------------------------------------------------------------------
 
 both_modes!(a_pipe_gets_neither_colours_nor_carriage_returns, |env| {

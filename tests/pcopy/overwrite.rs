@@ -146,6 +146,17 @@ both_modes!(overwrite_older_replaces_only_older_files, |env| {
     env.assert_same("src/missing", "dst/missing");
 });
 
+both_modes!(overwrite_older_replaces_what_is_of_another_kind, |env| {
+    env.file("src/file", "new").mtime(1_000, 5);
+    env.symlink("src/link", "file").mtime(1_000, 5);
+    env.symlink("dst/file", "nowhere").mtime(2_000, 5);
+    env.file("dst/link", "newer").mtime(2_000, 5);
+    env.pcopy(["--overwrite=older", "src", "dst"])
+        .ok()
+        .counts(2, 0, 0);
+    env.assert_same("src", "dst");
+});
+
 both_modes!(large_files_are_replaced_beside_others, |env| {
     // Each has a temporary name while its worker continues with the next entry.
     for i in 0..2 {

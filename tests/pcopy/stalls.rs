@@ -55,6 +55,23 @@ both_modes!(other_workers_take_over_the_jobs_of_a_stuck_one, |env| {
     }
 });
 
+both_modes!(no_job_waits_behind_stuck_ones, |env| {
+    let files: Vec<String> = (0..10).map(|i| format!("{i}/stuck")).collect();
+    for file in &files {
+        env.file(format!("real/{file}"), pattern(100_000, 1));
+    }
+    let Some(_faulty) = FaultFs::mount(env, "real", "src", &["--fault", "hang-read:stuck"]) else {
+        return;
+    };
+    // The workers that take the place of stuck ones are stuck soon too.
+    let running = env.command(["src", "dst"]).start();
+    eventually("all files are begun", || {
+        files.iter().all(|file| env.exists(format!("dst/{file}")))
+    });
+    running.signal_group(Signal::INT);
+    running.wait().exits(130);
+});
+
 both_modes!(
     a_stuck_entry_is_reported_and_the_run_can_be_stopped,
     |env| {

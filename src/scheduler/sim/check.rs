@@ -121,7 +121,8 @@ impl World {
             }
             let may_fail = matches!(trouble, Trouble::Fails | Trouble::ChunkFails(_))
                 || self.full.contains(&number)
-                || self.died_twice(dir, Some(&name));
+                || self.died_twice(dir, Some(&name))
+                || self.died_twice(dir, None);
             if failures > 0 && !may_fail {
                 let message = outcome
                     .err

@@ -167,12 +167,13 @@ impl Worker {
             return State::Concluded(Ok(Outcome::Chunked(ChunkedFile {
                 name: Name::new(&name),
                 temp: Name::new(&written_as),
+                decision,
                 id: id(2, inode),
-                stat: FileStat {
+                stat: Box::new(FileStat {
                     size,
                     allocated: size,
                     ..stat(id(1, source))
-                },
+                }),
             })));
         }
         State::Written(Writing {

@@ -420,7 +420,7 @@ impl Worker {
             env.context.scoreboard.stop();
         }
         let name = name.map(Name::new);
-        self.update.errors.push(EntryError { name, error });
+        self.update.errors.push(EntryError::new(name, error));
     }
 
     fn end_job(&mut self, env: &mut Env) -> State {

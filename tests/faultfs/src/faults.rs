@@ -41,16 +41,27 @@ pub(crate) enum Kind {
     SlowRead(Duration),
     Shrink(u64),
     Grow(u64),
+    Log(u64),
+    HideHoles,
     Touch,
     ChangeOnce,
     Vanish,
     EioWrite(u64),
+    EioClose,
+    LieChmod,
+    LieChown,
+    LieUtimens,
+    RefuseRename,
+    NoRename,
 }
 
 impl Kind {
     /// Returns true if the file changes without the kernel, which then must not cache it.
     pub(crate) fn changes(self) -> bool {
-        matches!(self, Kind::Shrink(_) | Kind::Grow(_) | Kind::Touch | Kind::ChangeOnce)
+        matches!(
+            self,
+            Kind::Shrink(_) | Kind::Grow(_) | Kind::Log(_) | Kind::Touch | Kind::ChangeOnce
+        )
     }
 
     /// Changes the file in the source directory.
@@ -58,7 +69,9 @@ impl Kind {
         let file = inode.open(OFlags::RDWR)?;
         match self {
             Kind::Shrink(size) => fs::ftruncate(&file, size),
-            Kind::Grow(bytes) => fs::ftruncate(&file, fs::fstat(&file)?.st_size as u64 + bytes),
+            Kind::Grow(bytes) | Kind::Log(bytes) => {
+                fs::ftruncate(&file, fs::fstat(&file)?.st_size as u64 + bytes)
+            }
             _ => rewrite(&file),
         }
     }
@@ -108,8 +121,16 @@ impl Faults {
             b"hang-read" => (rest, Kind::HangRead),
             b"dead-read" => (rest, Kind::DeadRead),
             b"hang-list" => (rest, Kind::HangList),
+            b"log" => with_number().map(|(name, n)| (name, Kind::Log(n)))?,
+            b"hide-holes" => (rest, Kind::HideHoles),
             b"touch" => (rest, Kind::Touch),
             b"change-once" => (rest, Kind::ChangeOnce),
+            b"eio-close" => (rest, Kind::EioClose),
+            b"lie-chmod" => (rest, Kind::LieChmod),
+            b"lie-chown" => (rest, Kind::LieChown),
+            b"lie-utimens" => (rest, Kind::LieUtimens),
+            b"refuse-rename" => (rest, Kind::RefuseRename),
+            b"no-rename" => (rest, Kind::NoRename),
             b"vanish" => (rest, Kind::Vanish),
             b"eio" => with_number().map(|(name, n)| (name, Kind::Eio(n)))?,
             b"slow-read" => {

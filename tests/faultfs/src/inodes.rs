@@ -95,6 +95,8 @@ impl Inode {
 /// The inodes that the kernel knows.
 pub(crate) struct Inodes {
     root_device: u64,
+    /// Each lookup returns another number.
+    volatile: bool,
     table: Mutex<Table>,
 }
 
@@ -111,7 +113,7 @@ struct Known {
 }
 
 impl Inodes {
-    pub(crate) fn new(source: &Path) -> Result<Self> {
+    pub(crate) fn new(source: &Path, volatile: bool) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = openat(CWD, source, flags, Mode::empty())?;
         let (id, key) = (INodeNo::ROOT.0, key_of(&fstat(&fd)?));
@@ -119,7 +121,7 @@ impl Inodes {
         let known = Known { inode: Inode::new(id, key, Some(fd)), lookups: 1 };
         let (by_id, ids) = (HashMap::from([(id, known)]), HashMap::from([(key, id)]));
         let table = Mutex::new(Table { by_id, ids, next_foreign: FOREIGN });
-        Ok(Inodes { root_device: key.0, table })
+        Ok(Inodes { root_device: key.0, volatile, table })
     }
 
     pub(crate) fn get(&self, id: INodeNo) -> Result<Arc<Inode>> {
@@ -141,8 +143,11 @@ impl Inodes {
 
         let mut table = self.table.lock().unwrap();
         let Table { by_id, ids, next_foreign } = &mut *table;
+        if self.volatile {
+            ids.remove(&key);
+        }
         let id = *ids.entry(key).or_insert_with(|| {
-            if key.0 == self.root_device && (2..FOREIGN).contains(&key.1) {
+            if !self.volatile && key.0 == self.root_device && (2..FOREIGN).contains(&key.1) {
                 return key.1;
             }
             *next_foreign += 1;
@@ -161,7 +166,10 @@ impl Inodes {
         known.lookups = known.lookups.saturating_sub(lookups);
         if known.lookups == 0 {
             let key = known.inode.key;
-            table.ids.remove(&key);
+            // A volatile inode may have a later number too.
+            if table.ids.get(&key) == Some(&id.0) {
+                table.ids.remove(&key);
+            }
             table.by_id.remove(&id.0);
         }
     }
@@ -170,9 +178,13 @@ impl Inodes {
     pub(crate) fn renamed(&self, parent: &Arc<Inode>, name: &OsStr) {
         let stat = parent.fd().and_then(|fd| statat(fd, name, AtFlags::SYMLINK_NOFOLLOW));
         let Ok(stat) = stat else { return };
+        let key = key_of(&stat);
         let table = self.table.lock().unwrap();
-        let id = table.ids.get(&key_of(&stat));
-        if let Some(known) = id.and_then(|id| table.by_id.get(id)) {
+        if self.volatile {
+            let same = table.by_id.values().filter(|known| known.inode.key == key);
+            return same.for_each(|known| known.inode.add_link(parent, name));
+        }
+        if let Some(known) = table.ids.get(&key).and_then(|id| table.by_id.get(id)) {
             known.inode.add_link(parent, name);
         }
     }

@@ -27,10 +27,15 @@
 //! | `slow-read:NAME:MS` | each read request (up to 128 KiB of readahead) takes MS milliseconds longer |
 //! | `shrink:NAME:SIZE` | after the first read the file is truncated to SIZE, once |
 //! | `grow:NAME:BYTES` | after the first read BYTES zeros are appended, once |
+//! | `log:NAME:BYTES` | the same, after the first read of each open file: the file only grows |
+//! | `hide-holes:NAME` | lseek(2) reports the whole file as data, as on NFS 3 and SMB |
 //! | `change-once:NAME` | after the first read the content changes in place, once: same size, new mtime |
 //! | `touch:NAME` | the same, after the first read of each open file |
 //! | `vanish:NAME` | the entry is listed, but its lookup fails with `ENOENT` |
 //! | `eio-write:NAME:OFFSET` | a write to the byte at OFFSET, or to any after it, fails with `EIO` |
+//! | `eio-close:NAME` | to close the file fails with `EIO`, as if late writes had failed |
+//! | `lie-chmod:NAME`, `lie-chown:NAME`, `lie-utimens:NAME` | the call succeeds and changes nothing |
+//! | `refuse-rename:NAME`, `no-rename:NAME` | to rename from or to NAME fails with `EPERM`, `ENOSYS` |
 //! | `enospc:BYTES` | after BYTES have been written through the mount, writes fail with `ENOSPC` |
 //!
 //! "After the first read" means before its answer is sent: a program that has read something can
@@ -39,6 +44,21 @@
 //!
 //! A fatal signal ends a process that waits for a `hang-*` fault, as on a hard NFS mount: its
 //! request is answered with `EINTR` once the signal is pending (see [`hang`]).
+//!
+//! # Lesser file systems
+//!
+//! Options make the whole mount support less than Linux expects, like the disks of other systems
+//! and some servers.
+//!
+//! | option | effect |
+//! |---|---|
+//! | `--create-mask OCTAL` | these bits are removed from the modes of new entries, as by a server's umask |
+//! | `--mtime-at-flush` | to close a file that was created or written sets its mtime to now |
+//! | `--fold-case` | names that differ only in case are one; the first spelling is kept |
+//! | `--xattr-max N` | an attribute of more than N bytes fails with `E2BIG`, more than N in all with `ENOSPC` |
+//! | `--fill-holes` | holes are stored as zeros; no `SEEK_HOLE`, no `fallocate` |
+//! | `--volatile-inodes` | each lookup returns another inode number |
+//! | `--no-hard-links` | to create a hard link fails with `EPERM` |
 //!
 //! # Fidelity
 //!
@@ -58,8 +78,11 @@ mod delay;
 mod faults;
 mod hang;
 mod inodes;
+mod metadata;
+mod open_files;
 mod passthrough;
 mod requests;
+mod settings;
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -79,7 +102,8 @@ use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit, umask};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::faults::Faults;
-use crate::passthrough::{Passthrough, Settings};
+use crate::passthrough::Passthrough;
+use crate::settings::Settings;
 
 /// The number of threads that serve calls. A slow call occupies none of them.
 const THREADS: usize = 8;
@@ -91,26 +115,14 @@ struct Args {
     source: PathBuf,
     /// Where to mount the view
     mountpoint: PathBuf,
-    /// How long every call takes, in milliseconds
-    #[arg(long, value_name = "MS", default_value = "0", value_parser = milliseconds)]
-    delay_ms: Duration,
-    /// How long the kernel may cache names and attributes, in milliseconds
-    #[arg(long, value_name = "MS", default_value = "1000", value_parser = milliseconds)]
-    ttl_ms: Duration,
+    #[command(flatten)]
+    settings: Settings,
     /// A fault, as listed in tests/faultfs/src/main.rs (repeatable)
     #[arg(long = "fault", value_name = "KIND:NAME[:ARG]")]
     faults: Vec<OsString>,
-    /// Do not let the kernel check permissions
-    #[arg(long)]
-    no_permissions: bool,
     /// Stay mounted when stdin ends
     #[arg(long)]
     keep: bool,
-}
-
-fn milliseconds(text: &str) -> Result<Duration, String> {
-    let ms: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    Duration::try_from_secs_f64(ms / 1000.0).map_err(|error| error.to_string())
 }
 
 /// Why the program ends.
@@ -130,12 +142,8 @@ fn main() -> anyhow::Result<()> {
     // The kernel has applied the caller's umask to modes. Ours must not apply as well.
     umask(Mode::empty());
 
-    let settings = Settings {
-        delay: args.delay_ms,
-        ttl: args.ttl_ms,
-        check_permissions: !args.no_permissions,
-    };
-    let file_system = Passthrough::new(&args.source, settings, faults)
+    let config = config(&args.settings);
+    let file_system = Passthrough::new(&args.source, args.settings, faults)
         .with_context(|| format!("cannot open {}", args.source.display()))?;
     let mountpoint = args
         .mountpoint
@@ -145,7 +153,7 @@ fn main() -> anyhow::Result<()> {
     let (ends, end) = mpsc::channel();
     // Before mounting, so that no signal can leave a mount behind.
     listen_for_signals(ends.clone())?;
-    let session = Session::new(file_system, &mountpoint, &config(&args))
+    let session = Session::new(file_system, &mountpoint, &config)
         .with_context(|| format!("cannot mount on {}", mountpoint.display()))?;
     let session_ends = ends.clone();
     thread::spawn(move || session_ends.send(End::Unmounted(session.run())));
@@ -172,11 +180,11 @@ fn main() -> anyhow::Result<()> {
     exit(0)
 }
 
-fn config(args: &Args) -> Config {
+fn config(settings: &Settings) -> Config {
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     config.mount_options = vec![MountOption::FSName("faultfs".to_owned())];
-    if !args.no_permissions {
+    if !settings.no_permissions {
         config.mount_options.push(MountOption::DefaultPermissions);
     }
     if geteuid().is_root() {

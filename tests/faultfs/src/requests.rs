@@ -4,27 +4,28 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use rustix::fs::{self, AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom, XattrFlags};
-use rustix::io;
+use rustix::fs::{self, AtFlags, CWD, FallocateFlags, OFlags, SeekFrom, XattrFlags};
+use rustix::io::{self, Result};
 
-use crate::convert::{attributes, errno};
+use crate::convert::errno;
 use crate::faults::Kind;
 use crate::hang::hang;
 use crate::inodes::path_of;
-use crate::passthrough::{Handle, NewAttributes, Passthrough, answer};
+use crate::metadata::{NewAttributes, answer_xattr};
+use crate::open_files::Handle;
+use crate::passthrough::{Passthrough, answer};
 
 /// The number of background requests, such as readahead and release, that may wait at a time.
 const MAX_BACKGROUND: u16 = 512;
-/// The kernel's limit for an extended attribute, and for the list of their names.
-const XATTR_MAX: usize = 1 << 16;
 /// The largest write, which is also the kernel's limit.
 const MAX_WRITE: u32 = 1 << 20;
 
@@ -38,7 +39,7 @@ impl Filesystem for Passthrough {
             | InitFlags::FUSE_ATOMIC_O_TRUNC
             // Without it each write causes a request for security.capability.
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
-        if self.settings.check_permissions {
+        if !self.settings.no_permissions {
             wanted |= InitFlags::FUSE_POSIX_ACL;
         }
         // An old kernel that lacks some of these is slower or less faithful, but works.
@@ -85,8 +86,8 @@ impl Filesystem for Passthrough {
         &self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, rdev: u32,
         reply: ReplyEntry,
     ) {
-        let (kind, mode) = (fs::FileType::from_raw_mode(mode), Mode::from_raw_mode(mode));
-        let make = |dir: &OwnedFd| fs::mknodat(dir, name, kind, mode, rdev.into());
+        let (kind, mode) = (fs::FileType::from_raw_mode(mode), self.settings.new_mode(mode));
+        let make = |dir: &OwnedFd, name: &OsStr| fs::mknodat(dir, name, kind, mode, rdev.into());
         let created = self.create_entry(request, parent, name, make);
         self.answer_entry(reply, created.map(|((), entry)| entry));
     }
@@ -95,7 +96,8 @@ impl Filesystem for Passthrough {
         &self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32,
         reply: ReplyEntry,
     ) {
-        let make = |dir: &OwnedFd| fs::mkdirat(dir, name, Mode::from_raw_mode(mode));
+        let mode = self.settings.new_mode(mode);
+        let make = |dir: &OwnedFd, name: &OsStr| fs::mkdirat(dir, name, mode);
         let created = self.create_entry(request, parent, name, make);
         self.answer_entry(reply, created.map(|((), entry)| entry));
     }
@@ -103,14 +105,18 @@ impl Filesystem for Passthrough {
     fn symlink(
         &self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry,
     ) {
-        let make = |dir: &OwnedFd| fs::symlinkat(target, dir, name);
+        let make = |dir: &OwnedFd, name: &OsStr| fs::symlinkat(target, dir, name);
         let created = self.create_entry(request, parent, name, make);
         self.answer_entry(reply, created.map(|((), entry)| entry));
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let linked = || {
+            if self.settings.no_hard_links {
+                return Err(io::Errno::PERM);
+            }
             let (fd, parent) = (self.fd(ino)?, self.inodes.get(parent)?);
+            let name = &*self.stored_name(&parent, name)?;
             fs::linkat(CWD, path_of(&fd), parent.fd()?, name, AtFlags::SYMLINK_FOLLOW)?;
             self.inodes.look_up(&parent, name)
         };
@@ -118,12 +124,12 @@ impl Filesystem for Passthrough {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let removed = self.fd(parent).and_then(|dir| fs::unlinkat(dir, name, AtFlags::empty()));
+        let removed = self.remove(parent, name, AtFlags::empty());
         answer!(self, reply, removed, () => reply.ok());
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let removed = self.fd(parent).and_then(|dir| fs::unlinkat(dir, name, AtFlags::REMOVEDIR));
+        let removed = self.remove(parent, name, AtFlags::REMOVEDIR);
         answer!(self, reply, removed, () => reply.ok());
     }
 
@@ -132,7 +138,11 @@ impl Filesystem for Passthrough {
         flags: RenameFlags, reply: ReplyEmpty,
     ) {
         let rename = || {
+            self.check_rename(name)?;
+            self.check_rename(new_name)?;
             let (old, new) = (self.inodes.get(parent)?, self.inodes.get(new_parent)?);
+            let name = &*self.stored_name(&old, name)?;
+            let new_name = &*self.stored_name(&new, new_name)?;
             let flags = fs::RenameFlags::from_bits_retain(flags.bits());
             fs::renameat_with(old.fd()?, name, new.fd()?, new_name, flags)?;
             self.inodes.renamed(&new, new_name);
@@ -156,11 +166,17 @@ impl Filesystem for Passthrough {
         flags: i32, reply: ReplyCreate,
     ) {
         let flags = open_flags(flags) | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let make = |dir: &OwnedFd| fs::openat(dir, name, flags, Mode::from_raw_mode(mode));
+        let mode = self.settings.new_mode(mode);
+        let make = |dir: &OwnedFd, name: &OsStr| fs::openat(dir, name, flags, mode);
         let created =
             self.create_entry(request, parent, name, make).map(|(file, (inode, stat))| {
-                let (ttl, attributes) = (self.ttl(&inode), attributes(inode.id, &stat));
-                (ttl, attributes, self.add_handle(inode, file))
+                let ttl = self.ttl(&inode).min(self.name_ttl());
+                let attributes = self.attributes(inode.id, &stat);
+                let handle = self.add_handle(inode, file);
+                if let Ok(handle) = self.handle(handle) {
+                    handle.was_written.store(true, Ordering::Relaxed);
+                }
+                (ttl, attributes, handle)
             });
         answer!(self, reply, created, (ttl, attributes, handle) => {
             reply.created(&ttl, &attributes, Generation(0), handle, FopenFlags::empty());
@@ -195,14 +211,16 @@ impl Filesystem for Passthrough {
         let write = || {
             let handle = self.handle(handle)?;
             self.check_write(&handle, offset, data.len() as u64)?;
+            handle.was_written.store(true, Ordering::Relaxed);
             io::pwrite(&handle.file, data, offset)
         };
         answer!(self, reply, write(), written => reply.written(written as u32));
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, _: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         // All writes are done. A network file system would wait for them here.
-        answer!(self, reply, Ok(()), () => reply.ok());
+        let flushed = self.handle(handle).and_then(|handle| self.flush_file(&handle));
+        answer!(self, reply, flushed, () => reply.ok());
     }
 
     fn release(
@@ -298,28 +316,18 @@ impl Filesystem for Passthrough {
         &self, _: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32,
         reply: ReplyEmpty,
     ) {
-        let flags = XattrFlags::from_bits_retain(flags as u32);
-        let set = self.fd(ino).and_then(|fd| fs::setxattr(path_of(&fd), name, value, flags));
+        let set = self.set_attribute(ino, name, value, XattrFlags::from_bits_retain(flags as u32));
         answer!(self, reply, set, () => reply.ok());
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let mut value = vec![0; XATTR_MAX];
-        let get = |fd: Arc<OwnedFd>| fs::getxattr(path_of(&fd), name, &mut value[..]);
-        let length = self.fd(ino).and_then(get);
-        answer!(self, reply, length, length => answer_xattr(reply, size, &value[..length]));
+        let value = self.get_attribute(ino, name);
+        answer!(self, reply, value, value => answer_xattr(reply, size, &value));
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let mut names = vec![0; XATTR_MAX];
-        let list = |fd: Arc<OwnedFd>| fs::listxattr(path_of(&fd), &mut names[..]);
-        let length = self.fd(ino).and_then(list);
-        let may_see_all = request.uid() == 0;
-        answer!(self, reply, length, length => {
-            let all = names[..length].split_inclusive(|&byte| byte == 0);
-            let seen = all.filter(|name| may_see_all || !name.starts_with(b"trusted."));
-            answer_xattr(reply, size, &seen.flatten().copied().collect::<Vec<u8>>());
-        });
+        let names = self.list_attributes(ino, request);
+        answer!(self, reply, names, names => answer_xattr(reply, size, &names));
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -333,6 +341,9 @@ impl Filesystem for Passthrough {
     ) {
         let mode = FallocateFlags::from_bits_retain(mode as u32);
         let allocate = || {
+            if self.settings.fill_holes {
+                return Err(io::Errno::OPNOTSUPP);
+            }
             let handle = self.handle(handle)?;
             self.check_write(&handle, offset, 0)?;
             fs::fallocate(&handle.file, mode, offset, length)
@@ -345,6 +356,10 @@ impl Filesystem for Passthrough {
         reply: ReplyLseek,
     ) {
         let seek = || {
+            if self.settings.fill_holes {
+                // The kernel then treats the whole file as data.
+                return Err(io::Errno::NOSYS);
+            }
             let offset = u64::try_from(offset).map_err(|_| io::Errno::NXIO)?;
             // The kernel answers the other kinds itself.
             let position = match whence {
@@ -352,18 +367,18 @@ impl Filesystem for Passthrough {
                 4 => SeekFrom::Hole(offset),
                 _ => return Err(io::Errno::INVAL),
             };
-            fs::seek(&self.handle(handle)?.file, position)
+            let handle = self.handle(handle)?;
+            if self.has_fault(&handle.inode, |kind| kind == Kind::HideHoles) {
+                let size = fs::fstat(&handle.file)?.st_size as u64;
+                return match position {
+                    _ if offset >= size => Err(io::Errno::NXIO),
+                    SeekFrom::Data(_) => Ok(offset),
+                    _ => Ok(size),
+                };
+            }
+            fs::seek(&handle.file, position)
         };
         answer!(self, reply, seek(), offset => reply.offset(offset as i64));
-    }
-}
-
-/// Answers with `data`, or with its length if the caller asks for that with a `size` of 0.
-fn answer_xattr(reply: ReplyXattr, size: u32, data: &[u8]) {
-    match size as usize {
-        0 => reply.size(data.len() as u32),
-        size if size < data.len() => reply.error(Errno::ERANGE),
-        _ => reply.data(data),
     }
 }
 
@@ -372,4 +387,20 @@ fn answer_xattr(reply: ReplyXattr, size: u32, data: &[u8]) {
 /// `O_DIRECT` is left out, because requests are not aligned as it demands.
 fn open_flags(flags: i32) -> OFlags {
     OFlags::from_bits_retain(flags as u32) - OFlags::DIRECT
+}
+
+impl Passthrough {
+    fn remove(&self, parent: INodeNo, name: &OsStr, flags: AtFlags) -> Result<()> {
+        let parent = self.inodes.get(parent)?;
+        fs::unlinkat(parent.fd()?, &*self.stored_name(&parent, name)?, flags)
+    }
+
+    fn check_rename(&self, name: &OsStr) -> Result<()> {
+        let error = self.faults.of(name).find_map(|fault| match fault.kind {
+            Kind::RefuseRename => Some(io::Errno::PERM),
+            Kind::NoRename => Some(io::Errno::NOSYS),
+            _ => None,
+        });
+        error.map_or(Ok(()), Err)
+    }
 }

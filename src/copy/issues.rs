@@ -1,0 +1,164 @@
+//! Notes what could not be kept of an entry, and what was.
+//!
+//! Each step of applying metadata is tried, whatever became of the others. If one fails, it is
+//! noted as a failure of the entry or as a refusal, about which the parent decides
+//! (`scheduler/refusals.rs`). For that it needs to know what was granted. Each grant is noted
+//! once: nothing is added for most entries.
+
+use std::ffi::CStr;
+
+use rustix::io::Errno;
+
+use super::Copier;
+use super::handle::Subject;
+use crate::config::Keep;
+use crate::protocol::error::{Reason, Step};
+use crate::protocol::metadata::{
+    Attribute, AttributeClass, Cause, Grant, MetadataError, Property, Refusal,
+};
+
+/// So many failures and refusals of one entry are noted. A line must end somewhere.
+const MOST: usize = 16;
+
+/// What could not be kept of an entry.
+#[derive(Debug, Default)]
+pub(crate) struct Issues {
+    pub(crate) failures: Vec<MetadataError>,
+    pub(crate) refusals: Vec<Refusal>,
+}
+
+/// A step that could not be done.
+pub(super) struct Problem {
+    pub(super) keep: Keep,
+    pub(super) property: Property,
+    pub(super) step: Step,
+    pub(super) attribute: Option<Attribute>,
+}
+
+impl Problem {
+    pub(super) fn new(keep: Keep, property: Property, step: Step) -> Self {
+        Self {
+            keep,
+            property,
+            step,
+            attribute: None,
+        }
+    }
+
+    /// Makes the problem of one attribute, whose value has `size` bytes.
+    pub(super) fn of_attribute(keep: Keep, step: Step, name: &CStr, size: Option<usize>) -> Self {
+        Self {
+            keep,
+            property: Property::Attribute(AttributeClass::of(name.to_bytes())),
+            step,
+            attribute: Some(Attribute {
+                name: name.to_bytes().to_vec(),
+                size: size.map(|size| size as u32),
+            }),
+        }
+    }
+
+    fn into_error(self, reason: Reason) -> MetadataError {
+        MetadataError {
+            step: self.step,
+            attribute: self.attribute,
+            reason,
+        }
+    }
+}
+
+impl Copier {
+    /// Notes that metadata could not be set.
+    ///
+    /// It is a failure if `--preserve` names it, and for an errno that says nothing about what
+    /// can be held (EIO, ENOSPC). A normal user keeps foreign owners as far as allowed.
+    pub(super) fn refuse(&mut self, subject: &Subject<'_>, problem: Problem, errno: Errno) {
+        let cause = match errno {
+            Errno::PERM | Errno::ACCESS => Some(Cause::Denied),
+            Errno::OPNOTSUPP | Errno::NOSYS => Some(Cause::Unsupported),
+            Errno::INVAL | Errno::OVERFLOW => Some(Cause::Value),
+            // An attribute that is too large also fails with this one.
+            Errno::RANGE if problem.property == Property::Timestamps => Some(Cause::Value),
+            _ => None,
+        };
+        match cause {
+            Some(cause) if problem.keep != Keep::Required => {
+                let is_denied = cause == Cause::Denied;
+                let is_owner = problem.property == Property::Ownership;
+                if is_denied && is_owner && !self.context.identity.is_root {
+                    return;
+                }
+                let is_at_destination = problem.step.is_at_destination();
+                if is_denied && is_at_destination && subject.handle.refuses_changes() {
+                    self.fail(problem, errno.into());
+                } else {
+                    self.add_refusal(subject, problem, cause, errno.into());
+                }
+            }
+            _ => self.fail(problem, errno.into()),
+        }
+    }
+
+    /// Notes that metadata was accepted, and is not there.
+    pub(super) fn note_ineffective(&mut self, subject: &Subject<'_>, problem: Problem) {
+        if problem.keep == Keep::Required {
+            self.fail(problem, Reason::Ineffective);
+        } else {
+            self.add_refusal(subject, problem, Cause::Value, Reason::Ineffective);
+        }
+    }
+
+    /// Notes a failure of the entry.
+    pub(super) fn fail(&mut self, problem: Problem, reason: Reason) {
+        let error = problem.into_error(reason);
+        let failures = &mut self.issues.failures;
+        if failures.len() < MOST && !failures.contains(&error) {
+            failures.push(error);
+        }
+    }
+
+    fn add_refusal(
+        &mut self,
+        subject: &Subject<'_>,
+        problem: Problem,
+        cause: Cause,
+        reason: Reason,
+    ) {
+        let refusal = Refusal {
+            grant: Grant {
+                device: subject.device,
+                sort: subject.sort,
+                property: problem.property,
+            },
+            cause,
+            error: problem.into_error(reason),
+        };
+        let refusals = &mut self.issues.refusals;
+        if refusals.len() < MOST && !refusals.contains(&refusal) {
+            refusals.push(refusal);
+        }
+    }
+
+    /// Notes that a change was granted, and had an effect.
+    pub(super) fn grant(&mut self, subject: &Subject<'_>, property: Property) {
+        let grant = Grant {
+            device: subject.device,
+            sort: subject.sort,
+            property,
+        };
+        if !self.granted.contains(&grant) {
+            self.granted.push(grant);
+            self.newly_granted.push(grant);
+        }
+    }
+
+    /// Takes out what was noted of the last entry.
+    pub(crate) fn take_issues(&mut self) -> Issues {
+        std::mem::take(&mut self.issues)
+    }
+
+    /// Takes out what was granted for the first time since the last report.
+    pub(crate) fn take_grants(&mut self) -> Vec<Grant> {
+        std::mem::take(&mut self.newly_granted)
+    }
+}

@@ -1,0 +1,171 @@
+//! The number of a run: which process of which machine it is, and whether that still runs.
+//!
+//! Temporary names contain it. A later run that finds such a name must know whether it is a
+//! leftover. A lock on the directory cannot tell: NFS and some FUSE file systems have no locks on
+//! directories, and between two chunks of a file no job has the directory open. But the parent
+//! process of a run lives as long as the run, and any process of the same machine can look for it.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, getpid, test_kill_process};
+use rustix::time::{ClockId, clock_gettime};
+
+/// Bits of each part. Process numbers are below 2^22 (proc_sys_kernel(5)).
+const PID_BITS: u32 = 22;
+const SECOND_BITS: u32 = 22;
+
+/// Identifies a run: a hash of machine and process namespace (20 bits), the process number of its
+/// parent (22 bits), and the second since boot in which it began (22 bits, 48 days).
+///
+/// A process number is not used twice in a second, so the number is unique on its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RunNumber(u64);
+
+/// What is known of the run of a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Liveness {
+    Alive,
+    Ended,
+    /// It belongs to another machine or container.
+    Unknown,
+}
+
+impl RunNumber {
+    /// Returns the number of the run of which this process is the parent.
+    pub(crate) fn of_this_process() -> Self {
+        let pid = getpid().as_raw_nonzero().get() as u64;
+        Self::new(hash_of_machine(), pid, seconds_since_boot())
+    }
+
+    fn new(machine: u64, pid: u64, second: u64) -> Self {
+        let low = |value: u64, bits: u32| value & ((1 << bits) - 1);
+        let process = low(pid, PID_BITS) << SECOND_BITS | low(second, SECOND_BITS);
+        Self(machine << (PID_BITS + SECOND_BITS) | process)
+    }
+
+    /// Reads the 16 digits of a temporary name.
+    pub(crate) fn parse(digits: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(digits).ok()?;
+        (text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit()))
+            .then(|| u64::from_str_radix(text, 16).ok().map(Self))
+            .flatten()
+    }
+
+    /// Returns the 16 digits for a temporary name.
+    pub(crate) fn digits(self) -> String {
+        format!("{:016x}", self.0)
+    }
+
+    /// Finds out whether the run goes on.
+    pub(crate) fn liveness(self) -> Liveness {
+        let machine = self.0 >> (PID_BITS + SECOND_BITS);
+        if machine != hash_of_machine() & 0xf_ffff {
+            return Liveness::Unknown;
+        }
+        let pid = self.0 >> SECOND_BITS & ((1 << PID_BITS) - 1);
+        let began = self.0 & ((1 << SECOND_BITS) - 1);
+        let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+            return Liveness::Ended;
+        };
+        // Another user's process cannot be signalled (EPERM), but it exists.
+        if test_kill_process(pid) == Err(Errno::SRCH) {
+            return Liveness::Ended;
+        }
+        match process_state(pid) {
+            Some((b'Z' | b'X', _)) => Liveness::Ended,
+            Some((_, started)) if !is_before(started, began) => Liveness::Ended,
+            // Also if /proc hides the processes of other users.
+            _ => Liveness::Alive,
+        }
+    }
+}
+
+/// Returns true if a process that started in this second can have begun a run in the other one.
+/// One that started later has only inherited the process number. Both are counted modulo 2^22.
+fn is_before(started: u64, began: u64) -> bool {
+    began.wrapping_sub(started) & ((1 << SECOND_BITS) - 1) < 1 << (SECOND_BITS - 1)
+}
+
+/// Returns a hash of this boot of this machine and of the namespace that process numbers are valid
+/// in. Two containers of one machine have different ones.
+fn hash_of_machine() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let boot: io::Result<String> = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    boot.ok().hash(&mut hasher);
+    fs::read_link("/proc/self/ns/pid").ok().hash(&mut hasher);
+    hasher.finish() & 0xf_ffff
+}
+
+fn seconds_since_boot() -> u64 {
+    clock_gettime(ClockId::Boottime).tv_sec as u64
+}
+
+/// Returns the state of a process and the second since boot in which it started.
+fn process_state(pid: Pid) -> Option<(u8, u64)> {
+    let stat = fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    // The name, in parentheses, may contain anything. The state is the third field, and the time
+    // in clock ticks the 22nd (proc_pid_stat(5)).
+    let end = stat.iter().rposition(|&b| b == b')')?;
+    let fields = std::str::from_utf8(&stat[end + 1..]).ok()?;
+    let mut fields = fields.split_ascii_whitespace();
+    let state = fields.next()?.bytes().next()?;
+    let ticks: u64 = fields.nth(22 - 4)?.parse().ok()?;
+    Some((
+        state,
+        ticks / rustix::param::clock_ticks_per_second().max(1),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_process(pid: u32) -> RunNumber {
+        RunNumber::new(hash_of_machine(), pid.into(), seconds_since_boot())
+    }
+
+    #[test]
+    fn a_run_is_alive_as_long_as_its_process() {
+        assert_eq!(RunNumber::of_this_process().liveness(), Liveness::Alive);
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let run = of_process(child.id());
+        assert_eq!(run.liveness(), Liveness::Alive);
+        child.kill().unwrap();
+        // Its parent has not waited for it.
+        while run.liveness() == Liveness::Alive {
+            std::thread::yield_now();
+        }
+        assert_eq!(run.liveness(), Liveness::Ended);
+        child.wait().unwrap();
+        assert_eq!(run.liveness(), Liveness::Ended);
+    }
+
+    #[test]
+    fn a_process_that_started_later_has_only_the_number() {
+        let pid = u64::from(std::process::id());
+        let earlier = seconds_since_boot().wrapping_sub(1_000_000);
+        let run = RunNumber::new(hash_of_machine(), pid, earlier);
+        assert_eq!(run.liveness(), Liveness::Ended);
+    }
+
+    #[test]
+    fn the_runs_of_other_machines_are_unknown() {
+        let machine = hash_of_machine() ^ 1;
+        let run = RunNumber::new(machine, std::process::id().into(), seconds_since_boot());
+        assert_eq!(run.liveness(), Liveness::Unknown);
+    }
+
+    #[test]
+    fn the_digits_are_read_back() {
+        let run = RunNumber::of_this_process();
+        assert_eq!(RunNumber::parse(run.digits().as_bytes()), Some(run));
+        assert_eq!(RunNumber::parse(b"0123456789abcde"), None);
+        assert_eq!(RunNumber::parse(b"+123456789abcdef"), None);
+    }
+}

@@ -1,0 +1,165 @@
+//! Names that the destination takes for one: the second fails, and the first stays at every run.
+
+use crate::env::Env;
+use crate::noise::pattern;
+use crate::outcome::Run;
+
+/// Mounts exFAT at `mnt` through FUSE.
+const EXFAT: &str =
+    "command -v mount.exfat-fuse >/dev/null || { echo 'needs exfat-fuse' >&2; exit 1; }
+mkdir mnt; truncate -s 200M image; mkfs.exfat image >/dev/null
+loop=$(losetup -f --show image); mount.exfat-fuse $loop mnt >/dev/null 2>&1; losetup -d $loop";
+const FAT: &str = "mkdir mnt; truncate -s 200M image; mkfs.vfat image >/dev/null
+mount -t vfat -o loop image mnt 2>/dev/null || fusefat -o rw+ image mnt >&2 2>/dev/null
+mountpoint -q mnt || { echo 'neither the kernel nor fusefat mounts FAT here' >&2; exit 1; }";
+/// ext4 with a directory that ignores case.
+const CASEFOLD: &str = "mkdir mnt; truncate -s 200M image
+mkfs.ext4 -q -O casefold -E encoding=utf8 image; mount -o loop image mnt
+chattr +F mnt || { echo 'no casefold here' >&2; exit 1; }";
+
+/// Returns the errors of a run, without the warnings about metadata.
+fn errors(run: &Run) -> Vec<&str> {
+    let lines = run.complaints().into_iter();
+    lines.filter(|line| !line.contains("warning: ")).collect()
+}
+
+fn for_each_folding(env: &Env, test: impl Fn(&Env)) {
+    for script in [EXFAT, FAT, CASEFOLD] {
+        if let Some(env) = env.mounted(script) {
+            test(&env);
+        }
+    }
+}
+
+/// Makes twins of each kind. They have the same size and time, so only their names tell them apart.
+fn make_twins(env: &Env) {
+    for name in ["README", "readme"] {
+        env.file(format!("src/{name}"), format!("{name}!"))
+            .mtime(1_000_000_000, 0);
+        env.file(format!("src/dir-{name}/file"), name)
+            .mtime(1_000_000_000, 0);
+    }
+    env.file("src/Film", pattern(33 << 20, 1));
+    env.file("src/film", pattern(33 << 20, 2));
+    env.file("src/other", "other");
+}
+
+both_modes!(one_of_two_twins_stays_at_every_run, |env| {
+    for_each_folding(env, |env| {
+        make_twins(env);
+        for (copy, jobs) in [("mnt/new", "1"), ("mnt/several", "8"), ("mnt/merged", "8")] {
+            if copy == "mnt/merged" {
+                env.dir(copy);
+            }
+            let listing = || env.sh(&format!("cd {copy}; find . -type f | sort | xargs cksum"));
+            env.pcopy(["-j", jobs, "src", copy]).exits(1);
+            let first = listing();
+            for options in [&["-q"][..], &["-q", "-n"], &["-q", "--overwrite=always"]] {
+                let args = [options, &["-j", jobs, "src", copy]].concat();
+                let run = env.pcopy(args).exits(1);
+                assert_eq!(errors(&run).len(), 3, "{run}");
+                for line in errors(&run) {
+                    assert!(line.contains(": same name as "), "{run}");
+                }
+                assert_eq!(listing(), first, "{run}");
+            }
+        }
+    });
+});
+
+both_modes!(files_of_the_command_line_can_be_twins, |env| {
+    for_each_folding(env, |env| {
+        env.file("a/README", "one");
+        env.file("b/readme", "other");
+        env.file("a/Dir/f", "one");
+        env.file("b/dIR/f", "other");
+        for _ in 0..2 {
+            let run = env
+                .pcopy(["-t", "mnt/dst", "a/README", "b/readme"])
+                .exits(1);
+            assert_eq!(errors(&run).len(), 1, "{run}");
+        }
+        env.pcopy(["-t", "mnt/dirs", "a/Dir", "b/dIR"]).exits(2);
+    });
+});
+
+both_modes!(another_spelling_without_a_twin_is_the_same_entry, |env| {
+    for_each_folding(env, |env| {
+        env.file("mnt/dst/IMG.JPG", "old").mtime(1_000, 0);
+        env.file("mnt/dst/DIR/F.TXT", "old").mtime(1_000, 0);
+        env.file("src/img.jpg", "new").mtime(1_000_000_000, 0);
+        env.file("src/dir/f.txt", "new").mtime(1_000_000_000, 0);
+        env.pcopy(["src", "mnt/dst"]).exits(0).counts(2, 0, 0);
+        assert_eq!(env.read("mnt/dst/img.jpg"), b"new");
+        // fusefat loses the time in the rename, so how much is copied again is not asked here.
+        env.pcopy(["src", "mnt/dst"]).exits(0);
+        assert_eq!(env.read("mnt/dst/img.jpg"), b"new");
+    });
+});
+
+both_modes!(names_that_differ_are_kept_apart_elsewhere, |env| {
+    make_twins(env);
+    env.pcopy(["src", "dst"]).ok();
+    env.pcopy(["src", "dst"]).ok().counts(0, 7, 0);
+    env.assert_same("src", "dst");
+});
+
+// ---- hard links -----------------------------------------------------------------------------
+
+both_modes!(hard_links_that_become_copies_are_reported_once, |env| {
+    let Some(env) = env.mounted(EXFAT) else {
+        return;
+    };
+    env.file("src/a", "data");
+    env.hard_link("src/b", "src/a");
+    env.hard_link("src/sub/c", "src/a");
+    for _ in 0..2 {
+        let run = env
+            .pcopy(["-q", "--no-preserve=mode,ownership", "src", "mnt/dst"])
+            .exits(0);
+        let lines = run.complaints();
+        let is_right = |line: &&&str| line.contains("hard links; 2 entries were copied instead");
+        assert!(lines.iter().filter(is_right).count() == 1, "{run}");
+    }
+    for name in ["a", "b", "sub/c"] {
+        assert_eq!(env.read(format!("mnt/dst/{name}")), b"data");
+    }
+    env.pcopy(["--preserve=links", "src", "mnt/must"]).exits(1);
+});
+
+both_modes!(beyond_the_limit_of_links_a_second_group_begins, |env| {
+    if env.skipped_without_strace() {
+        return;
+    }
+    for i in 0..200 {
+        if i == 0 {
+            env.file("src/0", "data");
+        } else {
+            env.hard_link(format!("src/{i}"), "src/0");
+        }
+    }
+    // One link of the second worker's cannot be made.
+    let trace = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=linkat",
+        "-e",
+    ];
+    let inject = [&trace[..], &["inject=linkat:error=EMLINK:when=100"]].concat();
+    let run = env
+        .command(["-j1", "src", "dst"])
+        .under(&inject)
+        .run()
+        .exits(0);
+    assert!(
+        run.to_string().contains("hard links; 1 entry was copied"),
+        "{run}"
+    );
+    let inodes =
+        env.sh("stat -c %i dst/* | sort | uniq -c | awk '{print $1}' | sort -n | tr '\\n' ' '");
+    assert_eq!(inodes.trim(), "100 100");
+});
