@@ -281,7 +281,7 @@ both_modes!(each_message_is_one_write, |env| {
 // ---- output that cannot be written ----------------------------------------------------------
 
 both_modes!(a_reader_of_stdout_may_go_away, |env| {
-    for i in 0..3_000 {
+    for i in 0..1_500 {
         env.file(format!("src/{}/file-with-a-long-name-{i}", i % 30), "x");
     }
     // head(1) ends after one line, and /dev/full accepts none.

@@ -1,4 +1,4 @@
-//! Between the types of fuser and those of rustix.
+//! Converts between the types of fuser and those of rustix.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ pub(crate) fn errno(error: io::Errno) -> Errno {
     Errno::from_i32(error.raw_os_error())
 }
 
-/// What the kernel is told of the inode that it calls `ino`.
+/// Returns the attributes of an inode, which the kernel knows by the number `ino`.
 pub(crate) fn attributes(ino: u64, stat: &Stat) -> FileAttr {
     FileAttr {
         ino: INodeNo(ino),
@@ -49,15 +49,15 @@ fn time(seconds: i64, nanoseconds: u64) -> SystemTime {
     whole + Duration::from_nanos(nanoseconds)
 }
 
-/// What to set a time to; `None` leaves it.
+/// Converts a time to set; `None` leaves it unchanged.
 pub(crate) fn new_time(time: Option<TimeOrNow>) -> Timespec {
     let (tv_sec, tv_nsec) = match time {
         None => (0, UTIME_OMIT),
         Some(TimeOrNow::Now) => (0, UTIME_NOW),
         Some(TimeOrNow::SpecificTime(time)) => match time.duration_since(UNIX_EPOCH) {
             Ok(since) => (since.as_secs() as i64, since.subsec_nanos().into()),
-            // fuser counts the nanoseconds of such times backwards too (-2 s and 0.8 s become
-            // 2.8 s before the epoch), though they count forwards; this undoes it.
+            // Nanoseconds count forwards even before the epoch. fuser subtracts them: it makes
+            // -2 s and 0.8 s to 2.8 s before the epoch. This undoes it.
             Err(error) => {
                 let before = error.duration();
                 (-(before.as_secs() as i64), before.subsec_nanos().into())

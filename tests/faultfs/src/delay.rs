@@ -1,7 +1,7 @@
-//! Answers that are held back.
+//! Delayed answers.
 //!
-//! A call is slow here because its answer is sent late, not because a thread sleeps over it. So
-//! any number of calls can be under way at a time, and each takes its own time only.
+//! A call is slow because its answer is sent late, not because a thread sleeps. So any number of
+//! calls can be in progress at a time, and none delays another.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex};
@@ -12,17 +12,17 @@ type Answer = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct Queue {
-    /// By when they are due; the number tells apart what is due at the same time.
+    /// By due time, and by a number that tells answers with the same time apart.
     answers: BTreeMap<(Instant, u64), Answer>,
     added: u64,
 }
 
-/// The answers that are not due yet.
+/// The answers that are not yet due.
 #[derive(Clone, Default)]
 pub(crate) struct Delayed(Arc<(Mutex<Queue>, Condvar)>);
 
 impl Delayed {
-    /// Starts the thread that sends them.
+    /// Starts the thread that sends the answers.
     pub(crate) fn start() -> Self {
         let delayed = Delayed::default();
         let sender = delayed.clone();
@@ -30,7 +30,7 @@ impl Delayed {
         delayed
     }
 
-    /// Calls `answer` once `time` has passed.
+    /// Calls `answer` after `time`.
     pub(crate) fn after(&self, time: Duration, answer: impl FnOnce() + Send + 'static) {
         if time.is_zero() {
             return answer();

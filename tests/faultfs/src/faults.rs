@@ -1,4 +1,4 @@
-//! What goes wrong, and with which entries.
+//! The faults, and the entries that have them.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -17,17 +17,17 @@ use crate::inodes::Inode;
 #[derive(Default)]
 pub(crate) struct Faults {
     list: Vec<Fault>,
-    /// How many bytes may still be written; `None` is without limit.
+    /// The number of bytes that can still be written; `None` means no limit.
     space: Option<Mutex<u64>>,
 }
 
 /// One kind of fault, for the entries of one name.
 pub(crate) struct Fault {
-    /// The name, or its beginning if `any_rest`.
+    /// The name, or its beginning if `is_prefix`.
     name: Vec<u8>,
-    any_rest: bool,
+    is_prefix: bool,
     pub(crate) kind: Kind,
-    /// The inodes to which a fault that happens only once has happened.
+    /// The inodes to which a fault that happens once has happened.
     spent: Mutex<HashSet<u64>>,
 }
 
@@ -56,7 +56,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Whether the file changes behind the kernel's back, so that nothing about it may be cached.
+    /// Returns true if the file changes without the kernel, which then must not cache it.
     pub(crate) fn changes(self) -> bool {
         matches!(
             self,
@@ -64,7 +64,7 @@ impl Kind {
         )
     }
 
-    /// Makes the change to the file in the source folder.
+    /// Changes the file in the source directory.
     pub(crate) fn change(self, inode: &Inode) -> io::Result<()> {
         let file = inode.open(OFlags::RDWR)?;
         match self {
@@ -78,13 +78,14 @@ impl Kind {
 }
 
 impl Fault {
-    fn concerns(&self, name: &OsStr) -> bool {
+    fn applies_to(&self, name: &OsStr) -> bool {
         let name = name.as_bytes();
-        if self.any_rest { name.starts_with(&self.name) } else { name == self.name }
+        if self.is_prefix { name.starts_with(&self.name) } else { name == self.name }
     }
 
-    /// Whether this is the first time that the fault happens: to the inode, or at all for
-    /// [`Kind::ChangeOnce`].
+    /// Records that the fault happens, and returns true if this is the first time.
+    ///
+    /// The first time counts for each inode, but for the whole mount with [`Kind::ChangeOnce`].
     pub(crate) fn is_first(&self, inode: u64) -> bool {
         let inode = if self.kind == Kind::ChangeOnce { 0 } else { inode };
         self.spent.lock().unwrap().insert(inode)
@@ -110,7 +111,7 @@ impl Faults {
             self.space = Some(Mutex::new(number(rest)?));
             return Ok(());
         }
-        // A name may contain colons, a number does not.
+        // A name may contain colons, but a number may not.
         let with_number = || {
             let colon = rest.iter().rposition(|&byte| byte == b':');
             let (name, argument) = rest.split_at(colon.context("KIND:NAME:NUMBER expected")?);
@@ -143,27 +144,27 @@ impl Faults {
         let prefix = name.strip_suffix(b"*");
         self.list.push(Fault {
             name: prefix.unwrap_or(name).to_owned(),
-            any_rest: prefix.is_some(),
+            is_prefix: prefix.is_some(),
             kind,
             spent: Mutex::default(),
         });
         Ok(())
     }
 
-    /// The faults of the entries called `name`.
+    /// Returns the faults of the entries with this name.
     pub(crate) fn of(&self, name: &OsStr) -> impl Iterator<Item = &Fault> {
-        self.list.iter().filter(move |fault| fault.concerns(name))
+        self.list.iter().filter(move |fault| fault.applies_to(name))
     }
 
-    /// Takes `bytes` of the space that is left; false if there is not enough.
+    /// Subtracts from the remaining space, and returns false if there is not enough.
     pub(crate) fn take_space(&self, bytes: u64) -> bool {
         let Some(space) = &self.space else {
             return true;
         };
         let mut space = space.lock().unwrap();
-        let left = space.checked_sub(bytes);
-        *space = left.unwrap_or(*space);
-        left.is_some()
+        let remaining = space.checked_sub(bytes);
+        *space = remaining.unwrap_or(*space);
+        remaining.is_some()
     }
 }
 
@@ -171,7 +172,7 @@ fn number(digits: &[u8]) -> anyhow::Result<u64> {
     Ok(std::str::from_utf8(digits)?.parse()?)
 }
 
-/// Gives a file other content of the same size.
+/// Replaces the content of a file by other bytes of the same size.
 fn rewrite(file: &OwnedFd) -> io::Result<()> {
     let before = fs::fstat(file)?;
     let mut buffer = vec![0; 1 << 16];
@@ -187,7 +188,7 @@ fn rewrite(file: &OwnedFd) -> io::Result<()> {
         io::pwrite(file, &buffer[..length], offset)?;
         offset += length as u64;
     }
-    // The clock of file times is coarse: make sure that this one differs.
+    // The clock of file times is coarse. Make sure that the time differs.
     let after = fs::fstat(file)?;
     if (after.st_mtime, after.st_mtime_nsec) == (before.st_mtime, before.st_mtime_nsec) {
         let times = Timestamps {

@@ -1,4 +1,4 @@
-//! The inodes that the kernel knows: a number for the kernel, a way to reach it for us.
+//! The inodes that the kernel knows, each with its number and a way to open it.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -10,29 +10,29 @@ use fuser::INodeNo;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::{Errno, Result};
 
-/// How to get hold of an inode without following it if it is a symbolic link.
+/// Opens an inode itself, even if it is a symbolic link.
 const REACH: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// The first number for entries on another device than the root's, out of the way of real ones.
+/// The first number for entries on another device than the root's. Real numbers are lower.
 const FOREIGN: u64 = 1 << 62;
 
-/// Device and inode number in the source folder.
+/// Device and inode number in the source directory.
 type Key = (u64, u64);
 
-/// An inode of the source folder.
+/// An inode of the source directory.
 pub(crate) struct Inode {
-    /// What the kernel calls it; the inode number in the source wherever that is unique.
+    /// The number for the kernel: the inode number in the source, if that is unique.
     pub(crate) id: u64,
     key: Key,
-    /// A folder is held open. Files are too many for that: they are reached by their names.
-    folder: Option<Arc<OwnedFd>>,
-    /// Where the kernel has found it, the latest last; the root is found nowhere.
+    /// A directory stays open. Files are too many for that and are opened by their names.
+    dir: Option<Arc<OwnedFd>>,
+    /// The names by which the kernel has found it, the latest last. The root has none.
     links: Mutex<Vec<(Arc<Inode>, OsString)>>,
-    /// The file as last opened, to reach it when no name leads there any more.
+    /// The latest open file, for the time after its last name was removed.
     opened: Mutex<Weak<OwnedFd>>,
 }
 
-/// A path that leads to what is open as `fd`, even to a symbolic link, and not through it.
+/// Returns a path to an open file, which is not followed even if it is a symbolic link.
 pub(crate) fn path_of(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
@@ -42,25 +42,25 @@ fn key_of(stat: &Stat) -> Key {
 }
 
 impl Inode {
-    fn new(id: u64, key: Key, folder: Option<OwnedFd>) -> Arc<Self> {
-        let folder = folder.map(Arc::new);
-        Arc::new(Inode { id, key, folder, links: Mutex::default(), opened: Mutex::default() })
+    fn new(id: u64, key: Key, dir: Option<OwnedFd>) -> Arc<Self> {
+        let dir = dir.map(Arc::new);
+        Arc::new(Inode { id, key, dir, links: Mutex::default(), opened: Mutex::default() })
     }
 
-    /// The name by which it was last found, for the faults.
+    /// Returns the name by which it was last found, which decides about faults.
     pub(crate) fn name(&self) -> OsString {
         let links = self.links.lock().unwrap();
         links.last().map_or_else(|| "/".into(), |(_, name)| name.clone())
     }
 
-    /// A descriptor for everything but reading and writing.
+    /// Returns a descriptor, which can do everything but read and write.
     pub(crate) fn fd(&self) -> Result<Arc<OwnedFd>> {
-        if let Some(folder) = &self.folder {
-            return Ok(folder.clone());
+        if let Some(dir) = &self.dir {
+            return Ok(dir.clone());
         }
         let found = self.links.lock().unwrap().iter().rev().find_map(|(parent, name)| {
             let fd = openat(parent.fd().ok()?, name, REACH, Mode::empty()).ok()?;
-            // The name may have been given to another file since.
+            // Another file may have the name by now.
             (key_of(&fstat(&fd).ok()?) == self.key).then(|| Arc::new(fd))
         });
         found.or_else(|| self.opened.lock().unwrap().upgrade()).ok_or(Errno::STALE)
@@ -75,15 +75,15 @@ impl Inode {
         openat(CWD, path_of(&*self.fd()?), flags, Mode::empty())
     }
 
-    /// Notes that it is open as `file`.
+    /// Records that it is open.
     pub(crate) fn set_opened(&self, file: &Arc<OwnedFd>) {
         *self.opened.lock().unwrap() = Arc::downgrade(file);
     }
 
     fn add_link(&self, parent: &Arc<Inode>, name: &OsStr) {
         let mut links = self.links.lock().unwrap();
-        if self.folder.is_some() {
-            // A folder has one name only; an older one is out of date.
+        if self.dir.is_some() {
+            // A directory has one name, so an older one is out of date.
             links.clear();
         } else {
             links.retain(|link| link.1 != name || !Arc::ptr_eq(&link.0, parent));
@@ -95,7 +95,7 @@ impl Inode {
 /// The inodes that the kernel knows.
 pub(crate) struct Inodes {
     root_device: u64,
-    /// Each lookup gives another number.
+    /// Each lookup returns another number.
     volatile: bool,
     table: Mutex<Table>,
 }
@@ -106,7 +106,7 @@ struct Table {
     next_foreign: u64,
 }
 
-/// An inode and how often the kernel was told of it, less how often it forgot.
+/// An inode, and the number of lookups that the kernel has not yet forgotten.
 struct Known {
     inode: Arc<Inode>,
     lookups: u64,
@@ -117,7 +117,7 @@ impl Inodes {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = openat(CWD, source, flags, Mode::empty())?;
         let (id, key) = (INodeNo::ROOT.0, key_of(&fstat(&fd)?));
-        // The kernel knows the root without asking and never forgets it.
+        // The kernel knows the root without a lookup and never forgets it.
         let known = Known { inode: Inode::new(id, key, Some(fd)), lookups: 1 };
         let (by_id, ids) = (HashMap::from([(id, known)]), HashMap::from([(key, id)]));
         let table = Mutex::new(Table { by_id, ids, next_foreign: FOREIGN });
@@ -129,15 +129,15 @@ impl Inodes {
         table.by_id.get(&id.0).map(|known| known.inode.clone()).ok_or(Errno::STALE)
     }
 
-    /// Finds an entry and counts one lookup, which the kernel takes back by [`Inodes::forget`].
-    pub(crate) fn enter(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<(Arc<Inode>, Stat)> {
+    /// Finds an entry and counts one lookup, until the kernel calls [`Inodes::forget`].
+    pub(crate) fn look_up(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<(Arc<Inode>, Stat)> {
         let parent_fd = parent.fd()?;
         let mut stat = statat(&parent_fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let mut folder = None;
+        let mut dir = None;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             let fd = openat(&parent_fd, name, REACH | OFlags::DIRECTORY, Mode::empty())?;
             stat = fstat(&fd)?;
-            folder = Some(fd);
+            dir = Some(fd);
         }
         let key = key_of(&stat);
 
@@ -153,7 +153,7 @@ impl Inodes {
             *next_foreign += 1;
             *next_foreign
         });
-        let new = || Known { inode: Inode::new(id, key, folder), lookups: 0 };
+        let new = || Known { inode: Inode::new(id, key, dir), lookups: 0 };
         let known = by_id.entry(id).or_insert_with(new);
         known.lookups += 1;
         known.inode.add_link(parent, name);
@@ -174,7 +174,7 @@ impl Inodes {
         }
     }
 
-    /// Notes the new name of an entry, if the kernel knows it; it will not look it up by itself.
+    /// Records the new name of an entry if the kernel knows it, as the kernel will not look it up.
     pub(crate) fn renamed(&self, parent: &Arc<Inode>, name: &OsStr) {
         let stat = parent.fd().and_then(|fd| statat(fd, name, AtFlags::SYMLINK_NOFOLLOW));
         let Ok(stat) = stat else { return };

@@ -1,82 +1,82 @@
-//! `faultfs`: a FUSE file system that passes everything through to a folder, slowly or with faults.
+//! `faultfs`: a FUSE file system that passes a directory through, slowly or with faults.
 //!
-//! It stands for two things that a plain folder cannot be: the slow file system of the benchmarks
-//! (every call takes `--delay-ms`, many calls at a time) and the broken one of the tests.
+//! It plays two things that a plain directory cannot be: the slow file system of the benchmarks,
+//! on which every call takes `--delay-ms`, and the broken one of the tests.
 //!
 //! ```text
 //! faultfs SOURCE MOUNTPOINT [--delay-ms 0.5] [--ttl-ms 1000] [--fault KIND:NAME[:ARG]]...
 //!         [--no-permissions] [--keep]
 //! ```
 //!
-//! It stays in the foreground, prints `ready` on stdout once the mount can be used, and unmounts on
-//! SIGINT, on SIGTERM and when its stdin reaches end-of-file: hold a pipe to it and the mount goes
-//! when the holder does, however that ends. `--keep` leaves stdin alone. It also ends when somebody
-//! else unmounts. The unmount is lazy and requests still pending are aborted (`ENOTCONN`), so
-//! ending never waits for anyone.
+//! It stays in the foreground and prints `ready` on stdout once the mount can be used. It unmounts
+//! on SIGINT, on SIGTERM and at the end of its stdin: hold a pipe to it, and the mount ends with
+//! the holder, however that ends. `--keep` ignores stdin. It also ends if another program
+//! unmounts. The unmount is lazy and aborts pending requests (`ENOTCONN`), so it never waits.
 //!
 //! # Faults
 //!
-//! NAME is the name of an entry, wherever in the tree (`/` for the root itself); a `*` at its end
-//! stands for any rest.
+//! NAME is the name of an entry anywhere in the tree, and `/` is the root. A name that ends in `*`
+//! is a prefix.
 //!
-//! | fault | what happens |
+//! | fault | effect |
 //! |---|---|
-//! | `eio:NAME:OFFSET` | reading the byte at OFFSET or any after it fails with `EIO` (pages before it can be read) |
+//! | `eio:NAME:OFFSET` | to read the byte at OFFSET, or any after it, fails with `EIO`; the pages before it can be read |
 //! | `hang-read:NAME` | reads are never answered |
-//! | `dead-read:NAME` | the same, and nothing but the unmount ends the wait |
-//! | `hang-list:NAME` | listing the folder is never answered |
-//! | `slow-read:NAME:MS` | each read request (up to 128 KiB of readahead) takes MS milliseconds more |
+//! | `dead-read:NAME` | the same, and only the unmount ends the wait |
+//! | `hang-list:NAME` | to list the directory is never answered |
+//! | `slow-read:NAME:MS` | each read request (up to 128 KiB of readahead) takes MS milliseconds longer |
 //! | `shrink:NAME:SIZE` | after the first read the file is truncated to SIZE, once |
 //! | `grow:NAME:BYTES` | after the first read BYTES zeros are appended, once |
-//! | `log:NAME:BYTES` | the same after the first read of every open: the file only grows |
-//! | `hide-holes:NAME` | lseek(2) takes the whole file for data, as on NFS 3 and SMB |
+//! | `log:NAME:BYTES` | the same, after the first read of each open file: the file only grows |
+//! | `hide-holes:NAME` | lseek(2) reports the whole file as data, as on NFS 3 and SMB |
 //! | `change-once:NAME` | after the first read the content changes in place, once: same size, new mtime |
-//! | `touch:NAME` | the same after the first read of every open |
-//! | `vanish:NAME` | the entry is listed, but looking it up says `ENOENT` |
-//! | `eio-write:NAME:OFFSET` | a write that reaches the byte at OFFSET or any after it fails with `EIO` |
-//! | `eio-close:NAME` | closing the file fails with `EIO`, as if late writes had failed |
+//! | `touch:NAME` | the same, after the first read of each open file |
+//! | `vanish:NAME` | the entry is listed, but its lookup fails with `ENOENT` |
+//! | `eio-write:NAME:OFFSET` | a write to the byte at OFFSET, or to any after it, fails with `EIO` |
+//! | `eio-close:NAME` | to close the file fails with `EIO`, as if late writes had failed |
 //! | `lie-chmod:NAME`, `lie-chown:NAME`, `lie-utimens:NAME` | the call succeeds and changes nothing |
-//! | `refuse-rename:NAME`, `no-rename:NAME` | renaming from or to NAME fails with `EPERM`, `ENOSYS` |
-//! | `enospc:BYTES` | once BYTES have been written through the mount, writes fail with `ENOSPC` |
+//! | `refuse-rename:NAME`, `no-rename:NAME` | to rename from or to NAME fails with `EPERM`, `ENOSYS` |
+//! | `enospc:BYTES` | after BYTES have been written through the mount, writes fail with `ENOSPC` |
 //!
-//! "After the first read" means: before its answer is sent, so that whoever has read anything can
-//! rely on the change having happened. The change is made to the file in SOURCE. Attributes of
-//! files with a changing fault are not cached, so a reader sees the change at its next `fstat`.
+//! "After the first read" means before its answer is sent: a program that has read something can
+//! rely on the change. The change is made to the file in SOURCE. The kernel does not cache the
+//! attributes of such files, so the next `fstat` shows the change.
 //!
-//! A reader stuck in a `hang-*` fault can be ended with a fatal signal, as on a hard NFS mount: its
-//! request is answered with `EINTR` once the signal is pending (see [`hung`]).
+//! A fatal signal ends a process that waits for a `hang-*` fault, as on a hard NFS mount: its
+//! request is answered with `EINTR` once the signal is pending (see [`hang`]).
 //!
 //! # Lesser file systems
 //!
-//! Options make the whole mount less than Linux expects, as servers and other systems' disks are.
+//! Options make the whole mount support less than Linux expects, like the disks of other systems
+//! and some servers.
 //!
-//! | option | what happens |
+//! | option | effect |
 //! |---|---|
-//! | `--create-mask OCTAL` | these bits are cut from the modes of new entries, as by a server's umask |
-//! | `--mtime-at-flush` | closing a file that was created or written sets its mtime to now |
-//! | `--fold-case` | names that differ in case only are one; its first spelling is kept |
+//! | `--create-mask OCTAL` | these bits are removed from the modes of new entries, as by a server's umask |
+//! | `--mtime-at-flush` | to close a file that was created or written sets its mtime to now |
+//! | `--fold-case` | names that differ only in case are one; the first spelling is kept |
 //! | `--xattr-max N` | an attribute of more than N bytes fails with `E2BIG`, more than N in all with `ENOSPC` |
-//! | `--fill-holes` | holes take space like zeros; no `SEEK_HOLE`, no `fallocate` |
-//! | `--volatile-inodes` | each lookup finds another inode number |
-//! | `--no-hard-links` | linking fails with `EPERM` |
+//! | `--fill-holes` | holes are stored as zeros; no `SEEK_HOLE`, no `fallocate` |
+//! | `--volatile-inodes` | each lookup returns another inode number |
+//! | `--no-hard-links` | to create a hard link fails with `EPERM` |
 //!
-//! # Faithfulness
+//! # Fidelity
 //!
 //! Inode numbers, link counts, block counts, times, modes, owners, extended attributes and ACLs are
-//! those of SOURCE. Permissions are checked by the kernel (`default_permissions`, unless
-//! `--no-permissions`), and what a caller creates belongs to the caller. As root the mount is open
+//! those of SOURCE. The kernel checks permissions (`default_permissions`) unless
+//! `--no-permissions` is given, and a new entry belongs to its creator. As root the mount is open
 //! to all users, with devices and setuid; otherwise it belongs to the user who mounted it.
 //!
-//! Not supported: `O_TMPFILE`; `ioctl` (so no reflinks and no inode flags); creation times;
-//! `copy_file_range` on the server (the kernel reads and writes instead); taking setuid and setgid
-//! bits from a file that a user without privileges writes to; default ACLs that grant more than
-//! the umask; inode numbers of other file systems mounted inside SOURCE (they are made up).
-//! Each folder that the kernel remembers takes one descriptor.
+//! Not supported: `O_TMPFILE`; `ioctl`, and so reflinks and inode flags; creation times;
+//! `copy_file_range` on the server (the kernel reads and writes instead); the loss of setuid and
+//! setgid bits when a normal user writes to a file; default ACLs that grant more than the umask;
+//! inode numbers of other file systems mounted inside SOURCE (they are invented).
+//! Each directory that the kernel remembers takes one descriptor.
 
 mod convert;
 mod delay;
 mod faults;
-mod hung;
+mod hang;
 mod inodes;
 mod metadata;
 mod open_files;
@@ -105,41 +105,41 @@ use crate::faults::Faults;
 use crate::passthrough::Passthrough;
 use crate::settings::Settings;
 
-/// How many threads serve calls. A slow call occupies none of them.
+/// The number of threads that serve calls. A slow call occupies none of them.
 const THREADS: usize = 8;
 
-/// A slow or faulty view of a folder, mounted elsewhere.
+/// Mount a slow or faulty view of a directory.
 #[derive(Parser)]
 struct Args {
-    /// The folder to show.
+    /// The directory to show
     source: PathBuf,
-    /// Where to show it.
+    /// Where to mount the view
     mountpoint: PathBuf,
     #[command(flatten)]
     settings: Settings,
-    /// A fault, see the top of tests/faultfs/src/main.rs; can be given several times.
+    /// A fault, as listed in tests/faultfs/src/main.rs (repeatable)
     #[arg(long = "fault", value_name = "KIND:NAME[:ARG]")]
     faults: Vec<OsString>,
-    /// Stay mounted when stdin ends.
+    /// Stay mounted when stdin ends
     #[arg(long)]
     keep: bool,
 }
 
 /// Why the program ends.
 enum End {
-    /// By a signal or the end of stdin: the mount is still there.
-    Asked,
-    /// The mount is gone already.
+    /// A signal or the end of stdin: the mount still exists.
+    Requested,
+    /// The mount is already gone.
     Unmounted(io::Result<()>),
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let faults = Faults::parse(&args.faults)?;
-    // Every thread inherits this; a sleep would otherwise last 50 microseconds longer than asked.
+    // Every thread inherits this. Otherwise a sleep would last up to 50 microseconds too long.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
     raise_open_files()?;
-    // Modes arrive with the caller's umask applied; ours must play no part.
+    // The kernel has applied the caller's umask to modes. Ours must not apply as well.
     umask(Mode::empty());
 
     let config = config(&args.settings);
@@ -159,24 +159,24 @@ fn main() -> anyhow::Result<()> {
     thread::spawn(move || session_ends.send(End::Unmounted(session.run())));
     if !args.keep {
         thread::spawn(move || {
-            // An unreadable stdin counts as ended.
+            // A stdin that cannot be read counts as ended.
             let _ = io::copy(&mut io::stdin(), &mut io::sink());
-            ends.send(End::Asked)
+            ends.send(End::Requested)
         });
     }
 
-    // Whoever started us may not care to read this.
+    // The program that started this one may not read it.
     let _ = writeln!(io::stdout(), "ready");
     match end.recv()? {
-        End::Asked => {
+        End::Requested => {
             let unmounted = unmount(&mountpoint);
-            // If nobody uses the mount any more the session ends now, and in good order.
+            // An unused mount ends its session now, which is the clean way.
             let _ = end.recv_timeout(Duration::from_millis(100));
             unmounted?;
         }
         End::Unmounted(result) => result?,
     }
-    // Not by return: that would wait for threads. Closing /dev/fuse aborts what is still pending.
+    // To return would wait for threads. The close of /dev/fuse aborts pending requests.
     exit(0)
 }
 
@@ -194,7 +194,7 @@ fn config(settings: &Settings) -> Config {
     config
 }
 
-/// One descriptor is needed for each folder that the kernel remembers.
+/// Raises the limit of descriptors: each directory that the kernel remembers needs one.
 fn raise_open_files() -> rustix::io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
@@ -206,14 +206,14 @@ fn listen_for_signals(ends: Sender<End>) -> io::Result<()> {
     signal_hook::low_level::pipe::register(SIGTERM, sender)?;
     thread::spawn(move || {
         let _ = receiver.read(&mut [0]);
-        ends.send(End::Asked)
+        ends.send(End::Requested)
     });
     Ok(())
 }
 
-/// Takes the mount away from the tree at once, even while it is in use.
+/// Unmounts at once, even if the mount is in use.
 ///
-/// By command, since only fuser knows the mount and its own unmount is refused while a file is open.
+/// A command does it, because fuser's own unmount fails while a file is open.
 fn unmount(mountpoint: &Path) -> anyhow::Result<()> {
     let (program, options): (_, &[&str]) = if geteuid().is_root() {
         ("umount", &["-l", "--"])

@@ -15,10 +15,10 @@ use crate::inodes::{Inode, path_of};
 use crate::passthrough::Passthrough;
 
 const SETID_BITS: u32 = 0o6000;
-/// The longest extended attribute, and the longest list of their names, that the kernel takes.
+/// The kernel's limit for an extended attribute, and for the list of their names.
 const XATTR_MAX: usize = 1 << 16;
 
-/// What a caller wants changed; `None` stays as it is.
+/// The attributes to set; `None` leaves one unchanged.
 pub(crate) struct NewAttributes {
     pub(crate) mode: Option<u32>,
     pub(crate) owner: Option<u32>,
@@ -46,7 +46,7 @@ impl Passthrough {
             let (owner, group) = (new.owner.map(Uid::from_raw), new.group.map(Gid::from_raw));
             fs::chownat(&fd, "", owner, group, AtFlags::EMPTY_PATH)?;
         }
-        // After the owner, whose change takes the setuid and setgid bits away.
+        // After the owner, because its change removes the setuid and setgid bits.
         if let Some(mode) = new.mode.filter(|_| !lies(Kind::LieChmod)) {
             fs::chmodat(CWD, path_of(&fd), Mode::from_raw_mode(mode), AtFlags::empty())?;
         }
@@ -70,7 +70,7 @@ impl Passthrough {
     pub(crate) fn set_attribute(
         &self, ino: INodeNo, name: &OsStr, value: &[u8], flags: XattrFlags,
     ) -> Result<()> {
-        let fd = self.reach(ino)?;
+        let fd = self.fd(ino)?;
         if let Some(max) = self.settings.xattr_max {
             if value.len() > max {
                 return Err(io::Errno::TOOBIG);
@@ -83,12 +83,12 @@ impl Passthrough {
     }
 
     pub(crate) fn get_attribute(&self, ino: INodeNo, name: &OsStr) -> Result<Vec<u8>> {
-        get_attribute(&*self.reach(ino)?, name)
+        get_attribute(&*self.fd(ino)?, name)
     }
 
-    /// Lists the names of attributes; of trusted ones for root only.
+    /// Lists the names of attributes, and trusted ones for root only.
     pub(crate) fn list_attributes(&self, ino: INodeNo, caller: &Request) -> Result<Vec<u8>> {
-        let names = list_attributes(&*self.reach(ino)?)?;
+        let names = list_attributes(&*self.fd(ino)?)?;
         let may_see_all = caller.uid() == 0;
         let all = names.split_inclusive(|&byte| byte == 0);
         let seen = all.filter(|name| may_see_all || !name.starts_with(b"trusted."));
@@ -110,7 +110,7 @@ fn list_attributes(fd: &OwnedFd) -> Result<Vec<u8>> {
     Ok(names)
 }
 
-/// The size of all attributes but one.
+/// Returns the size of all attributes but one.
 fn size_of_others(fd: &OwnedFd, name: &OsStr) -> Result<usize> {
     let names = list_attributes(fd)?;
     let others = names.split(|&byte| byte == 0).map(OsStr::from_bytes);
@@ -118,7 +118,7 @@ fn size_of_others(fd: &OwnedFd, name: &OsStr) -> Result<usize> {
     others.map(|other| Ok(get_attribute(fd, other)?.len())).sum()
 }
 
-/// Answers with `data`, or with its length to a caller who asks for that by `size` 0.
+/// Answers with `data`, or with its length if the caller asks for that with a `size` of 0.
 pub(crate) fn answer_xattr(reply: ReplyXattr, size: u32, data: &[u8]) {
     match size as usize {
         0 => reply.size(data.len() as u32),
@@ -127,7 +127,7 @@ pub(crate) fn answer_xattr(reply: ReplyXattr, size: u32, data: &[u8]) {
     }
 }
 
-/// Makes an entry that we just created the caller's own.
+/// Changes the owner of a new entry to the caller.
 pub(crate) fn give_away(parent: &Inode, name: &OsStr, caller: &Request) -> Result<()> {
     let (dir, itself) = (parent.fd()?, AtFlags::SYMLINK_NOFOLLOW);
     let mode = fs::statat(&dir, name, itself)?.st_mode;
@@ -135,7 +135,7 @@ pub(crate) fn give_away(parent: &Inode, name: &OsStr, caller: &Request) -> Resul
     let group = (!inherits_group).then(|| Gid::from_raw(caller.gid()));
     fs::chownat(&dir, name, Some(Uid::from_raw(caller.uid())), group, itself)?;
     if mode & SETID_BITS != 0 {
-        // The change of owner took them away.
+        // The change of owner has removed them.
         fs::chmodat(&dir, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
     }
     Ok(())

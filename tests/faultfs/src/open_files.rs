@@ -16,14 +16,14 @@ use crate::faults::Kind;
 use crate::inodes::Inode;
 use crate::passthrough::Passthrough;
 
-/// An open file or folder.
+/// An open file or directory.
 pub(crate) struct Handle {
     pub(crate) inode: Arc<Inode>,
     pub(crate) file: Arc<OwnedFd>,
     was_read: AtomicBool,
-    /// It has been written to since it was last flushed.
+    /// True if it was written to after the last flush.
     pub(crate) was_written: AtomicBool,
-    /// What a folder contained when its reading began; offsets count in it.
+    /// The entries of a directory when its listing began. Offsets are indices into it.
     entries: Mutex<Arc<[Entry]>>,
 }
 
@@ -56,8 +56,8 @@ impl Passthrough {
 
     pub(crate) fn read_file(&self, handle: &Handle, offset: u64, size: u32) -> Result<Vec<u8>> {
         let name = handle.inode.name();
-        // A short answer would mean the end of the file to the kernel, so a request that reaches
-        // the bad place fails whole; the kernel then asks page by page.
+        // To the kernel a short answer means the end of the file. So the whole request fails if
+        // it reaches the bad byte, and the kernel asks again page by page.
         let end = (offset + u64::from(size)).min(fs::fstat(&handle.file)?.st_size as u64);
         if self.faults.of(&name).any(|it| matches!(it.kind, Kind::Eio(bad) if end > bad)) {
             return Err(io::Errno::IO);
@@ -79,7 +79,7 @@ impl Passthrough {
         Ok(data)
     }
 
-    /// Fails if writing this range shall fail.
+    /// Fails if a fault concerns this write.
     pub(crate) fn check_write(&self, handle: &Handle, offset: u64, size: u64) -> Result<()> {
         let is_bad = |kind| matches!(kind, Kind::EioWrite(bad) if offset + size > bad);
         if self.has_fault(&handle.inode, is_bad) {
@@ -92,7 +92,7 @@ impl Passthrough {
         Ok(())
     }
 
-    /// How many zeros a file system without holes writes before this offset.
+    /// Returns how many zeros a file system without holes writes before this offset.
     pub(crate) fn filled(&self, file: &OwnedFd, offset: u64) -> Result<u64> {
         if !self.settings.fill_holes {
             return Ok(0);
@@ -115,7 +115,7 @@ impl Passthrough {
         Ok(())
     }
 
-    /// The entries of an open folder from `offset` on; a reading that starts anew sees it anew.
+    /// Returns the entries of an open directory. A listing from the start reads them again.
     pub(crate) fn list(&self, handle: &Handle, offset: u64) -> Result<Arc<[Entry]>> {
         let mut entries = handle.entries.lock().unwrap();
         if offset == 0 {
@@ -129,17 +129,17 @@ impl Passthrough {
         Ok(entries.clone())
     }
 
-    /// Adds an entry to a listing, as a lookup of it would have answered; true if it has no room.
+    /// Adds an entry and its lookup to a listing, and returns true if the listing is full.
     pub(crate) fn add_entry(
         &self, reply: &mut ReplyDirectoryPlus, parent: &Arc<Inode>, entry: &Entry, next: u64,
     ) -> bool {
         let (id, ttl, attributes) = if entry.name == "." || entry.name == ".." {
-            // The kernel takes no more than the number and the type from these.
+            // The kernel uses only the number and the type of these.
             let Ok(stat) = parent.stat() else { return false };
             (None, Duration::ZERO, self.attributes(entry.inode, &stat))
         } else {
-            let Ok((inode, stat)) = self.inodes.enter(parent, &entry.name) else {
-                // Removed a moment ago.
+            let Ok((inode, stat)) = self.inodes.look_up(parent, &entry.name) else {
+                // It was removed meanwhile.
                 return false;
             };
             let vanishes = self.vanishes(&entry.name);
@@ -149,13 +149,13 @@ impl Passthrough {
         let is_full =
             reply.add(attributes.ino, next, &entry.name, &ttl, &attributes, Generation(0));
         if let Some(id) = id.filter(|_| is_full) {
-            // What is not sent is not looked up either.
+            // An entry that is not sent does not count as looked up.
             self.inodes.forget(INodeNo(id), 1);
         }
         is_full
     }
 
-    /// Whether a request on `handle` shall not be answered because of the fault `kind`.
+    /// Returns true if a fault of this kind leaves requests on the handle unanswered.
     pub(crate) fn hangs(&self, handle: &Result<Arc<Handle>>, kind: Kind) -> bool {
         let inode = handle.as_ref().map(|handle| &handle.inode);
         inode.is_ok_and(|inode| self.has_fault(inode, |it| it == kind))

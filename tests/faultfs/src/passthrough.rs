@@ -1,4 +1,4 @@
-//! What the kernel asks for, done in the source folder.
+//! The file system: names and inodes of the source directory.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -25,7 +25,7 @@ use crate::settings::Settings;
 /// The file system.
 pub(crate) struct Passthrough {
     pub(crate) settings: Settings,
-    /// Whether we may give files away.
+    /// Only root may change the owner of new entries.
     is_root: bool,
     pub(crate) faults: Faults,
     pub(crate) delayed: Delayed,
@@ -34,7 +34,7 @@ pub(crate) struct Passthrough {
     pub(crate) next_handle: AtomicU64,
 }
 
-/// Answers a request with what `$work` came to, when it is time.
+/// Answers a request with the result of `$work` after the delay.
 macro_rules! answer {
     ($self:ident, $reply:ident, $work:expr, $value:pat => $success:expr) => {{
         let result = $work;
@@ -64,20 +64,20 @@ impl Passthrough {
         self.faults.of(&inode.name()).any(|fault| which(fault.kind))
     }
 
-    /// How long the kernel may rely on an inode's attributes.
+    /// Returns how long the kernel may cache an inode's attributes.
     pub(crate) fn ttl(&self, inode: &Inode) -> Duration {
         let changes = self.settings.mtime_at_flush || self.has_fault(inode, Kind::changes);
         if changes { Duration::ZERO } else { self.settings.ttl }
     }
 
-    /// How long the kernel may rely on a name.
+    /// Returns how long the kernel may cache a name.
     pub(crate) fn name_ttl(&self) -> Duration {
         let Settings { fold_case, volatile_inodes, .. } = self.settings;
         // The kernel does not know that two names are one, nor that a number will change.
         if fold_case || volatile_inodes { Duration::ZERO } else { self.settings.ttl }
     }
 
-    /// What the kernel is told of the inode that it calls `ino`.
+    /// Returns the attributes of an inode, which the kernel knows by the number `ino`.
     pub(crate) fn attributes(&self, ino: u64, stat: &Stat) -> FileAttr {
         let mut attributes = attributes(ino, stat);
         if self.settings.fill_holes {
@@ -86,14 +86,14 @@ impl Passthrough {
         attributes
     }
 
-    pub(crate) fn reach(&self, ino: INodeNo) -> Result<Arc<OwnedFd>> {
+    pub(crate) fn fd(&self, ino: INodeNo) -> Result<Arc<OwnedFd>> {
         self.inodes.get(ino)?.fd()
     }
 
-    /// How much longer than other calls a read of it takes.
-    pub(crate) fn slowness(&self, inode: &Inode) -> Duration {
-        let time = |kind| if let Kind::SlowRead(time) = kind { time } else { Duration::ZERO };
-        self.faults.of(&inode.name()).map(|fault| time(fault.kind)).sum()
+    /// Returns how much longer than other calls a read takes.
+    pub(crate) fn read_delay(&self, inode: &Inode) -> Duration {
+        let delay = |kind| if let Kind::SlowRead(time) = kind { time } else { Duration::ZERO };
+        self.faults.of(&inode.name()).map(|fault| delay(fault.kind)).sum()
     }
 
     pub(crate) fn vanishes(&self, name: &OsStr) -> bool {
@@ -105,7 +105,7 @@ impl Passthrough {
             return Err(io::Errno::NOENT);
         }
         let parent = self.inodes.get(parent)?;
-        self.inodes.enter(&parent, &self.stored_name(&parent, name)?)
+        self.inodes.look_up(&parent, &self.stored_name(&parent, name)?)
     }
 
     /// Returns the spelling in which the directory stores a name.
@@ -140,29 +140,29 @@ impl Passthrough {
     pub(crate) fn answer_attributes(&self, reply: ReplyAttr, inode: Result<Arc<Inode>>) {
         let found = inode.and_then(|inode| {
             let stat = inode.stat()?;
-            // The root has a fixed number towards the kernel, but users shall see the real one.
+            // The kernel knows the root by a fixed number, but users must see the real one.
             let shown = if inode.id == INodeNo::ROOT.0 { stat.st_ino } else { inode.id };
             Ok((self.ttl(&inode), self.attributes(shown, &stat)))
         });
         answer!(self, reply, found, (ttl, attributes) => reply.attr(&ttl, &attributes));
     }
 
-    /// Makes a new entry by `make`, as the caller would have made it.
+    /// Creates an entry by `make` with the owner that it would have in the source.
     pub(crate) fn create_entry<T>(
         &self, request: &Request, parent: INodeNo, name: &OsStr,
         make: impl FnOnce(&OwnedFd, &OsStr) -> Result<T>,
     ) -> Result<(T, (Arc<Inode>, Stat))> {
         let parent = self.inodes.get(parent)?;
         let name = &*self.stored_name(&parent, name)?;
-        let made = make(&*parent.fd()?, name)?;
+        let created = make(&*parent.fd()?, name)?;
         if self.is_root && (request.uid(), request.gid()) != (0, 0) {
             give_away(&parent, name, request)?;
         }
-        Ok((made, self.inodes.enter(&parent, name)?))
+        Ok((created, self.inodes.look_up(&parent, name)?))
     }
 }
 
-/// Makes names equal that differ in case only.
+/// Makes names equal that differ only in case.
 fn fold(name: &OsStr) -> Vec<u8> {
     match name.to_str() {
         Some(text) => text.to_lowercase().into_bytes(),

@@ -18,31 +18,31 @@ use rustix::io::{self, Result};
 
 use crate::convert::errno;
 use crate::faults::Kind;
-use crate::hung::hang;
+use crate::hang::hang;
 use crate::inodes::path_of;
 use crate::metadata::{NewAttributes, answer_xattr};
 use crate::open_files::Handle;
 use crate::passthrough::{Passthrough, answer};
 
-/// As many requests as this may wait at a time on behalf of nobody (readahead, release).
+/// The number of background requests, such as readahead and release, that may wait at a time.
 const MAX_BACKGROUND: u16 = 512;
-/// The largest write; the kernel's own limit is the same.
+/// The largest write, which is also the kernel's limit.
 const MAX_WRITE: u32 = 1 << 20;
 
 impl Filesystem for Passthrough {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let mut wanted = InitFlags::FUSE_ASYNC_READ
-            | InitFlags::FUSE_PARALLEL_DIROPS // look up and list in one folder at the same time
+            | InitFlags::FUSE_PARALLEL_DIROPS // look up and list in one directory at the same time
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_ATOMIC_O_TRUNC
-            // Otherwise each write costs a question for security.capability.
+            // Without it each write causes a request for security.capability.
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
         if !self.settings.no_permissions {
             wanted |= InitFlags::FUSE_POSIX_ACL;
         }
-        // What an old kernel lacks costs speed or fidelity, but works.
+        // An old kernel that lacks some of these is slower or less faithful, but works.
         let _ = config.add_capabilities(wanted & config.capabilities());
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND);
@@ -78,7 +78,7 @@ impl Filesystem for Passthrough {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        let target = self.reach(ino).and_then(|fd| fs::readlinkat(fd, "", Vec::new()));
+        let target = self.fd(ino).and_then(|fd| fs::readlinkat(fd, "", Vec::new()));
         answer!(self, reply, target, target => reply.data(target.as_bytes()));
     }
 
@@ -88,8 +88,8 @@ impl Filesystem for Passthrough {
     ) {
         let (kind, mode) = (fs::FileType::from_raw_mode(mode), self.settings.new_mode(mode));
         let make = |dir: &OwnedFd, name: &OsStr| fs::mknodat(dir, name, kind, mode, rdev.into());
-        let made = self.create_entry(request, parent, name, make);
-        self.answer_entry(reply, made.map(|((), entry)| entry));
+        let created = self.create_entry(request, parent, name, make);
+        self.answer_entry(reply, created.map(|((), entry)| entry));
     }
 
     fn mkdir(
@@ -98,16 +98,16 @@ impl Filesystem for Passthrough {
     ) {
         let mode = self.settings.new_mode(mode);
         let make = |dir: &OwnedFd, name: &OsStr| fs::mkdirat(dir, name, mode);
-        let made = self.create_entry(request, parent, name, make);
-        self.answer_entry(reply, made.map(|((), entry)| entry));
+        let created = self.create_entry(request, parent, name, make);
+        self.answer_entry(reply, created.map(|((), entry)| entry));
     }
 
     fn symlink(
         &self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry,
     ) {
         let make = |dir: &OwnedFd, name: &OsStr| fs::symlinkat(target, dir, name);
-        let made = self.create_entry(request, parent, name, make);
-        self.answer_entry(reply, made.map(|((), entry)| entry));
+        let created = self.create_entry(request, parent, name, make);
+        self.answer_entry(reply, created.map(|((), entry)| entry));
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -115,10 +115,10 @@ impl Filesystem for Passthrough {
             if self.settings.no_hard_links {
                 return Err(io::Errno::PERM);
             }
-            let (fd, parent) = (self.reach(ino)?, self.inodes.get(parent)?);
+            let (fd, parent) = (self.fd(ino)?, self.inodes.get(parent)?);
             let name = &*self.stored_name(&parent, name)?;
             fs::linkat(CWD, path_of(&fd), parent.fd()?, name, AtFlags::SYMLINK_FOLLOW)?;
-            self.inodes.enter(&parent, name)
+            self.inodes.look_up(&parent, name)
         };
         self.answer_entry(reply, linked());
     }
@@ -146,7 +146,7 @@ impl Filesystem for Passthrough {
             let flags = fs::RenameFlags::from_bits_retain(flags.bits());
             fs::renameat_with(old.fd()?, name, new.fd()?, new_name, flags)?;
             self.inodes.renamed(&new, new_name);
-            // Something is there only after an exchange.
+            // Only an exchange leaves an entry there.
             self.inodes.renamed(&old, name);
             Ok(())
         };
@@ -168,16 +168,17 @@ impl Filesystem for Passthrough {
         let flags = open_flags(flags) | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = self.settings.new_mode(mode);
         let make = |dir: &OwnedFd, name: &OsStr| fs::openat(dir, name, flags, mode);
-        let made = self.create_entry(request, parent, name, make).map(|(file, (inode, stat))| {
-            let ttl = self.ttl(&inode).min(self.name_ttl());
-            let attributes = self.attributes(inode.id, &stat);
-            let handle = self.add_handle(inode, file);
-            if let Ok(handle) = self.handle(handle) {
-                handle.was_written.store(true, Ordering::Relaxed);
-            }
-            (ttl, attributes, handle)
-        });
-        answer!(self, reply, made, (ttl, attributes, handle) => {
+        let created =
+            self.create_entry(request, parent, name, make).map(|(file, (inode, stat))| {
+                let ttl = self.ttl(&inode).min(self.name_ttl());
+                let attributes = self.attributes(inode.id, &stat);
+                let handle = self.add_handle(inode, file);
+                if let Ok(handle) = self.handle(handle) {
+                    handle.was_written.store(true, Ordering::Relaxed);
+                }
+                (ttl, attributes, handle)
+            });
+        answer!(self, reply, created, (ttl, attributes, handle) => {
             reply.created(&ttl, &attributes, Generation(0), handle, FopenFlags::empty());
         });
     }
@@ -191,11 +192,11 @@ impl Filesystem for Passthrough {
             return hang(request, |error| reply.error(error));
         }
         if self.hangs(&handle, Kind::DeadRead) {
-            // Dropped, it would answer.
+            // To drop it would answer the request.
             return std::mem::forget(reply);
         }
-        let slow = |handle: &Arc<Handle>| self.slowness(&handle.inode);
-        let time = self.settings.delay + handle.as_ref().map_or(Duration::ZERO, slow);
+        let delay = |handle: &Arc<Handle>| self.read_delay(&handle.inode);
+        let time = self.settings.delay + handle.as_ref().map_or(Duration::ZERO, delay);
         let data = handle.and_then(|handle| self.read_file(&handle, offset, size));
         self.delayed.after(time, move || match data {
             Ok(data) => reply.data(&data),
@@ -217,7 +218,7 @@ impl Filesystem for Passthrough {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // Writes are through already; a network file system would wait for them here.
+        // All writes are done. A network file system would wait for them here.
         let flushed = self.handle(handle).and_then(|handle| self.flush_file(&handle));
         answer!(self, reply, flushed, () => reply.ok());
     }
@@ -298,7 +299,7 @@ impl Filesystem for Passthrough {
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        let found = self.reach(ino).and_then(fs::fstatvfs);
+        let found = self.fd(ino).and_then(fs::fstatvfs);
         answer!(self, reply, found, it => reply.statfs(
             it.f_blocks,
             it.f_bfree,
@@ -330,7 +331,7 @@ impl Filesystem for Passthrough {
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let removed = self.reach(ino).and_then(|fd| fs::removexattr(path_of(&fd), name));
+        let removed = self.fd(ino).and_then(|fd| fs::removexattr(path_of(&fd), name));
         answer!(self, reply, removed, () => reply.ok());
     }
 
@@ -356,7 +357,7 @@ impl Filesystem for Passthrough {
     ) {
         let seek = || {
             if self.settings.fill_holes {
-                // The kernel then takes all of the file for data.
+                // The kernel then treats the whole file as data.
                 return Err(io::Errno::NOSYS);
             }
             let offset = u64::try_from(offset).map_err(|_| io::Errno::NXIO)?;
@@ -381,8 +382,9 @@ impl Filesystem for Passthrough {
     }
 }
 
-/// How to open a file in the source: without what the kernel has dealt with, and without what
-/// would bind us to alignments that it does not keep.
+/// Returns the flags to open a file in the source.
+///
+/// `O_DIRECT` is left out, because requests are not aligned as it demands.
 fn open_flags(flags: i32) -> OFlags {
     OFlags::from_bits_retain(flags as u32) - OFlags::DIRECT
 }

@@ -1,4 +1,4 @@
-//! How the mount behaves apart from its faults.
+//! The behaviour of the whole mount.
 
 use std::time::Duration;
 
@@ -7,40 +7,40 @@ use rustix::fs::Mode;
 
 #[derive(Args)]
 pub(crate) struct Settings {
-    /// How long every call takes, in milliseconds.
+    /// How long every call takes, in milliseconds
     #[arg(long = "delay-ms", value_name = "MS", default_value = "0", value_parser = milliseconds)]
     pub(crate) delay: Duration,
-    /// How long the kernel may remember names and attributes, in milliseconds.
+    /// How long the kernel may cache names and attributes, in milliseconds
     #[arg(long = "ttl-ms", value_name = "MS", default_value = "1000", value_parser = milliseconds)]
     pub(crate) ttl: Duration,
-    /// Let the kernel check no permissions.
+    /// Do not let the kernel check permissions
     #[arg(long)]
     pub(crate) no_permissions: bool,
-    /// The bits to cut from the modes of new entries, in octal.
+    /// The bits to remove from the modes of new entries, in octal
     #[arg(long, value_name = "OCTAL", default_value = "0", value_parser = octal)]
     pub(crate) create_mask: u32,
-    /// Set the mtime of a file that was created or written when it is closed.
+    /// Set the mtime of a created or written file when it is closed
     #[arg(long)]
     pub(crate) mtime_at_flush: bool,
-    /// Take names for one that differ in case only.
+    /// Treat names that differ only in case as one
     #[arg(long)]
     pub(crate) fold_case: bool,
-    /// How many bytes of extended attributes an entry can have.
+    /// The most bytes of extended attributes that an entry can have
     #[arg(long, value_name = "N")]
     pub(crate) xattr_max: Option<usize>,
-    /// Store holes as zeros.
+    /// Store holes as zeros
     #[arg(long)]
     pub(crate) fill_holes: bool,
-    /// Show another inode number at each lookup.
+    /// Show another inode number at each lookup
     #[arg(long)]
     pub(crate) volatile_inodes: bool,
-    /// Refuse hard links.
+    /// Refuse hard links
     #[arg(long)]
     pub(crate) no_hard_links: bool,
 }
 
 impl Settings {
-    /// The mode that a new entry gets if this one is asked for.
+    /// Returns the mode of a new entry for which this mode was requested.
     pub(crate) fn new_mode(&self, mode: u32) -> Mode {
         Mode::from_raw_mode(mode & !self.create_mask)
     }

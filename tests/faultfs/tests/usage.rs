@@ -1,9 +1,9 @@
-//! That the program starts. Also what makes cargo build it for the tests of pcopy, which run it.
+//! Tests that the program starts. Because of this file cargo builds it for the tests of pcopy.
 
 use std::process::Command;
 
 #[test]
-fn it_says_how_it_is_used() {
+fn help_lists_the_options() {
     let output = Command::new(env!("CARGO_BIN_EXE_faultfs")).arg("--help").output().unwrap();
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{output:?}");

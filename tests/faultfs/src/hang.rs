@@ -1,8 +1,8 @@
-//! Requests that are never answered, unless their reader is being killed.
+//! Requests that are never answered, unless their process is being killed.
 //!
-//! The kernel lets a process die only once each request that it waits for has been answered or
-//! interrupted. fuser does not hand on the kernel's interrupts, so the fatal signal is looked for
-//! where it shows: in the set of pending signals of the thread that made the request.
+//! A process that waits for a request can die only after the request was answered or interrupted.
+//! fuser does not pass the kernel's interrupts on. So this module watches the pending signals of
+//! the thread that made the request.
 
 use std::fs;
 use std::thread;
@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use fuser::{Errno, Request};
 
-/// How often a reader is looked at.
+/// How often to check the pending signals.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// SIGKILL in the masks of `/proc/TID/status`; any fatal signal sets it in every thread it ends.
+/// SIGKILL in the masks of `/proc/TID/status`. Any fatal signal sets it in all threads.
 const SIGKILL: u64 = 1 << 8;
 
-/// Leaves `request` unanswered until its reader is dying; `give_up` answers it with an error.
+/// Leaves a request unanswered until its thread is dying. Then `give_up` answers with an error.
 pub(crate) fn hang(request: &Request, give_up: impl FnOnce(Errno) + Send + 'static) {
     let reader = request.pid();
     thread::spawn(move || {
@@ -27,9 +27,9 @@ pub(crate) fn hang(request: &Request, give_up: impl FnOnce(Errno) + Send + 'stat
     });
 }
 
-/// Whether a thread is gone or has a fatal signal pending.
+/// Returns true if a thread has ended or a fatal signal is pending.
 fn is_dying(thread: u32) -> bool {
-    // 0 is a thread of a process namespace that we cannot see into.
+    // 0 stands for a thread in a process namespace that is not visible here.
     if thread == 0 {
         return false;
     }
