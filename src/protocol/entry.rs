@@ -132,7 +132,10 @@ impl ChunkedFile {
             size, allocated, ..
         } = *self.stat;
         let count = allocated.min(size).div_ceil(CHUNK_SIZE).max(1);
-        let length = size.div_ceil(count).next_multiple_of(CHUNK_ALIGNMENT);
+        let length = size
+            .div_ceil(count)
+            .max(1)
+            .next_multiple_of(CHUNK_ALIGNMENT);
         (0..size)
             .step_by(length as usize)
             .map(|offset| Chunk {

@@ -165,6 +165,14 @@ pub(crate) struct Incomplete {
     pub(crate) refusals: Vec<Refusal>,
 }
 
+impl Incomplete {
+    /// What failed and what was refused.
+    pub(crate) fn errors(&self) -> impl Iterator<Item = &MetadataError> {
+        let refused = self.refusals.iter().map(|refusal| &refusal.error);
+        self.failures.iter().chain(refused)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

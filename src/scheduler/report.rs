@@ -16,7 +16,7 @@ use super::{Phase, Scheduler};
 use crate::fs::path::{Name, Names};
 use crate::fs::stat::FileId;
 use crate::protocol::entry::{ChunkedFile, HardLinks, Outcome};
-use crate::protocol::error::Reason;
+use crate::protocol::error::{CopyError, Reason};
 use crate::protocol::metadata::Incomplete;
 use crate::protocol::{
     EntryError, HardLinkEntry, Job, JobKind, JobUpdate, Leader, Line, Progress, Report,
@@ -200,6 +200,13 @@ impl Scheduler {
     /// Reports what an entry lacks, as far as that is known to be its own failure.
     fn handle_incomplete(&mut self, job: &Job, mut incomplete: Incomplete) {
         self.refusals.take_known_failures(&mut incomplete);
+        let is_gone = incomplete
+            .errors()
+            .any(|error| self.is_root_gone(job, &CopyError::new(error.step, error.reason)));
+        if is_gone {
+            self.uncount(incomplete.outcome, 1);
+            return;
+        }
         if !incomplete.failures.is_empty() {
             self.fail_counted(incomplete.outcome.take(), 1);
             let name = incomplete.name.as_ref();
@@ -212,6 +219,11 @@ impl Scheduler {
     /// Counts entries as failed that were counted otherwise before.
     fn fail_counted(&mut self, outcome: Option<Outcome>, entries: u64) {
         self.summary.failed += entries;
+        self.uncount(outcome, entries);
+    }
+
+    /// Takes entries out of the count that they are in.
+    fn uncount(&mut self, outcome: Option<Outcome>, entries: u64) {
         let counts = &mut self.summary.counts;
         let counted = match outcome {
             Some(Outcome::Copied) => &mut counts.copied,

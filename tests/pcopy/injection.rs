@@ -205,8 +205,10 @@ fn call_name(line: &str) -> Option<&str> {
         .1
         .trim()
         .split_once('(')?;
-    name.starts_with(|c: char| c.is_ascii_lowercase())
-        .then_some(name)
+    let has_name = name.starts_with(|c: char| c.is_ascii_lowercase());
+    // That is how strace names a call that it does not know; it takes no such name.
+    let is_known = !name.starts_with("syscall_0x");
+    (has_name && is_known).then_some(name)
 }
 
 /// Counts the calls up to the first of the Rust runtime, a poll of the standard streams.

@@ -21,7 +21,9 @@ both_modes!(an_immutable_directory_is_a_failure, |env| {
     }
     for name in ["sub", "other"] {
         env.file(format!("src/{name}/file"), "x");
-        env.at(format!("src/{name}")).owner(1000, 1000);
+        env.at(format!("src/{name}"))
+            .owner(1000, 1000)
+            .mtime(1_000_000_000, 0);
     }
     env.dir("dst/sub");
     env.sh("cp -p src/sub/file dst/sub/file");
