@@ -15,7 +15,7 @@ use crate::noise::{Random, pattern, seed};
 use crate::processes::has_group_ended;
 
 both_modes!(a_run_after_sigkill_completes_the_copy, |env| {
-    const KILLS: usize = 20;
+    const KILLS: usize = 10;
     for i in 0..150 {
         env.file(
             format!("src/{}/file-{i}", i % 12),
