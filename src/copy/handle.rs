@@ -97,7 +97,7 @@ impl<'a> Handle<'a> {
         }
     }
 
-    /// Removes an attribute. Returns false if it was not there, or if there can be none.
+    /// Removes an attribute. Returns false if it was not there.
     pub(super) fn remove(&self, attribute: &CStr) -> Result<bool> {
         let removed = match self {
             Self::Open(fd) => fs::fremovexattr(fd, attribute),
@@ -105,7 +105,7 @@ impl<'a> Handle<'a> {
         };
         match removed {
             Ok(()) => Ok(true),
-            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(Errno::NODATA) => Ok(false),
             Err(errno) => Err(errno),
         }
     }

@@ -13,6 +13,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
 
 use super::attributes::Attributes;
 use super::dir::{DirPair, Owner};
@@ -138,6 +139,8 @@ impl Copier {
         if initial.mode.is_none()
             && preserve.mode.is_wanted()
             && let Err(errno) = subject.handle.remove(ACCESS_ACL)
+            // There can be none.
+            && !matches!(errno, Errno::OPNOTSUPP | Errno::NOSYS)
         {
             let step = Step::SetAttributes;
             let problem = Problem::of_attribute(preserve.mode, step, ACCESS_ACL, None);
