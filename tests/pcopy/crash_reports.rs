@@ -89,9 +89,12 @@ fn the_progress_shows_the_right_total_after_a_crash() {
         return;
     };
     let running = env.start_and_await_entries(&["--progress=always", "-j", "3", "src", "dst"]);
-    // One of them lists the directory.
-    for worker in running.workers() {
-        worker.signal(Signal::KILL);
+    // One of them lists the directory. They are stopped first, so that no job is lost twice.
+    let workers = running.workers();
+    for signal in [Signal::STOP, Signal::KILL] {
+        for worker in &workers {
+            worker.signal(signal);
+        }
     }
     let run = running.wait().exits(0);
     let totals: Vec<u64> = run.stderr.lines().filter_map(progress_total).collect();
