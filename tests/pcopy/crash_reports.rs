@@ -121,10 +121,10 @@ fn a_crash_without_a_known_status_is_not_an_exit_status() {
         return;
     };
     // Another process could have reaped the workers.
-    let trace = ["strace", "-f", "-qq", "-o", "/dev/null"];
-    let lost = "inject=wait4,waitid:error=ECHILD";
-    let trace = [&trace[..], &["-e", "trace=wait4,waitid", "-e", lost]].concat();
-    let running = env.command(["-j2", "src", "dst"]).under(&trace).start();
+    let running = env
+        .command(["-j2", "src", "dst"])
+        .injecting("wait4,waitid:error=ECHILD")
+        .start();
     eventually("the run ends without the stuck file", || {
         for worker in running.workers() {
             if worker.open_files().iter().any(|name| name == "stuck") {
@@ -186,13 +186,10 @@ fn no_message_is_lost(call: &str) {
         env.file(format!("src/file-{number}"), "x");
         env.file(format!("src/sub/file-{number}"), "x");
     }
-    let trace = format!("trace={call}");
     for errno in ["ENOBUFS", "ENOMEM", "EPERM", "ECONNRESET"] {
         for message in 1..=8 {
-            let fault = format!("inject={call}:error={errno}:when={message}");
-            let strace = ["strace", "-f", "-qq", "-o", "/dev/null"];
-            let strace = [&strace[..], &["-e", &trace, "-e", &fault]].concat();
-            let run = env.command(["-j2", "src", "dst"]).under(&strace).run();
+            let fault = format!("{call}:error={errno}:when={message}");
+            let run = env.command(["-j2", "src", "dst"]).injecting(&fault).run();
             assert!(!run.stderr.contains("panicked"), "{run}");
             assert!(!run.stderr.contains("exit status 0"), "{run}");
             if run.status.success() {

@@ -4,17 +4,7 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::noise::pattern;
 
-const NO_RENAME: [&str; 9] = [
-    "strace",
-    "-f",
-    "-qq",
-    "-o",
-    "/dev/null",
-    "-e",
-    "trace=renameat,renameat2,rename",
-    "-e",
-    "inject=renameat,renameat2,rename:error=ENOSYS",
-];
+const NO_RENAME: &str = "renameat,renameat2,rename:error=ENOSYS";
 
 both_modes!(without_rename_files_are_written_in_place, |env| {
     if env.skipped_without_strace() {
@@ -31,13 +21,17 @@ both_modes!(without_rename_files_are_written_in_place, |env| {
     env.file("dst/large", "old");
     let inode = env.stat("dst/file").ino();
 
-    let run = env.command(["src", "dst"]).under(&NO_RENAME).run().exits(1);
+    let run = env
+        .command(["src", "dst"])
+        .injecting(NO_RENAME)
+        .run()
+        .exits(1);
     let reason = "destination cannot rename; use --inplace";
     run.fails_only(&["dst/file", "dst/kind", "dst/large", "dst/link"].map(|path| (path, reason)));
     assert_eq!(env.read("dst/file"), b"old");
 
     env.command(["--inplace", "src", "dst"])
-        .under(&NO_RENAME)
+        .injecting(NO_RENAME)
         .run()
         .ok();
     env.assert_same("src", "dst");

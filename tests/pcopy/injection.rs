@@ -246,8 +246,8 @@ impl Injection<'_> {
     fn argument(&self) -> String {
         let (name, error, first) = (&self.call.name, self.error, self.call.by_loader + 1);
         match self.when {
-            When::Nth(n) => format!("inject={name}:error={error}:when={}", first + n - 1),
-            When::Every => format!("inject={name}:error={error}:when={first}+"),
+            When::Nth(n) => format!("{name}:error={error}:when={}", first + n - 1),
+            When::Every => format!("{name}:error={error}:when={first}+"),
         }
     }
 
@@ -350,20 +350,8 @@ fn injections<'a>(calls: &'a [Call], wanted: Option<&'a str>) -> Vec<Injection<'
 fn violations(env: &Env, source: &Snapshot, injection: &Injection) -> Vec<String> {
     older_destination(env);
     let args = [injection.call.options, &["src", "dst"]].concat();
-    let trace = format!("trace={}", injection.call.name);
     let argument = injection.argument();
-    let strace = [
-        "strace",
-        "-f",
-        "-qq",
-        "-o",
-        "/dev/null",
-        "-e",
-        &trace,
-        "-e",
-        &argument,
-    ];
-    let running = env.command(&args).under(&strace).start();
+    let running = env.command(&args).injecting(&argument).start();
     let ended = running.ends_within(LIMIT);
     if !ended {
         running.signal_group(rustix::process::Signal::KILL);

@@ -10,9 +10,7 @@ use crate::outcome::Run;
 
 /// Runs pcopy while a system call fails, or does nothing and succeeds.
 fn injected(env: &Env, injection: &str, args: &[&str]) -> Run {
-    let inject = format!("inject={injection}");
-    let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject];
-    env.command(args).under(&strace).run()
+    env.command(args).injecting(injection).run()
 }
 
 both_modes!(an_immutable_directory_is_a_failure, |env| {
@@ -84,12 +82,10 @@ both_modes!(a_normal_user_is_told_of_all_but_owners, |env| {
     }
     env.file("src/file", "x").mode(0o750).mtime(1_000, 0);
     env.sh("chmod 777 .; chmod -R go+rX src");
-    let strace = "inject=utimensat,fchmod:error=EPERM";
-    let wrapper = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", strace];
     let run = env
         .command(["src", "dst"])
         .unprivileged()
-        .under(&wrapper)
+        .injecting("utimensat,fchmod:error=EPERM")
         .run();
     let run = run.exits(0);
     let text = run.stderr.clone();

@@ -69,6 +69,16 @@ impl<'a> Pcopy<'a> {
         self
     }
 
+    /// Runs while system calls fail, or do nothing and succeed. `injection` is what strace(1) takes
+    /// after `inject=`.
+    pub(crate) fn injecting(self, injection: &str) -> Self {
+        let (calls, _) = injection.split_once(':').expect("CALLS:WHAT");
+        let trace = format!("trace={calls}");
+        let inject = format!("inject={injection}");
+        let strace = ["strace", "-f", "-qq", "-o", "/dev/null"];
+        self.under(&[&strace[..], &["-e", &trace, "-e", &inject]].concat())
+    }
+
     #[track_caller]
     pub(crate) fn run(self) -> Run {
         self.start().wait()

@@ -139,20 +139,9 @@ both_modes!(beyond_the_limit_of_links_a_second_group_begins, |env| {
         }
     }
     // One link of the second worker's cannot be made.
-    let trace = [
-        "strace",
-        "-f",
-        "-qq",
-        "-o",
-        "/dev/null",
-        "-e",
-        "trace=linkat",
-        "-e",
-    ];
-    let inject = [&trace[..], &["inject=linkat:error=EMLINK:when=100"]].concat();
     let run = env
         .command(["-j1", "src", "dst"])
-        .under(&inject)
+        .injecting("linkat:error=EMLINK:when=100")
         .run()
         .exits(0);
     assert!(
