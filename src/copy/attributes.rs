@@ -2,7 +2,6 @@
 
 use std::ffi::{CStr, CString};
 
-use rustix::fs;
 use rustix::io::Errno;
 
 use super::Copier;
@@ -10,6 +9,7 @@ use super::dir::{Devices, DirPair};
 use super::handle::{Handle, Subject};
 use super::issues::Problem;
 use crate::config::{Config, Keep};
+use crate::fs::stat::file_system_type;
 use crate::fs::xattr::{self, ACCESS_ACL, ACL_PREFIX};
 use crate::protocol::error::Step;
 use crate::protocol::metadata::{AttributeClass, Property};
@@ -89,14 +89,9 @@ impl Copier {
         if let Some((_, is_same)) = self.same_kind.iter().find(|(known, _)| *known == devices) {
             return *is_same;
         }
-        #[allow(clippy::unnecessary_cast)] // the field's type differs between architectures
-        let kind = |statfs: fs::StatFs| statfs.f_type as u64;
-        let source = fs::fstatfs(dir.source()).map(kind);
-        let destination = dir.destination().map(fs::fstatfs);
-        let is_same = match (source, destination) {
-            (Ok(source), Ok(Ok(destination))) => source == kind(destination) && source != FUSE,
-            _ => false,
-        };
+        let source = file_system_type(dir.source());
+        let destination = dir.destination().ok().and_then(file_system_type);
+        let is_same = source.is_some() && source == destination && source != Some(FUSE);
         self.same_kind.push((devices, is_same));
         is_same
     }

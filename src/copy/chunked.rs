@@ -50,7 +50,8 @@ impl Copier {
         // The space of all these files is reserved, and a run that stops has to remove them all.
         // So there must not be too many at a time.
         let target = WriteTarget::Chunked(self.next_temp_number());
-        // First, so that the parent gives the place back if this worker crashes.
+        // Before the place is taken: if this worker crashes, the parent sees it and gives the place
+        // back.
         self.slot.set_writing(target);
         if !self.context.scoreboard.begin_chunked() {
             self.slot.set_writing(WriteTarget::None);
@@ -171,7 +172,7 @@ impl Copier {
             .at(Step::LookAtDestination)?;
         let old = fs::fstat(&fd).at(Step::LookAtDestination)?;
         let meta = InitialMeta {
-            owner: Some(Owner::of(&old)),
+            owner: Some(Owner::of(&FileStat::of(&old))),
             mode: (!dir.has_default_acl()).then_some(old.st_mode & 0o7777),
         };
         let new = NewFile {
@@ -187,8 +188,8 @@ impl Copier {
         match self.finish_file(dir, &mut source, new, finish) {
             Ok(()) => Ok(EntryResult::Done(Decision::Create)),
             Err(error) if is_name_taken(&error) => {
-                // Another run was faster, or it is the same name as another one. What is there
-                // decides.
+                // Another run has made the file meanwhile, or the destination takes its name for
+                // that of another file. Look at what is there.
                 dir.expect_others();
                 self.copy_undivided(
                     dir,

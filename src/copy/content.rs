@@ -91,13 +91,6 @@ impl CopyMethod {
     }
 }
 
-fn file_system(file: &OwnedFd) -> Option<u64> {
-    #[allow(clippy::unnecessary_cast)] // the field's type differs between architectures
-    fs::fstatfs(file)
-        .ok()
-        .map(|statfs| statfs.f_type as u64 & 0xffff_ffff)
-}
-
 /// Returns true if a new, empty file can be written in chunks, in any order.
 ///
 /// A file system without holes fills the space before a chunk with zeros, which are then written
@@ -105,7 +98,7 @@ fn file_system(file: &OwnedFd) -> Option<u64> {
 /// that a file that is opened again is the same one. FUSE may be both, and so may a server behind
 /// SMB. Neither writes two parts of a file at one time.
 pub(super) fn takes_chunks(file: &OwnedFd) -> Result<bool, CopyError> {
-    if let Some(MSDOS | EXFAT | CIFS | SMB2 | FUSE) = file_system(file) {
+    if let Some(MSDOS | EXFAT | CIFS | SMB2 | FUSE) = file_system_type(file) {
         return Ok(false);
     }
     if !lengthen(file, HOLE_PROBE).at(Step::Reserve)? {
@@ -229,7 +222,7 @@ impl Copier {
         let size = fs::fstat(files.new).at(Step::Write)?.st_size as u64;
         let is_short = size < end;
         // Their drivers fill it with zeros, so that it would be written twice.
-        let fills = matches!(file_system(files.new), Some(MSDOS | EXFAT));
+        let fills = matches!(file_system_type(files.new), Some(MSDOS | EXFAT));
         if is_short && !fills && !lengthen(files.new, end).at(Step::Write)? {
             return self.read_write(files, range, Zeros::Write);
         }

@@ -137,7 +137,7 @@ impl DirPair {
             // if its group is not this process's group, a set-group-id directory above may have
             // handed that down, and this directory need not do the same.
             if stat.st_gid == context.identity.group {
-                self.default_owner = Some(Owner::of(&stat));
+                self.default_owner = Some(Owner::of(&FileStat::of(&stat)));
             }
             return Ok(());
         }
@@ -266,7 +266,7 @@ impl DirPair {
     /// Observes the defaults for new entries, by the first file made here.
     pub(super) fn observe_defaults(&mut self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
         if self.default_owner.is_none() {
-            self.default_owner = Some(Owner::of(&fs::fstat(file)?));
+            self.default_owner = Some(Owner::of(&FileStat::of(&fs::fstat(file)?)));
         }
         self.observe_default_acl();
         Ok(())
@@ -336,10 +336,10 @@ impl DirPair {
 }
 
 impl Owner {
-    pub(super) fn of(stat: &Stat) -> Self {
+    pub(super) fn of(stat: &FileStat) -> Self {
         Self {
-            uid: stat.st_uid,
-            gid: stat.st_gid,
+            uid: stat.uid,
+            gid: stat.gid,
         }
     }
 }

@@ -40,8 +40,8 @@ impl Copier {
                         break;
                     }
                     // Another run has replaced one of the two meanwhile: it may have linked them
-                    // the other way round. Whoever renames last looks last, so one of the runs
-                    // sees it.
+                    // the other way round. The run that renames last also looks last, so one
+                    // of them sees it.
                 }
                 Ok(EntryResult::Done(Decision::LeaveUnchanged)) if has_linked => break,
                 Err(error) if is_name_taken(&error) => dir.expect_others(),

@@ -15,15 +15,15 @@ use super::dir::{DirPair, Owner};
 use super::file::NewFile;
 use super::handle::{Handle, Subject};
 use super::metadata::{InitialMeta, SourceFile};
-use crate::fs::stat::FileId;
+use crate::fs::stat::{FileId, FileStat};
 use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::protocol::metadata::Sort;
 use crate::scoreboard::WriteTarget;
 
 impl Copier {
-    /// Opens the existing file that is to be written in place, and empties it. Returns `None` if a
-    /// new file must be created.
+    /// Opens and empties the existing file to write into. Returns `None` if a new file must be
+    /// created.
     pub(super) fn open_in_place<'a>(
         &mut self,
         dir: &DirPair,
@@ -65,7 +65,7 @@ impl Copier {
         };
         self.remove_other_attributes(dir, &subject, &source.attributes.names);
         let meta = InitialMeta {
-            owner: Some(Owner::of(&old)),
+            owner: Some(Owner::of(&FileStat::of(&old))),
             mode: None,
         };
         Ok(Some(NewFile {

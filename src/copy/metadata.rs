@@ -12,7 +12,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::attributes::Attributes;
@@ -25,6 +25,7 @@ use super::{Copier, file_type};
 use crate::config::Keep;
 use crate::context::Identity;
 use crate::fs::granularity::Granularity;
+use crate::fs::open::ENTRY;
 use crate::fs::stat::FileStat;
 use crate::fs::xattr::ACCESS_ACL;
 use crate::protocol::error::{At, CopyError, Reason, Step};
@@ -77,6 +78,16 @@ pub(super) struct InitialMeta {
     pub(super) owner: Option<Owner>,
     /// None if an inherited ACL may have changed it.
     pub(super) mode: Option<u32>,
+}
+
+impl InitialMeta {
+    /// Makes that of an entry that was looked at.
+    pub(super) fn of(stat: &FileStat) -> Self {
+        Self {
+            owner: Some(Owner::of(stat)),
+            mode: Some(stat.mode & 0o7777),
+        }
+    }
 }
 
 /// Returns the owner that an entry can get at the destination. Root can give every entry away.
@@ -295,12 +306,7 @@ impl Copier {
         }
         // Before the mode is set: another owner must not get set-user-id bits.
         if keep == Keep::Required || !self.learned(subject.device).trusts_owner(owner) {
-            let now = subject.handle.stat();
-            let now = now.map(|now| Owner {
-                uid: now.uid,
-                gid: now.gid,
-            });
-            if let Ok(now) = now
+            if let Ok(now) = subject.handle.stat().map(|now| Owner::of(&now))
                 && now != owner
             {
                 if keep.is_wanted() {
@@ -407,13 +413,8 @@ impl Copier {
             return Ok(());
         }
         self.learned(device).ignores_times = true;
-        let path = fs::openat(
-            destination,
-            name,
-            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .at(Step::LookAtDestination)?;
+        let path =
+            fs::openat(destination, name, ENTRY, Mode::empty()).at(Step::LookAtDestination)?;
         let subject = Subject {
             handle: Handle::path(&path, destination, name),
             device,
@@ -442,8 +443,7 @@ impl Copier {
         if is_all_wanted || name == to {
             return None;
         }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let entry = fs::openat(dir.destination().ok()?, to, flags, Mode::empty()).ok()?;
+        let entry = fs::openat(dir.destination().ok()?, to, ENTRY, Mode::empty()).ok()?;
         let old = FileStat::of(&fs::fstat(&entry).ok()?);
         (file_type(&old) == file_type(stat)).then_some(Replaced { entry, stat: old })
     }
@@ -472,13 +472,7 @@ impl Copier {
             source: &source,
             stat,
             attributes: &attributes,
-            initial: InitialMeta {
-                owner: Some(Owner {
-                    uid: now.uid,
-                    gid: now.gid,
-                }),
-                mode: Some(now.mode & 0o7777),
-            },
+            initial: InitialMeta::of(&now),
             replaced: None,
             set_times: now.mtime != stat.mtime,
             verify: false,
@@ -500,9 +494,8 @@ impl Copier {
         to: &CStr,
         stat: &FileStat,
     ) -> Result<(), CopyError> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let destination = dir.destination()?;
-        let entry = fs::openat(destination, name, flags, Mode::empty()).at(Step::Create)?;
+        let entry = fs::openat(destination, name, ENTRY, Mode::empty()).at(Step::Create)?;
         let subject = Subject {
             handle: Handle::path(&entry, destination, name),
             device: dir.devices().destination,
@@ -514,23 +507,20 @@ impl Copier {
             return Err(CopyError::new(Step::LookAtDestination, Reason::Replaced));
         }
         let replaced = self.open_replaced(dir, name, to, stat);
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let source =
-            fs::openat(dir.source(), from, flags, Mode::empty()).at(Step::ReadAttributes)?;
+            fs::openat(dir.source(), from, ENTRY, Mode::empty()).at(Step::ReadAttributes)?;
         let source = Handle::path(&source, dir.source(), from);
         let attributes = self.list_attributes(dir, &source, &subject);
         let is_link = file_type(stat) == FileType::Symlink;
+        let mut initial = InitialMeta::of(&now);
+        if !is_link && dir.has_default_acl() {
+            initial.mode = None;
+        }
         let wanted = Wanted {
             source: &source,
             stat,
             attributes: &attributes,
-            initial: InitialMeta {
-                owner: Some(Owner {
-                    uid: now.uid,
-                    gid: now.gid,
-                }),
-                mode: (is_link || !dir.has_default_acl()).then_some(now.mode & 0o7777),
-            },
+            initial,
             replaced: replaced.as_ref(),
             set_times: true,
             verify: false,

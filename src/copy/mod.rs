@@ -76,8 +76,8 @@ pub(crate) enum EntryResult {
     Done(Decision),
     /// It has several hard links, so the parent decides whether to copy or to link it.
     HardLink(FileStat),
-    /// It has been created at the destination, to be copied in chunks. The worker's slot goes on
-    /// showing its temporary name until the worker has told the parent of it.
+    /// It has been created at the destination, to be copied in chunks. The worker's slot shows its
+    /// temporary name until the parent knows of it.
     Chunked(ChunkedFile),
 }
 
@@ -153,7 +153,7 @@ impl Copier {
                     entry.attempt = Attempt::Last;
                 }
                 Err(error) if is_name_taken(&error) && taken < MAX_TAKEN => {
-                    // Looks at what is there now.
+                    // Something is there now, so look before the next attempt.
                     dir.expect_others();
                     taken += 1;
                 }

@@ -183,7 +183,7 @@ impl Unfinished<'_> {
         Ok(!was_same)
     }
 
-    /// Gives the entry a name that nothing has.
+    /// Renames the entry to a name that is not taken.
     fn rename_new(&self, to: &CStr) -> rustix::io::Result<()> {
         let (dir, flags) = (&self.dir, RenameFlags::NOREPLACE);
         match fs::renameat_with(dir, &*self.name, dir, to, flags) {

@@ -5,9 +5,9 @@
 //! one of this run. The listing of the destination shows under which spelling it is stored there:
 //!
 //! - The entry's own spelling: it is the same entry.
-//! - Another spelling, which the source has too, or which yet another source name is taken for: a
-//!   twin. It fails and names the other, so what is there stays, whatever the order is, whichever
-//!   workers have the two, and at every run.
+//! - Another spelling, and it belongs to another source name, exactly or as the destination sees it:
+//!   a twin. It fails and names the other one. So what is there stays at every run, in whatever order
+//!   and by whichever workers the two are copied.
 //! - Another spelling that the source does not have, such as the capitals of FAT: the same entry.
 //!
 //! On file systems that keep names apart, this must cost nothing. Whether one does is known from
@@ -23,7 +23,7 @@ use super::dir::{DirPair, Made};
 use crate::context::Context;
 use crate::fs::path::Name;
 use crate::fs::spelling::Spellings;
-use crate::fs::stat::FileId;
+use crate::fs::stat::{FileId, file_system_type};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
 /// How a file system treats names that differ in case or spelling.
@@ -158,13 +158,7 @@ impl Copier {
 }
 
 fn naming_of_type(dir: &DirPair) -> Naming {
-    #[allow(clippy::unnecessary_cast)] // the field's type differs between architectures
-    let kind = dir
-        .destination()
-        .ok()
-        .and_then(|dir| fs::fstatfs(dir).ok())
-        .map(|statfs| statfs.f_type as u64 & 0xffff_ffff);
-    match kind {
+    match dir.destination().ok().and_then(file_system_type) {
         Some(kind) if EXACT.contains(&kind) => Naming::Exact,
         Some(kind) if PER_DIRECTORY.contains(&kind) => Naming::PerDirectory,
         _ => Naming::Unknown,

@@ -17,7 +17,8 @@ use super::handle::{Handle, Subject};
 use super::metadata::{InitialMeta, Wanted, attainable_owner, permissible_mode};
 use super::{Copier, Entry, file_type};
 use crate::config::Keep;
-use crate::fs::stat::FileStat;
+use crate::fs::open::ENTRY;
+use crate::fs::stat::{FileStat, file_system_type};
 use crate::fs::xattr;
 use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
@@ -60,10 +61,7 @@ impl Copier {
         if !config.preserve.mode.is_wanted() || file_type(new) == FileType::Symlink {
             return false;
         }
-        let owner = Owner {
-            uid: old.uid,
-            gid: old.gid,
-        };
+        let owner = Owner::of(old);
         let mut owner = if config.preserve.ownership.is_wanted() {
             attainable_owner(&self.context.identity, Some(owner), new)
         } else {
@@ -116,10 +114,10 @@ impl Copier {
     fn is_fat(&mut self, dir: &DirPair) -> bool {
         let learned = self.learned(dir.devices().destination);
         *learned.is_fat.get_or_insert_with(|| {
-            #[allow(clippy::unnecessary_cast)] // the field's type differs between architectures
-            let kind = |statfs: fs::StatFs| statfs.f_type as u64;
-            dir.destination()
-                .is_ok_and(|dir| fs::fstatfs(dir).is_ok_and(|found| FAT.contains(&kind(found))))
+            let destination = dir.destination().ok();
+            destination
+                .and_then(file_system_type)
+                .is_some_and(|kind| FAT.contains(&kind))
         })
     }
 
@@ -132,15 +130,9 @@ impl Copier {
         old: &FileStat,
         new: &FileStat,
     ) -> Result<Decision, CopyError> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
         let destination = dir.destination()?;
-        let opened = fs::openat(
-            destination,
-            entry.to,
-            flags | OFlags::NOFOLLOW,
-            Mode::empty(),
-        )
-        .at(Step::LookAtDestination)?;
+        let opened =
+            fs::openat(destination, entry.to, ENTRY, Mode::empty()).at(Step::LookAtDestination)?;
         let subject = Subject {
             handle: Handle::path(&opened, destination, entry.to),
             device: dir.devices().destination,
@@ -151,13 +143,13 @@ impl Copier {
             // Another process has put something else there.
             return Err(CopyError::new(Step::LookAtDestination, Reason::Replaced));
         }
-        let nofollow = if self.context.config.dereference {
-            OFlags::empty()
+        let flags = if self.context.config.dereference {
+            ENTRY.difference(OFlags::NOFOLLOW)
         } else {
-            OFlags::NOFOLLOW
+            ENTRY
         };
-        let source = fs::openat(dir.source(), entry.from, flags | nofollow, Mode::empty())
-            .at(Step::ReadAttributes)?;
+        let source =
+            fs::openat(dir.source(), entry.from, flags, Mode::empty()).at(Step::ReadAttributes)?;
         let source = Handle::path(&source, dir.source(), entry.from);
         let attributes = self.list_attributes(dir, &source, &subject);
         let removed = keeps_attributes(&self.context.config)
@@ -167,13 +159,7 @@ impl Copier {
             source: &source,
             stat: new,
             attributes: &attributes,
-            initial: InitialMeta {
-                owner: Some(Owner {
-                    uid: before.uid,
-                    gid: before.gid,
-                }),
-                mode: Some(before.mode & 0o7777),
-            },
+            initial: InitialMeta::of(&before),
             replaced: None,
             set_times: false,
             verify: true,

@@ -65,6 +65,29 @@ pub(crate) trait Engine {
     }
 }
 
+/// Which worker gets a batch.
+pub(crate) enum Choice {
+    /// The one at this index.
+    Existing(usize),
+    /// A new one; if none can be started, the one at this index.
+    New(Option<usize>),
+}
+
+/// Chooses the worker for a batch: an idle one, else a new one up to `limit`, else the least busy.
+/// `loads` says of each worker whether it is stuck, and how many batches it has.
+pub(crate) fn choose(
+    loads: impl ExactSizeIterator<Item = (bool, usize)>,
+    limit: usize,
+) -> Option<Choice> {
+    let count = loads.len();
+    let least = loads.enumerate().min_by_key(|&(_, load)| load);
+    match least {
+        Some((at, (_, 0))) => Some(Choice::Existing(at)),
+        _ if count < limit => Some(Choice::New(least.map(|(at, _)| at))),
+        _ => least.map(|(at, _)| Choice::Existing(at)),
+    }
+}
+
 /// Where a batch went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sent {

@@ -14,7 +14,7 @@ use rustix::process::{
 };
 
 use super::fork_server::ForkServer;
-use super::{Engine, Event, KILL_TIMEOUT, Sent};
+use super::{Choice, Engine, Event, KILL_TIMEOUT, Sent, choose};
 use crate::context::Context;
 use crate::protocol::error::Death;
 use crate::protocol::wire::{LONGEST_REPORT, Wire, WireError};
@@ -163,16 +163,12 @@ impl Processes {
         Some(self.workers.len() - 1)
     }
 
-    /// Chooses the worker for a batch: an idle one, else a new one, else the least busy.
+    /// Chooses the worker for a batch, and starts one if need be.
     fn choose(&mut self) -> Option<usize> {
-        let least = (0..self.workers.len()).min_by_key(|&at| {
-            let worker = &self.workers[at];
-            (worker.is_stuck, worker.in_flight)
-        });
-        match least {
-            Some(at) if self.workers[at].in_flight == 0 => Some(at),
-            _ if self.workers.len() < self.limit => self.start_one().or(least),
-            least => least,
+        let load = |worker: &Worker| (worker.is_stuck, worker.in_flight);
+        match choose(self.workers.iter().map(load), self.limit)? {
+            Choice::Existing(at) => Some(at),
+            Choice::New(otherwise) => self.start_one().or(otherwise),
         }
     }
 

@@ -16,6 +16,9 @@ pub(crate) const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
+/// Flags that an entry is opened with to get at its metadata only.
+pub(crate) const ENTRY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
 /// Opens the directory at `path` below `root`.
 ///
 /// Fails with ELOOP or ENOTDIR if a name on the way is a symbolic link or no directory.

@@ -37,7 +37,7 @@ pub(crate) struct Job {
     pub(crate) path: RelPath,
     pub(crate) origin: DirOrigin,
     pub(crate) kind: JobKind,
-    /// Entries of the directory at which workers crashed, and that were not examined since.
+    /// Entries of the directory at which workers crashed, and that nobody has examined since.
     ///
     /// **A retry needs no cleaning first.** Times are set last, so an entry that a crash left
     /// incomplete under its own name differs from its source and is replaced. Only the entry that

@@ -346,11 +346,16 @@ impl Scheduler {
         Some(running)
     }
 
+    /// Looks who has claimed a job that was sent.
+    pub(super) fn claim_of(&self, id: JobId) -> Option<Claim> {
+        let running = self.running.get(&id)?;
+        Some(self.context.scoreboard.claims.look(running.job.claim, id))
+    }
+
     /// Returns a job that was sent, if no worker has claimed it.
     pub(super) fn unclaimed(&self, id: JobId) -> Option<Arc<Job>> {
         let running = self.running.get(&id)?;
-        let claim = self.context.scoreboard.claims.look(running.job.claim, id);
-        (claim == Claim::Open).then(|| Arc::clone(&running.job))
+        (self.claim_of(id)? == Claim::Open).then(|| Arc::clone(&running.job))
     }
 
     /// Keeps the list of jobs that wait behind others as short as the number of running jobs.

@@ -40,15 +40,11 @@ impl Scheduler {
     /// Returns true for an update to apply: each one once, and only from the worker that has
     /// claimed the job.
     fn accept(&mut self, worker: usize, update: &JobUpdate) -> bool {
+        let claim = self.claim_of(update.job);
         let Some(running) = self.running.get_mut(&update.job) else {
             return false;
         };
-        let claim = self
-            .context
-            .scoreboard
-            .claims
-            .look(running.job.claim, update.job);
-        if claim != Claim::By(worker) || update.number < running.next_update {
+        if claim != Some(Claim::By(worker)) || update.number < running.next_update {
             return false;
         }
         if update.number > running.next_update {

@@ -38,11 +38,8 @@ impl Scheduler {
         };
         let current = self.context.scoreboard.slot(worker).job();
         self.resend_unclaimed(worker);
-        let claims = self.context.scoreboard.claims;
-        let is_claimed = |(&id, running): (&JobId, &Running)| {
-            (claims.look(running.job.claim, id) == Claim::By(worker)).then_some(id)
-        };
-        let mut claimed: Vec<JobId> = self.running.iter().filter_map(is_claimed).collect();
+        let mut claimed: Vec<JobId> = self.running.keys().copied().collect();
+        claimed.retain(|&id| self.claim_of(id) == Some(Claim::By(worker)));
         // What is queued last is sent first.
         claimed.sort_unstable_by_key(|&id| std::cmp::Reverse(id));
         for id in claimed {

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::dispatch::{Popped, Running};
+use super::tree::Directory;
 use super::{Phase, Scheduler};
 use crate::copy::temp;
 use crate::engine::{Event, KILL_TIMEOUT, Sent};
@@ -31,6 +32,24 @@ pub(super) struct Unfinished {
     name: Name,
 }
 
+impl Unfinished {
+    fn in_directory(directory: &Directory, name: Name) -> Self {
+        Self {
+            target: directory.target,
+            dir: directory.path.clone(),
+            name,
+        }
+    }
+
+    fn of_job(job: &Job, name: Name) -> Self {
+        Self {
+            target: job.target,
+            dir: job.path.clone(),
+            name,
+        }
+    }
+}
+
 impl Scheduler {
     pub(super) fn stop(&mut self) {
         if self.phase == Phase::Running {
@@ -46,11 +65,8 @@ impl Scheduler {
         for job in self.queue.drop_rest() {
             if let JobKind::Remove { name } = job.kind {
                 let directory = self.tree.dir(job.node);
-                self.unfinished.push(Unfinished {
-                    target: directory.target,
-                    dir: directory.path.clone(),
-                    name,
-                });
+                self.unfinished
+                    .push(Unfinished::in_directory(directory, name));
             }
         }
     }
@@ -151,11 +167,6 @@ impl Scheduler {
         }
     }
 
-    fn claim_of(&self, id: JobId) -> Option<Claim> {
-        let running = self.running.get(&id)?;
-        Some(self.context.scoreboard.claims.look(running.job.claim, id))
-    }
-
     fn is_claimed(&self, id: JobId) -> bool {
         matches!(self.claim_of(id), Some(Claim::By(_)))
     }
@@ -178,42 +189,27 @@ impl Scheduler {
             if let Some(running) = running
                 && let Some(name) = self.name_being_written(worker, &running.job)
             {
-                self.unfinished.push(Unfinished {
-                    target: running.job.target,
-                    dir: running.job.path.clone(),
-                    name,
-                });
+                self.unfinished.push(Unfinished::of_job(&running.job, name));
             }
         }
         // Removals that were sent, or that nobody could be found for.
         for running in self.running.values() {
             if let JobKind::Remove { name } = &running.job.kind {
-                self.unfinished.push(Unfinished {
-                    target: running.job.target,
-                    dir: running.job.path.clone(),
-                    name: name.clone(),
-                });
+                self.unfinished
+                    .push(Unfinished::of_job(&running.job, name.clone()));
             }
         }
         let mut unfinished = Vec::new();
         for directory in self.tree.directories() {
             for suspect in directory.suspects.iter().filter(|it| it.is_incomplete) {
-                unfinished.push(Unfinished {
-                    target: directory.target,
-                    dir: directory.path.clone(),
-                    name: self.name_at_destination(directory.target, &suspect.name),
-                });
+                let name = self.name_at_destination(directory.target, &suspect.name);
+                unfinished.push(Unfinished::in_directory(directory, name));
             }
         }
         self.unfinished.append(&mut unfinished);
-        let chunked = self
-            .tree
-            .chunked_files()
-            .map(|(directory, chunked)| Unfinished {
-                target: directory.target,
-                dir: directory.path.clone(),
-                name: chunked.file.temp.clone(),
-            });
+        let chunked = self.tree.chunked_files().map(|(directory, chunked)| {
+            Unfinished::in_directory(directory, chunked.file.temp.clone())
+        });
         self.unfinished.extend(chunked);
     }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::SLOTS;
 use super::env::Env;
 use super::worker::Worker;
-use crate::engine::{Engine, Event, Sent};
+use crate::engine::{Choice, Engine, Event, Sent, choose};
 use crate::protocol::Job;
 use crate::protocol::error::Death;
 
@@ -68,16 +68,12 @@ impl SimEngine {
         Some(self.workers.len() - 1)
     }
 
-    /// As `Processes::choose`.
+    /// Chooses the worker for a batch, and starts one if need be.
     fn choose(&mut self) -> Option<usize> {
-        let least = (0..self.workers.len()).min_by_key(|&at| {
-            let worker = &self.workers[at];
-            (worker.is_stuck, worker.in_flight)
-        });
-        match least {
-            Some(at) if self.workers[at].in_flight == 0 => Some(at),
-            _ if self.workers.len() < self.limit => self.start_one().or(least),
-            least => least,
+        let load = |worker: &Worker| (worker.is_stuck, worker.in_flight);
+        match choose(self.workers.iter().map(load), self.limit)? {
+            Choice::Existing(at) => Some(at),
+            Choice::New(otherwise) => self.start_one().or(otherwise),
         }
     }
 
@@ -85,7 +81,8 @@ impl SimEngine {
         self.workers.iter().position(|w| w.number == worker)
     }
 
-    /// Returns the workers of which the parent can receive something now: reports, and workers that have ended and said all.
+    /// Returns the workers from which the parent can receive something now: a report, or the news
+    /// that they have ended.
     fn ready(&self) -> Vec<usize> {
         let env = self.env.borrow();
         if !env.is_process {
