@@ -139,8 +139,9 @@ impl Scheduler {
             (None, _) => Step::OpenDirectory,
             (Some(_), _) => Step::Copy,
         };
-        let is_known =
-            matches!(running.job.kind, JobKind::Chunk { .. }) && !self.fail_chunked(running.node);
+        // A chunked file fails once, whichever of its jobs crash: its chunks, its commit, its discard.
+        let is_chunked = self.tree.chunked_mut(running.node).is_some();
+        let is_known = is_chunked && !self.fail_chunked(running.node);
         if !is_known {
             self.report_given_up(&running, entry.clone(), CopyError::new(step, reason));
         }

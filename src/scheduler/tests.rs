@@ -361,6 +361,34 @@ fn a_chunked_file_fails_once_and_its_other_chunks_are_dropped() {
 }
 
 #[test]
+fn a_chunked_file_fails_once_whichever_of_its_jobs_crash() {
+    let mut stage = Stage::new();
+    let listing = stage.job();
+    stage.begin(0, &listing);
+    stage.report(
+        0,
+        JobUpdate {
+            chunked: vec![ChunkedFile::sample("a", 1 << 20, 1 << 20)],
+            ..done(&listing)
+        },
+    );
+    let mut crashes = 0;
+    while !stage.run.tree.is_empty() {
+        let job = stage.job();
+        if matches!(job.kind, JobKind::Commit { .. } | JobKind::Discard { .. }) {
+            let slot = stage.begin(crashes, &job);
+            slot.begin_entry(b"a");
+            stage.crash(crashes);
+            crashes += 1;
+        } else {
+            stage.run_job(crashes, &job);
+        }
+    }
+    assert!(crashes >= 3, "{crashes}");
+    assert_eq!(stage.run.summary.failed, 1);
+}
+
+#[test]
 fn an_update_is_taken_once_and_only_from_the_worker_that_claimed_the_job() {
     let mut stage = Stage::new();
     let listing = stage.job();
