@@ -104,6 +104,9 @@ class Program:
     def with_path(self, path: Path) -> Program:
         return dataclasses.replace(self, argv=[str(path), *self.argv[1:]])
 
+    def renamed(self, old: str, new: str) -> Program:
+        return dataclasses.replace(self, name=self.name.replace(old, new, 1))
+
     def is_selected(self, only: set[str]) -> bool:
         """Whether --only names this program, in full (`cp-a`) or by how it begins (`cp`)."""
         key = re.sub("[ -]+", "-", self.name)
@@ -496,6 +499,9 @@ def as_json(results: list[Result], versions: dict[str, str]) -> str:
 
 def run_row(row: Row, args: argparse.Namespace) -> Result:
     programs = [p.with_path(args.pcopy) if p.is_pcopy else p for p in row.programs if p.is_selected(args.only)]
+    if args.old:
+        ours = [p for p in row.programs if p.is_pcopy and p.is_selected(args.only)]
+        programs += [p.with_path(args.old).renamed("pcopy-", "pcopy-old-") for p in ours]
     programs = [program for program in programs if shutil.which(program.argv[0])]
     try:
         if not programs:
@@ -534,6 +540,7 @@ def arguments() -> argparse.Namespace:
     option = parser.add_argument
     option("--rounds", type=int, default=5, help="counted rounds; tiny has 40 times, progress 3 times as many [%(default)s]")
     option("--pcopy", type=Path, metavar="FILE", help="a pcopy to race, with faultfs beside it [built with cargo]")
+    option("--old", type=Path, metavar="FILE", help="another pcopy to race, such as one from before a change")
     option("--only", default="", metavar="NAMES", help="race only these, as in pcopy-thread,cpz,cp-a,rsync")
     option("--data", type=Path, metavar="DIR", default=Path("/dev/shm/pcopy-race"),
            help="where the data is kept; should be in RAM [%(default)s]")
