@@ -1,6 +1,6 @@
 //! A terminal in which pcopy runs, and what has been on its screen.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group};
@@ -16,7 +16,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use vt100::Parser;
 
-use crate::env::{DEADLINE, Env};
+use crate::env::{DEADLINE, Env, eventually};
 use crate::run::await_end;
 
 const ROWS: u16 = 24;
@@ -86,6 +86,18 @@ impl Terminal {
 
     pub(crate) fn signal_group(&self, signal: Signal) {
         kill_process_group(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Stops pcopy and its workers, and returns when its main thread has stopped. A thread that
+    /// waits for a file system cannot be stopped.
+    #[track_caller]
+    pub(crate) fn stop_group(&self) {
+        self.signal_group(Signal::STOP);
+        let stat = format!("/proc/{}/stat", self.child.id());
+        eventually("it is stopped", || {
+            let stat = fs::read_to_string(&stat).unwrap();
+            stat.rsplit(") ").next().unwrap().starts_with('T')
+        });
     }
 
     /// Changes the width of the terminal.
@@ -239,6 +251,3 @@ fn rows_of(parser: &Parser, columns: u16) -> Vec<String> {
     }
     rows
 }
-
-/// How long a test lets something happen that no event announces.
-pub(crate) const A_WHILE: Duration = Duration::from_millis(1_500);

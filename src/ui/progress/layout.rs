@@ -261,6 +261,8 @@ fn columns_of(c: char) -> usize {
     const EMOJI_SELECTOR: char = '\u{fe0f}';
     match c {
         EMOJI_SELECTOR => 1,
+        // Half of a flag, or a letter in a box.
+        '\u{1f1e6}'..='\u{1f1ff}' => 2,
         c => c.width().unwrap_or(0),
     }
 }

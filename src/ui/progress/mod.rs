@@ -1,11 +1,12 @@
 //! The progress of a run on stderr: a bar on a terminal, otherwise a line from time to time.
 //!
-//! The only file that uses indicatif.
+//! Only this file and [`screen`] use indicatif.
 
 mod count;
 mod estimate;
 mod layout;
 mod rate;
+mod screen;
 mod style;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use estimate::{Estimate, Known, Precision};
 pub(crate) use layout::Activity;
 use layout::Figures;
 use rate::{Clock, Rate, Window};
+use screen::Screen;
 use style::Style;
 
 const REDRAWS_PER_SECOND: u8 = 10;
@@ -152,7 +154,7 @@ impl Progress {
             Display::None => {}
             Display::Lines => print_message(&figures.plain()),
             Display::Bar(style) => {
-                let lines = figures.lines(&activity(), terminal_width(), style);
+                let lines = figures.lines(&activity(), screen::size().0.into(), style);
                 let bar = state.bar.get_or_insert_with(new_bar);
                 bar.set_message(lines.join("\n"));
             }
@@ -241,14 +243,5 @@ fn new_bar() -> ProgressBar {
 }
 
 fn draw_target() -> ProgressDrawTarget {
-    ProgressDrawTarget::stderr_with_hz(REDRAWS_PER_SECOND)
-}
-
-fn terminal_width() -> usize {
-    /// Some terminals on a serial line do not know their size.
-    const USUAL: usize = 80;
-    match rustix::termios::tcgetwinsize(std::io::stderr()) {
-        Ok(size) if size.ws_col > 0 => usize::from(size.ws_col),
-        _ => USUAL,
-    }
+    ProgressDrawTarget::term_like_with_hz(Box::new(Screen::default()), REDRAWS_PER_SECOND)
 }
