@@ -197,6 +197,20 @@ impl Copier {
         range: Range<u64>,
         method: CopyMethod,
     ) -> Result<u64, CopyError> {
+        let before = self.slot.bytes();
+        let length = self.copy_range_as_wanted(files, stat, range, method)?;
+        let copied = self.slot.bytes().wrapping_sub(before);
+        self.slot.add_spared(length.saturating_sub(copied));
+        Ok(length)
+    }
+
+    fn copy_range_as_wanted(
+        &mut self,
+        files: Files<'_>,
+        stat: &FileStat,
+        range: Range<u64>,
+        method: CopyMethod,
+    ) -> Result<u64, CopyError> {
         let sparse = self.context.config.sparse;
         if sparse == Sparse::Auto && stat.allocated < stat.size {
             return self.copy_data_between_holes(files, range, method);

@@ -40,6 +40,10 @@ impl Copier {
             Some(old) => self.compare(dir, entry, old, &new)?,
             None => Decision::Create,
         };
+        if file_type(&new) == FileType::RegularFile && !decision.changes() {
+            self.slot.add_size(new.size);
+            self.slot.add_spared(new.size);
+        }
         if let Some(old) = &old
             && decision == Decision::LeaveUnchanged
             && self.context.config.overwrite == Overwrite::Changed
@@ -57,6 +61,7 @@ impl Copier {
         }
         if dry_run {
             if file_type(&new) == FileType::RegularFile {
+                self.slot.add_size(new.size);
                 self.slot.add_bytes(new.size);
             }
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));

@@ -260,7 +260,7 @@ pub(crate) struct Line {
 pub(crate) struct Counts {
     /// Entries that listings have shown so far, without directories.
     pub(crate) found: u64,
-    /// Regular files to copy whose sizes are known so far.
+    /// Regular files whose sizes are known so far.
     pub(crate) sized: u64,
     /// Bytes of these.
     pub(crate) bytes_found: u64,
@@ -274,6 +274,8 @@ pub(crate) struct Counts {
     pub(crate) bytes: u64,
     /// Entries that were copied because they could not become hard links.
     pub(crate) unlinked: u64,
+    /// Bytes that did not have to be copied: those of unchanged files, and holes.
+    pub(crate) spared: u64,
 }
 
 impl Counts {
@@ -282,7 +284,7 @@ impl Counts {
         self.copied + self.unchanged + self.skipped
     }
 
-    pub(crate) const fn to_array(self) -> [u64; 8] {
+    pub(crate) const fn to_array(self) -> [u64; 9] {
         [
             self.found,
             self.sized,
@@ -292,10 +294,11 @@ impl Counts {
             self.skipped,
             self.bytes,
             self.unlinked,
+            self.spared,
         ]
     }
 
-    pub(crate) const fn from_array(counts: [u64; 8]) -> Self {
+    pub(crate) const fn from_array(counts: [u64; 9]) -> Self {
         let [
             found,
             sized,
@@ -305,6 +308,7 @@ impl Counts {
             skipped,
             bytes,
             unlinked,
+            spared,
         ] = counts;
         Self {
             found,
@@ -315,6 +319,7 @@ impl Counts {
             skipped,
             bytes,
             unlinked,
+            spared,
         }
     }
 

@@ -33,7 +33,7 @@ use crate::fs::path::{Name, Names};
 use crate::protocol::entry::{DirOrigin, HardLinks};
 use crate::protocol::{Counts, Job, JobId, JobKind};
 use crate::signals::Signals;
-use crate::ui::{Side, Summary, Ui};
+use crate::ui::{Activity, Side, Status, Summary, Ui};
 use autoscale::{Ticks, WorkerLimit};
 use dispatch::{Queue, Running};
 use hard_links::HardLinkGroups;
@@ -45,6 +45,8 @@ use watchdog::{Stall, Watchdog};
 
 /// How long the loop waits for a report before it looks at signals, workers and the bar.
 const TICK: Duration = Duration::from_millis(100);
+/// After this long without progress, the bar names a worker.
+const SHOW_STALL_AFTER: Duration = Duration::from_secs(3);
 /// How long the first worker works alone: ten small files take less time than starting a second
 /// worker.
 const SOLO_START: Duration = Duration::from_millis(2);
@@ -222,20 +224,59 @@ impl Scheduler {
     }
 
     fn update_bar(&self) {
-        if self.ui.period().is_none() {
-            return;
+        if self.ui.period().is_some() {
+            self.ui.update(|| self.status(), || self.activity());
         }
-        let counts = self.summary.counts + self.unreported();
-        let is_counted = !self.tree.is_listing();
-        self.ui.update(is_counted, &counts, || {
-            let current = (0..self.engine.started()).find_map(|worker| {
-                let slot = self.context.scoreboard.slot(worker);
-                let entry = slot.entry()?;
-                let running = self.running.get(&slot.job()?)?;
-                Some(self.source_path(&running.job, Some(&entry)))
-            });
-            current.unwrap_or_default()
-        });
+    }
+
+    fn status(&self) -> Status {
+        let workers = 0..self.engine.started();
+        let is_lost = |&worker: &usize| self.reported.get(worker) == Some(&None);
+        let alive = workers.filter(|worker| !is_lost(worker));
+        // A listing has ended before its directory's files are copied and its end is reported.
+        let has_listed = |&worker: &usize| {
+            let slot = self.context.scoreboard.slot(worker);
+            slot.has_listed()
+                && slot
+                    .job()
+                    .is_some_and(|job| self.running.contains_key(&job))
+        };
+        let listed = alive.clone().filter(has_listed).count();
+        Status {
+            counts: self.summary.counts + self.unreported(),
+            failed: self.summary.failed,
+            is_listed: !self.tree.has_more_listings_than(listed),
+            workers: alive.count(),
+        }
+    }
+
+    /// Returns what the bar names: a worker that waits, or an entry that is being copied.
+    fn activity(&self) -> Activity {
+        let path = |worker: usize| {
+            let slot = self.context.scoreboard.slot(worker);
+            let running = self.running.get(&slot.job()?)?;
+            let entry = slot.entry();
+            Some((
+                self.source_path(&running.job, entry.as_ref()),
+                entry.is_some(),
+            ))
+        };
+        if let Some((worker, time)) = self.watchdog.longest_stall(self.engine.now())
+            && time >= SHOW_STALL_AFTER
+            && let Some((path, _)) = path(worker)
+        {
+            return Activity::Waiting {
+                worker: worker + 1,
+                time,
+                path,
+            };
+        }
+        let entries = (0..self.engine.started()).filter_map(path);
+        let entry = entries
+            .filter(|(_, is_entry)| *is_entry)
+            .map(|(path, _)| path)
+            .next();
+        Activity::Copying(entry.unwrap_or_default())
     }
 
     /// Returns what the workers have counted and not reported. What a lost worker has not

@@ -245,10 +245,12 @@ impl Tree {
             })
     }
 
-    /// Returns true while some listing has not ended.
-    pub(super) fn is_listing(&self) -> bool {
-        self.directories()
-            .any(|directory| !matches!(directory.listing, Listing::Done))
+    /// Returns true while the listings of more directories than this have not been reported done.
+    pub(super) fn has_more_listings_than(&self, most: usize) -> bool {
+        let mut listings = self
+            .directories()
+            .filter(|directory| !matches!(directory.listing, Listing::Done));
+        listings.nth(most).is_some()
     }
 
     /// Counts more that is pending of a node.

@@ -133,6 +133,14 @@ impl Watchdog {
         watched.killed.and(self.timeout)
     }
 
+    /// Returns the worker that has made no progress for the longest time, and that time.
+    pub(super) fn longest_stall(&self, now: Instant) -> Option<(usize, Duration)> {
+        let stalled = self.workers.iter().enumerate();
+        let stalled = stalled.filter(|(_, it)| !it.is_gone && it.is_slow);
+        let times = stalled.map(|(worker, it)| (worker, now.saturating_duration_since(it.since)));
+        times.max_by_key(|&(_, time)| time)
+    }
+
     /// Returns how many workers have made no progress for so long.
     pub(super) fn stalled(&self, now: Instant, time: Duration) -> usize {
         let is_stalled = |it: &&Watched| {
@@ -191,8 +199,11 @@ mod tests {
             [(0, Stall::Unkillable)]
         );
         assert_eq!(watchdog.stalled(end, KILL_TIMEOUT), 1);
+        let longest = watchdog.longest_stall(end).unwrap();
+        assert_eq!(longest, (0, Duration::from_millis(45_500)));
         assert_eq!(watchdog.forget(0, end), Some(Duration::from_secs(40)));
         assert_eq!(watchdog.stalled(end, KILL_TIMEOUT), 0);
+        assert_eq!(watchdog.longest_stall(end), None);
     }
 
     #[test]

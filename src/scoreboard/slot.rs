@@ -25,6 +25,8 @@ const ENTRIES_DONE: usize = 4;
 const NAME_LENGTH: usize = 5;
 /// The counters, in the order of [`Counts::to_array`].
 const COUNTS: usize = 6;
+/// The listing of this job's directory has ended.
+const LISTED: usize = 15;
 const NAME: usize = 16;
 /// Words for an entry's name: at most 255 bytes on file systems of Linux, and 255 UTF-16 units on
 /// NTFS, exFAT and SMB, which are up to 765 bytes.
@@ -74,6 +76,7 @@ impl WorkerSlot {
         self.words[NAME_LENGTH].store(0, Relaxed);
         self.words[WRITING].store(0, Relaxed);
         self.words[ENTRIES_DONE].store(0, Relaxed);
+        self.words[LISTED].store(0, Relaxed);
         self.words[JOB].store(job, Release);
         self.heartbeat();
     }
@@ -94,6 +97,16 @@ impl WorkerSlot {
     pub(crate) fn begin_dir(&self) {
         self.words[NAME_LENGTH].store(0, Release);
         self.heartbeat();
+    }
+
+    /// Says that the worker has read the listing of its job's directory to the end.
+    pub(crate) fn end_listing(&self) {
+        self.words[LISTED].store(1, Relaxed);
+    }
+
+    /// Returns true if it has.
+    pub(crate) fn has_listed(&self) -> bool {
+        self.words[LISTED].load(Relaxed) != 0
     }
 
     /// Says that the worker begins an entry of its job.
@@ -174,7 +187,7 @@ impl WorkerSlot {
         self.add(COUNTS, 1);
     }
 
-    /// Counts a regular file to copy whose size is known now, in bytes.
+    /// Counts a regular file whose size is known now, in bytes.
     pub(crate) fn add_size(&self, bytes: u64) {
         self.add(COUNTS + 1, 1);
         self.add(COUNTS + 2, bytes);
@@ -199,6 +212,16 @@ impl WorkerSlot {
     pub(crate) fn add_bytes(&self, bytes: u64) {
         self.add(COUNTS + 6, bytes);
         self.heartbeat();
+    }
+
+    /// Counts bytes that do not have to be copied.
+    pub(crate) fn add_spared(&self, bytes: u64) {
+        self.add(COUNTS + 8, bytes);
+    }
+
+    /// Returns how many bytes the worker has copied since it began.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.words[COUNTS + 6].load(Relaxed)
     }
 
     /// Returns what the worker has counted since it began.

@@ -10,23 +10,22 @@ mod units;
 use std::cell::Cell;
 use std::fmt::Write as _;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::context::Context;
 use crate::fs::path::{Name, RelPath};
-use crate::protocol::Counts;
 use crate::protocol::error::error_text;
 use crate::protocol::metadata::{Lacking, MetadataError};
 use crate::protocol::{EntryError, Line};
 
 pub(crate) use paths::Side;
 use progress::Progress;
+pub(crate) use progress::{Activity, Status};
 pub(crate) use summary::Summary;
 
 /// Prints everything that a run prints, with its lines above the bar.
 pub(crate) struct Ui {
     context: &'static Context,
-    start: Instant,
     progress: Progress,
     has_stdout_failed: Cell<bool>,
 }
@@ -35,7 +34,6 @@ impl Ui {
     pub(crate) fn new(context: &'static Context) -> Self {
         Self {
             context,
-            start: Instant::now(),
             progress: Progress::new(context.config.progress),
             has_stdout_failed: Cell::new(false),
         }
@@ -172,17 +170,21 @@ impl Ui {
     }
 
     /// Draws the progress, unless it was drawn less than a period ago.
-    ///
-    /// `all_found` means that every directory has been listed. `entry` returns the path of an
-    /// entry that is being copied.
-    pub(crate) fn update(&self, all_found: bool, counts: &Counts, entry: impl FnOnce() -> String) {
-        self.progress
-            .update(counts, all_found, self.elapsed(), entry);
+    pub(crate) fn update(
+        &self,
+        status: impl FnOnce() -> Status,
+        activity: impl FnOnce() -> Activity,
+    ) {
+        self.progress.update(self.context, status, activity);
     }
 
-    /// Returns the time since the start of the run.
-    pub(crate) fn elapsed(&self) -> Duration {
-        self.start.elapsed()
+    /// Lets the thread that counts ahead rest, or go on.
+    #[expect(
+        dead_code,
+        reason = "the controller of the number of workers will use it"
+    )]
+    pub(crate) fn pause_counting(&self, is_paused: bool) {
+        self.progress.pause_counting(is_paused);
     }
 
     /// Removes the bar.
@@ -190,11 +192,15 @@ impl Ui {
         self.progress.end();
     }
 
-    /// Prints the last line, unless the run is quiet.
+    /// Prints the last lines, unless the run is quiet.
     pub(crate) fn print_summary(&self, summary: &Summary) {
         let config = &self.context.config;
         if config.summary {
-            self.error(&summary.line(self.elapsed(), config.dry_run));
+            let destination = paths::display_destination(&self.context.targets.list);
+            let elapsed = self.progress.elapsed();
+            for line in summary.lines(&destination, elapsed, config.dry_run) {
+                self.error(&line);
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! An entry's path as the user knows it: it begins with the path on the command line.
 
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::fs::path::{Name, RelPath};
@@ -49,6 +50,25 @@ pub(super) fn display_path(
     };
     let root = root.as_os_str().as_bytes();
     quote(&join(root, [dir.as_bytes(), name.unwrap_or_default()]))
+}
+
+/// Formats the path where a run copies to: the copy of its one source, or the directory that all
+/// sources land in.
+pub(super) fn display_destination(targets: &[Target]) -> String {
+    let Some(first) = targets.first() else {
+        return String::new();
+    };
+    let path = first.destination_path.as_path();
+    let path = match (&first.single, targets.len()) {
+        (Some(single), 1) => path.join(OsStr::from_bytes(single.to.as_bytes())),
+        (None, 2..) => path.parent().unwrap_or(path).to_owned(),
+        _ => path.to_owned(),
+    };
+    // The directory where pcopy runs has no name in a relative path.
+    match path.as_os_str().as_bytes() {
+        b"" => ".".to_owned(),
+        path => quote(path),
+    }
 }
 
 fn join(root: &[u8], parts: [&[u8]; 2]) -> Vec<u8> {

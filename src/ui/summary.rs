@@ -19,6 +19,9 @@ pub(super) mod exit {
     pub(crate) const MOVING_SOURCE: i32 = 3;
 }
 
+/// A rate measured over less time is noise.
+const RATE_DELAY: Duration = Duration::from_millis(100);
+
 /// What a run has done, and how it ended.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Summary {
@@ -51,41 +54,83 @@ impl Summary {
         }
     }
 
-    /// Formats the last line of a run.
-    pub(crate) fn line(&self, elapsed: Duration, is_dry_run: bool) -> String {
+    /// Formats the last lines of a run. They say only what is not zero.
+    pub(crate) fn lines(
+        &self,
+        destination: &str,
+        elapsed: Duration,
+        is_dry_run: bool,
+    ) -> Vec<String> {
+        let done = self.done_line(destination, elapsed, is_dry_run);
+        done.into_iter()
+            .chain(self.failed_line(is_dry_run))
+            .collect()
+    }
+
+    /// Formats what was done. Returns `None` if nothing was, and failures say why.
+    fn done_line(&self, destination: &str, elapsed: Duration, is_dry_run: bool) -> Option<String> {
         let counts = &self.counts;
-        let mut line = format!(
-            "{} {}, {} unchanged, {} failed, {} in {}",
-            counts.copied,
-            if is_dry_run { "to copy" } else { "copied" },
-            counts.unchanged,
-            self.failed,
-            format_bytes(counts.bytes),
-            format_duration(elapsed),
-        );
-        let seconds = elapsed.as_secs_f64();
-        if counts.bytes > 0 && seconds > 0.0 && !is_dry_run {
-            let rate = format_bytes((counts.bytes as f64 / seconds) as u64);
-            let _ = write!(line, " ({rate}/s)");
+        let copied = if is_dry_run { "to copy" } else { "copied" };
+        let mut parts = Vec::new();
+        if counts.copied > 0 {
+            let files = plural(counts.copied, "file");
+            parts.push(format!("{files} {copied} to {destination}"));
         }
-        if counts.skipped > 0 {
-            let _ = write!(line, ", {} skipped", counts.skipped);
+        for (number, what) in [(counts.unchanged, "unchanged"), (counts.skipped, "skipped")] {
+            if number > 0 && parts.is_empty() {
+                let files = plural(number, "file");
+                parts.push(format!("{files} {what} at {destination}"));
+            } else if number > 0 {
+                parts.push(format!("{number} {what}"));
+            }
         }
-        if self.moved > 0 {
-            let _ = write!(line, ", {} vanished or changed", self.moved);
+        let ending = self.ending();
+        if parts.is_empty() && self.failed > 0 && ending.is_empty() && self.lost_workers() == 0 {
+            return None;
+        }
+        if parts.is_empty() {
+            parts.push(format!("no files {copied} to {destination}"));
+        }
+        let mut time = format!("in {}", format_duration(elapsed));
+        if counts.bytes > 0 {
+            time.insert_str(0, &format!("{} ", format_bytes(counts.bytes)));
+            if elapsed >= RATE_DELAY && !is_dry_run {
+                let rate = (counts.bytes as f64 / elapsed.as_secs_f64()) as u64;
+                let _ = write!(time, " ({}/s)", format_bytes(rate));
+            }
+            parts.push(time);
+        } else if let Some(last) = parts.last_mut() {
+            let _ = write!(last, " {time}");
         }
         if self.replaced > 0 {
-            let _ = write!(line, ", {} replaced", workers("", self.replaced));
+            parts.push(format!("{} replaced", plural(self.replaced, "worker")));
         }
         if self.left_behind > 0 {
-            let _ = write!(
-                line,
-                ", {} left behind",
-                workers("stuck ", self.left_behind)
-            );
+            let workers = plural(self.left_behind, "stuck worker");
+            parts.push(format!("{workers} left behind"));
         }
-        line.push_str(self.ending());
-        line
+        Some(parts.join(", ") + ending)
+    }
+
+    /// Formats what has failed, if anything has.
+    fn failed_line(&self, is_dry_run: bool) -> Option<String> {
+        let (failed, moved) = (self.failed, self.moved);
+        let what = match moved {
+            _ if failed == 0 => return None,
+            0 => format!("{failed} failed"),
+            _ if moved >= failed => format!("{failed} vanished or changed meanwhile"),
+            _ => format!("{failed} failed, {moved} of them vanished or changed meanwhile"),
+        };
+        let advice = if is_dry_run {
+            ""
+        } else {
+            "; the same command tries them again"
+        };
+        Some(format!("{what} (named above){advice}"))
+    }
+
+    fn lost_workers(&self) -> u64 {
+        self.replaced + self.left_behind
     }
 
     fn ending(&self) -> &'static str {
@@ -98,7 +143,7 @@ impl Summary {
                 Side::Source => "; stopped: source is gone",
                 Side::Destination => "; stopped: destination is gone",
             }
-        } else if self.counts.copied == 0 && self.failed == 0 {
+        } else if self.counts.copied == 0 && self.counts.done() > 0 && self.failed == 0 {
             "; nothing to do"
         } else {
             ""
@@ -106,19 +151,25 @@ impl Summary {
     }
 }
 
-fn workers(kind: &str, number: u64) -> String {
+/// Formats a number of things.
+fn plural(number: u64, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {kind}worker{plural}")
+    format!("{number} {thing}{plural}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const EMPTY_RUN: &str = "0 copied, 0 unchanged, 0 failed, 0 B in 0.01 s";
+    fn lines(summary: &Summary, seconds: f64, is_dry_run: bool) -> Vec<String> {
+        summary.lines("/mnt/photos", Duration::from_secs_f64(seconds), is_dry_run)
+    }
 
-    fn line(summary: &Summary) -> String {
-        summary.line(Duration::from_millis(10), false)
+    fn with_counts(counts: Counts) -> Summary {
+        Summary {
+            counts,
+            ..Summary::default()
+        }
     }
 
     #[test]
@@ -152,32 +203,77 @@ mod tests {
     }
 
     #[test]
-    fn the_line_has_counts_size_time_and_rate() {
-        let counts = Counts {
-            copied: 12,
-            unchanged: 3,
+    fn only_what_is_not_zero_is_said() {
+        let mut summary = with_counts(Counts {
+            copied: 540,
             bytes: 1_966_080_000,
             ..Counts::default()
+        });
+        assert_eq!(
+            lines(&summary, 41.5, false),
+            ["540 files copied to /mnt/photos, 1.8 GiB in 41 s (45.2 MiB/s)"]
+        );
+        summary.counts.unchanged = 3;
+        summary.failed = 3;
+        assert_eq!(
+            lines(&summary, 0.09, false),
+            [
+                "540 files copied to /mnt/photos, 3 unchanged, 1.8 GiB in 0.09 s",
+                "3 failed (named above); the same command tries them again"
+            ]
+        );
+        assert_eq!(
+            lines(&summary, 2.0, true),
+            [
+                "540 files to copy to /mnt/photos, 3 unchanged, 1.8 GiB in 2.0 s",
+                "3 failed (named above)"
+            ]
+        );
+        summary.counts = Counts {
+            copied: 1,
+            ..Counts::default()
         };
-        let summary = Summary {
-            counts,
+        assert_eq!(
+            lines(&summary, 0.01, false)[0],
+            "1 file copied to /mnt/photos in 0.01 s"
+        );
+    }
+
+    #[test]
+    fn failures_say_which_of_them_are_the_sources_own() {
+        let mut summary = Summary {
+            failed: 3,
+            moved: 3,
             ..Summary::default()
         };
         assert_eq!(
-            summary.line(Duration::from_secs(40), false),
-            "12 copied, 3 unchanged, 0 failed, 1.8 GiB in 40.00 s (46.9 MiB/s)"
+            lines(&summary, 1.0, false),
+            ["3 vanished or changed meanwhile (named above); the same command tries them again"]
         );
+        summary.moved = 1;
         assert_eq!(
-            summary.line(Duration::from_millis(20), true),
-            "12 to copy, 3 unchanged, 0 failed, 1.8 GiB in 0.02 s"
+            lines(&summary, 1.0, false),
+            [
+                "3 failed, 1 of them vanished or changed meanwhile (named above); the same command \
+              tries them again"
+            ]
         );
     }
 
     #[test]
     fn a_run_without_work_says_so() {
         assert_eq!(
-            line(&Summary::default()),
-            format!("{EMPTY_RUN}; nothing to do")
+            lines(&Summary::default(), 0.01, false),
+            ["no files copied to /mnt/photos in 0.01 s"]
+        );
+        let unchanged = with_counts(Counts {
+            unchanged: 12,
+            skipped: 1,
+            ..Counts::default()
+        });
+        assert_eq!(
+            lines(&unchanged, 0.01, false),
+            ["12 files unchanged at /mnt/photos, 1 skipped in 0.01 s; nothing to do"]
         );
     }
 
@@ -185,39 +281,38 @@ mod tests {
     fn a_run_that_stops_says_why() {
         let full = Summary {
             is_full: true,
+            failed: 1,
             ..Summary::default()
         };
         assert_eq!(
-            line(&full),
-            format!("{EMPTY_RUN}; stopped: destination is full")
+            lines(&full, 0.01, false)[0],
+            "no files copied to /mnt/photos in 0.01 s; stopped: destination is full"
         );
         let interrupted = Summary {
             signal: Some(2),
             ..full
         };
         assert_eq!(
-            line(&interrupted),
-            format!("{EMPTY_RUN}; interrupted, run again to resume")
+            lines(&interrupted, 0.01, false)[0],
+            "no files copied to /mnt/photos in 0.01 s; interrupted, run again to resume"
         );
     }
 
     #[test]
     fn lost_workers_are_counted() {
-        let counts = Counts {
+        let mut summary = with_counts(Counts {
             copied: 1,
             skipped: 4,
             ..Counts::default()
-        };
-        let summary = Summary {
-            counts,
-            replaced: 1,
-            left_behind: 2,
-            ..Summary::default()
-        };
+        });
+        summary.replaced = 1;
+        summary.left_behind = 2;
         assert_eq!(
-            line(&summary),
-            "1 copied, 0 unchanged, 0 failed, 0 B in 0.01 s, 4 skipped, 1 worker replaced, \
-             2 stuck workers left behind"
+            lines(&summary, 0.01, false),
+            [
+                "1 file copied to /mnt/photos, 4 skipped in 0.01 s, 1 worker replaced, 2 stuck \
+              workers left behind"
+            ]
         );
     }
 }

@@ -203,6 +203,7 @@ impl Worker {
         self.slot.begin_dir();
         while remaining.len() < enough && !self.should_end() {
             let Some((kind, name)) = listed.read() else {
+                self.slot.end_listing();
                 return;
             };
             match self.kind_to_copy(dir, kind, name) {

@@ -62,10 +62,12 @@ mod outcome;
 mod processes;
 mod run;
 mod snapshot;
+mod terminal;
 mod trees;
 mod zoo;
 
 // The promises.
+mod bar;
 mod cli;
 mod crash_reports;
 mod crashes;

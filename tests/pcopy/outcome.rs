@@ -52,11 +52,11 @@ impl Run {
         self
     }
 
-    /// Fails unless the summary line ends with this text.
+    /// Fails unless the line of the summary that says what was done ends with this text.
     #[track_caller]
     pub(crate) fn summary_ends_with(self, text: &str) -> Run {
         let mut lines = self.stderr.lines();
-        let line = lines.find(|line| Summary::parse(line).is_some());
+        let line = lines.find(|line| parse_done(line).is_some());
         assert!(
             line.is_some_and(|line| line.ends_with(text)),
             "the summary does not end with {text:?}:\n{self}"
@@ -112,7 +112,7 @@ impl Run {
     pub(crate) fn complaints(&self) -> Vec<&str> {
         self.stderr
             .lines()
-            .filter(|line| Summary::parse(line).is_none())
+            .filter(|line| parse_done(line).is_none() && parse_failed(line).is_none())
             .collect()
     }
 
@@ -139,18 +139,25 @@ impl Run {
         counts
     }
 
-    /// Returns the counts of the summary line.
+    /// Returns the counts of the summary.
     #[track_caller]
     pub(crate) fn summary(&self) -> Summary {
-        let mut summaries = self.stderr.lines().filter_map(Summary::parse);
-        let summary = summaries
-            .next()
-            .unwrap_or_else(|| panic!("there is no summary:\n{self}"));
+        let done: Vec<_> = self.stderr.lines().filter_map(parse_done).collect();
+        let failed: Vec<_> = self.stderr.lines().filter_map(parse_failed).collect();
         assert!(
-            summaries.next().is_none(),
+            !(done.is_empty() && failed.is_empty()),
+            "there is no summary:\n{self}"
+        );
+        assert!(
+            done.len() <= 1 && failed.len() <= 1,
             "there are two summaries:\n{self}"
         );
-        summary
+        let (copied, unchanged) = done.first().copied().unwrap_or_default();
+        Summary {
+            copied,
+            unchanged,
+            failed: failed.first().copied().unwrap_or_default(),
+        }
     }
 
     /// Fails unless the summary counts this many entries copied, unchanged and failed.
@@ -201,7 +208,7 @@ impl Display for Run {
     }
 }
 
-/// The counts in `pcopy: 3 copied, 2 unchanged, 1 failed, ...`.
+/// The counts of a summary. What it does not say is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Summary {
     pub(crate) copied: u64,
@@ -209,19 +216,39 @@ pub(crate) struct Summary {
     pub(crate) failed: u64,
 }
 
-impl Summary {
-    fn parse(line: &str) -> Option<Summary> {
-        let mut parts = line.strip_prefix("pcopy: ")?.split(", ");
-        let copied = parts.next()?;
-        // A dry run says "to copy".
-        let copied = copied
-            .strip_suffix(" copied")
-            .or_else(|| copied.strip_suffix(" to copy"))?;
-        let mut count = |word: &str| parts.next()?.strip_suffix(word)?.parse().ok();
-        Some(Summary {
-            copied: copied.parse().ok()?,
-            unchanged: count(" unchanged")?,
-            failed: count(" failed")?,
-        })
+/// Returns how many entries were copied and left unchanged, from `pcopy: 3 files copied to DST, 2
+/// unchanged, ...`. A dry run says "to copy".
+fn parse_done(line: &str) -> Option<(u64, u64)> {
+    let line = line.strip_prefix("pcopy: ")?;
+    let (number, rest) = line.split_once(" file")?;
+    let rest = rest.strip_prefix('s').unwrap_or(rest);
+    let number = match number {
+        "no" => 0,
+        number => number.parse().ok()?,
+    };
+    if rest.starts_with(" copied to ") || rest.starts_with(" to copy to ") {
+        let unchanged = rest.split(", ").find_map(|part| {
+            let (number, what) = part.split_once(' ')?;
+            number
+                .parse()
+                .ok()
+                .filter(|_| what.starts_with("unchanged"))
+        });
+        Some((number, unchanged.unwrap_or(0)))
+    } else if rest.starts_with(" unchanged at ") {
+        Some((0, number))
+    } else {
+        rest.starts_with(" skipped at ").then_some((0, 0))
     }
+}
+
+/// Returns how many entries failed, from `pcopy: 3 failed (named above); ...`.
+fn parse_failed(line: &str) -> Option<u64> {
+    let line = line.strip_prefix("pcopy: ")?;
+    let (number, rest) = line.split_once(' ')?;
+    let is_failed = rest.starts_with("failed") || rest.starts_with("vanished or changed");
+    number
+        .parse()
+        .ok()
+        .filter(|_| is_failed && rest.contains(" (named above)"))
 }

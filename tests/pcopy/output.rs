@@ -119,9 +119,10 @@ both_modes!(
             .iter()
             .filter(|line| line.starts_with("pcopy: dst/directory-3: "));
         assert_eq!(errors.count(), 1, "{text}");
-        let last = lines.iter().rfind(|line| !line.is_empty()).unwrap();
+        let last: Vec<&String> = lines.iter().filter(|line| !line.is_empty()).collect();
         assert!(
-            last.starts_with("pcopy: ") && last.contains(" copied, "),
+            last[last.len() - 2].contains(" files copied to dst, ")
+                && last[last.len() - 1].starts_with("pcopy: 1 failed (named above); "),
             "the summary comes last:\n{text}"
         );
     }
@@ -258,7 +259,7 @@ both_modes!(each_message_is_one_write, |env| {
     // The number of writes to stderr.
     for (args, code, expected) in [
         (&["src", "dst"][..], 0, 1),
-        (&["src", "in-the-way"], 1, 2),
+        (&["src", "in-the-way"], 1, 3),
         (&["-v", "src", "dst-2"], 0, 1),
         (&["-n", "src", "dst-3"], 0, 1),
         (&["missing", "dst"], 2, 1),
