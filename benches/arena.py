@@ -1,8 +1,9 @@
 """The data, file systems and mounts for the races of race.py.
 
-Everything is kept in one data directory. Sources such as the kernel tree take
-time to make and stay there for the next race. Everything else of a row is under
-`run`. It is unmounted and removed when the row ends, even by a signal.
+Everything is kept in one data directory, but for images of disks, which need a
+real disk. Sources such as the kernel tree take time to make and stay there for
+the next race. Everything else of a row is under `run`. It is unmounted and
+removed when the row ends, even by a signal.
 """
 
 from __future__ import annotations
@@ -108,6 +109,10 @@ def fill_big(root: Path) -> None:
             file.write(block)
 
 
+def fill_film(root: Path) -> None:
+    (root / "file").write_bytes(random.Random(3).randbytes(20 * MIB))
+
+
 def fill_sparse(root: Path) -> None:
     block = random.Random(8).randbytes(MIB)
     with open(root / "file", "wb") as file:
@@ -138,6 +143,7 @@ FILLERS: dict[str, Callable[[Path], None]] = {
     "tree": fill_tree,
     "flat": functools.partial(fill_files, 40_000, 8 * KIB, 0),
     "big": fill_big,
+    "film": fill_film,
     "small": functools.partial(fill_files, 2_000, 2 * KIB, 100),
     "tiny": functools.partial(fill_files, 10, 200, 0),
     "sparse": fill_sparse,
@@ -178,19 +184,35 @@ class FinishedArena(Arena):
             subprocess.run(["cp", "-a", self.src, self.dst], check=True)
 
 
-class SlowArena(Arena):
-    """An arena behind a slow mount, which is mounted anew for each run."""
+class ColdArena(Arena):
+    """An arena of which nothing is cached when a run begins."""
 
-    def __init__(self, backing: Path, source: Path, log: Path, mountpoint: Path, faultfs: Path) -> None:
-        super().__init__(backing, source, log)
-        self.backing, self.mountpoint, self.faultfs = backing, mountpoint, faultfs
-        self.src, self.dst = (mountpoint / p.relative_to(backing) for p in (self.real_src, self.real_dst))
+    def clear(self) -> None:
+        super().clear()
+        subprocess.run(["sync", "-f", self.src], check=True)
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+class SlowArena(Arena):
+    """An arena with its source behind a slow mount, which is mounted anew for each run.
+
+    The destination is behind it too if it is below the backing directory.
+    """
+
+    def __init__(
+        self, backing: Path, base: Path, source: Path, log: Path, mountpoint: Path, faultfs: Path, options: list[str]
+    ) -> None:
+        super().__init__(base, backing / source.name, log)
+        self.backing, self.mountpoint, self.faultfs, self.options = backing, mountpoint, faultfs, options
+        self.src = mountpoint / source.name
+        if self.real_dst.is_relative_to(backing):
+            self.dst = mountpoint / self.real_dst.relative_to(backing)
         self.server: subprocess.Popen[bytes] | None = None
 
     def clear(self) -> None:
         self.close()
         super().clear()
-        argv: list[str | Path] = [self.faultfs, self.backing, self.mountpoint, "--delay-ms", "0.5"]
+        argv: list[str | Path] = [self.faultfs, self.backing, self.mountpoint, *self.options]
         # In a process group of its own, so that Ctrl-C ends the copier first.
         self.server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
         if not self.server.stdout or self.server.stdout.readline().strip() != b"ready":
@@ -230,9 +252,17 @@ def loop_device(image: Path, mountpoint: Path, kind: str) -> Iterator[None]:
         image.unlink(missing_ok=True)
 
 
+# The options of faultfs for each slow place.
+SLOW = {
+    "slow": ["--delay-ms", "0.5"],
+    "far": ["--fault", "slow-read:*:40"],
+    "near": ["--fault", "slow-read:*:5"],
+}
+
+
 @contextlib.contextmanager
-def arena(data: Path, source_name: str, place: str, faultfs: Path) -> Iterator[Arena]:
-    """Builds an arena with its source, and removes it afterwards."""
+def arena(data: Path, source_name: str, place: str, faultfs: Path, disk: Path) -> Iterator[Arena]:
+    """Builds an arena with its source, and removes it afterwards. Images of disks are in `disk`."""
     source = build_once(data / source_name, FILLERS[source_name])
     base, log, mountpoint = data / "run", data / "run" / "stderr", data / "run" / "mnt"
     unmount(mountpoint)  # A race that was killed may have left it.
@@ -240,19 +270,29 @@ def arena(data: Path, source_name: str, place: str, faultfs: Path) -> Iterator[A
     mountpoint.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: subprocess.run(["rm", "-rf", "--one-file-system", base], check=False))
-        if place == "slow":
+        if place in SLOW:
             if not faultfs.exists():
                 raise Skip(f"no {faultfs}: cargo build --release -p faultfs")
             backing = base / "backing"
             backing.mkdir()
             quiet("cp", "-a", source, backing)
-            slow = SlowArena(backing, backing / source.name, log, mountpoint, faultfs)
+            # Only reading is slow in the other places.
+            parent = backing if place == "slow" else base
+            slow = SlowArena(backing, parent, source, log, mountpoint, faultfs, SLOW[place])
             stack.callback(slow.close)
             yield slow
         elif place == "finished":
             yield FinishedArena(base, source, log)
         elif place == "tmpfs":
             yield Arena(base, source, log)
+        elif place in ("cold", "disk", "durable"):
+            stack.enter_context(loop_device(disk / "pcopy-race.image", mountpoint, "ext4"))
+            if place == "durable":
+                yield Arena(mountpoint, source, log, on_disk=True)
+                return
+            quiet("cp", "-a", source, mountpoint)
+            parent = base if place == "cold" else mountpoint
+            yield ColdArena(parent, mountpoint / source.name, log, on_disk=place == "disk")
         else:
             stack.enter_context(loop_device(base / "image", mountpoint, place))
             quiet("cp", "-a", source, mountpoint)

@@ -24,6 +24,13 @@ slow        2,000 files in 100 directories; source and destination are on a
             FUSE pass-through (tests/faultfs) that delays every call by 0.5 ms;
             no -j; mounted anew for each run, so nothing is cached
 tiny        a directory of ten small files: the cost of starting
+one-far     one file of 20 MiB on a FUSE pass-through that delays each read by
+            40 ms; the destination is on tmpfs
+one-near    one file of 2 GiB, 5 ms for each read
+cold        the tree on ext4 on a real disk, nothing cached, to tmpfs; needs root
+disk        the same, to the same disk, until `sync -f` has ended
+fsync       the files of `slow` from tmpfs to ext4 on a real disk: pcopy --fsync,
+            and the others until `sync -f` has ended; needs root
 sparse      a file of 8 GiB with 64 MiB of data in 64 places, tmpfs
 memory      peak private memory of a copier and all its children on the tree,
             sampled from /proc/*/smaps_rollup
@@ -70,7 +77,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.dont_write_bytecode = True  # No __pycache__ in the project.
-from arena import GIB, MIB, Arena, Skip, arena, free_gib, measure_tree, unmount  # noqa: E402
+from arena import GIB, MIB, SLOW, Arena, Skip, arena, free_gib, measure_tree, unmount  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parent.parent
 # The longest that a single run may take, in seconds.
@@ -233,6 +240,14 @@ def measure_seconds(program: Program, place: Arena) -> tuple[float, str]:
     return run(argv, place.log), ""
 
 
+def measure_durable(program: Program, place: Arena) -> tuple[float, str]:
+    """Measures until everything is on the disk. --fsync says that the program sees to that itself."""
+    seconds, note = measure_seconds(program, place)
+    if "--fsync" not in program.argv:
+        seconds += run(["sync", "-f", str(place.real_dst)], place.log)
+    return seconds, note
+
+
 def process_tree(root: int) -> Iterator[int]:
     """Yields a process and all its descendants."""
     children = collections.defaultdict(list)
@@ -338,8 +353,14 @@ ROWS = [
     Row("big-ext4", "big", BIG, "ext4", gib=11),
     Row("again", "tree", [Goal(0.6, "cp -auT")], "finished", pcopy_programs([]) + UPDATERS),
     Row("slow", "small", [Goal(1.2, "rcp"), Goal(0.125, "cpz")], "slow", gib=1),
-    Row("tiny", "tiny", [Goal(1.3, "cp -a", ("pcopy-thread",)), Goal(2.5, "cp -a", ("pcopy-process",))],
+    Row("tiny", "tiny", [Goal(1.25, "cp -a", ("pcopy-thread",)), Goal(1.8, "cp -a", ("pcopy-process",))],
         rounds=40, gib=1),
+    Row("one-far", "film", [Goal(1.0, "cp -a")], "far", gib=1),
+    Row("one-near", "big", [Goal(0.3, "cp -a")], "near", gib=7),
+    Row("cold", "tree", [Goal(0.7, "best peer")], "cold"),
+    Row("disk", "tree", [Goal(0.9, "best peer")], "disk", measure=measure_durable),
+    Row("fsync", "small", [Goal(1.1, f"pcopy-{mode}", (f"pcopy-{mode} --fsync",)) for mode in ("thread", "process")],
+        "durable", pcopy_programs([]) + pcopy_programs(["--fsync"], " --fsync") + COPIERS, measure_durable, gib=1),
     Row("sparse", "sparse", [Goal(1.0, "best peer")], gib=10),
     Row("memory", "tree", [Goal(64)], measure=measure_memory, unit="MiB", rounds=0.6),
     Row("syscalls", "counted", [Goal(9, "", ("pcopy-thread",)), Goal(10, "", ("pcopy-process",))],
@@ -508,7 +529,7 @@ def run_row(row: Row, args: argparse.Namespace) -> Result:
             raise Skip("no program to run")
         if free_gib(args.data) < row.gib:
             raise Skip(f"needs {row.gib} GiB of free memory")
-        with arena(args.data, row.source, row.place, args.built / "faultfs") as place:
+        with arena(args.data, row.source, row.place, args.built / "faultfs", args.disk) as place:
             return race(row, place, programs, max(1, round(args.rounds * row.rounds)), args.slow_after)
     except Skip as why:
         return Result(row, skipped=str(why))
@@ -529,8 +550,8 @@ def build(rows: list[Row], args: argparse.Namespace) -> None:
     cargo = ["cargo", "build", "--release"]
     if any(program.is_pcopy and program.is_selected(args.only) for row in rows for program in row.programs):
         subprocess.run([*cargo, "--bin", "pcopy"], cwd=PROJECT, check=True)
-    if any(row.place == "slow" for row in rows):
-        # If this fails, only the row `slow` is skipped.
+    if any(row.place in SLOW for row in rows):
+        # If this fails, only these rows are skipped.
         subprocess.run([*cargo, "-p", "faultfs"], cwd=PROJECT, check=False)
 
 
@@ -544,6 +565,8 @@ def arguments() -> argparse.Namespace:
     option("--only", default="", metavar="NAMES", help="race only these, as in pcopy-thread,cpz,cp-a,rsync")
     option("--data", type=Path, metavar="DIR", default=Path("/dev/shm/pcopy-race"),
            help="where the data is kept; should be in RAM [%(default)s]")
+    option("--disk", type=Path, metavar="DIR", default=Path("/var/tmp"),
+           help="where cold, disk and fsync make a disk image of up to 8 GiB; must be on a real disk [%(default)s]")
     option("--peers", type=Path, metavar="DIR", action="append", default=[],
            help="search this directory for copiers before PATH")
     option("--slow-after", type=float, metavar="SECS", default=15,

@@ -1,6 +1,7 @@
 //! Everything that a worker needs from the start.
 
 use rustix::fs::Mode;
+use rustix::process::Pid;
 
 use crate::config::Config;
 use crate::run_number::RunNumber;
@@ -17,6 +18,17 @@ pub(crate) struct Context {
     pub(crate) scoreboard: Scoreboard,
 }
 
+impl Context {
+    /// Returns the number in the temporary names of this run.
+    ///
+    /// It is found when the first name needs it: most runs make none, and ten small files would
+    /// pay for it with a tenth of their time. Parent and workers see the same one.
+    pub(crate) fn run(&self) -> RunNumber {
+        let find = || RunNumber::of_process(self.identity.parent).bits();
+        RunNumber::from_bits(self.scoreboard.run_number(find))
+    }
+}
+
 /// Who runs pcopy, and which run this is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
@@ -26,8 +38,8 @@ pub(crate) struct Identity {
     pub(crate) is_root: bool,
     /// The effective group.
     pub(crate) group: u32,
-    /// The number in the temporary names of this run.
-    pub(crate) run: RunNumber,
+    /// The process of the parent.
+    pub(crate) parent: Pid,
 }
 
 impl Identity {
@@ -39,7 +51,7 @@ impl Identity {
             umask: umask.bits(),
             is_root: rustix::process::geteuid().is_root(),
             group: rustix::process::getegid().as_raw(),
-            run: RunNumber::of_this_process(),
+            parent: rustix::process::getpid(),
         }
     }
 

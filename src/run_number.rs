@@ -10,15 +10,17 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, getpid, test_kill_process};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::process::{Pid, test_kill_process};
+
+use crate::fs::sys;
 
 /// Bits of each part. Process numbers are below 2^22 (proc_sys_kernel(5)).
 const PID_BITS: u32 = 22;
 const SECOND_BITS: u32 = 22;
 
 /// Identifies a run: a hash of machine and process namespace (20 bits), the process number of its
-/// parent (22 bits), and the second since boot in which it began (22 bits, 48 days).
+/// parent (22 bits), and the second since boot in which it first needed a number (22 bits, 48
+/// days).
 ///
 /// A process number is not used twice in a second, so the number is unique on its machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +36,19 @@ pub(crate) enum Liveness {
 }
 
 impl RunNumber {
-    /// Returns the number of the run of which this process is the parent.
-    pub(crate) fn of_this_process() -> Self {
-        let pid = getpid().as_raw_nonzero().get() as u64;
-        Self::new(hash_of_machine(), pid, seconds_since_boot())
+    /// Makes the number of the run of which this process is the parent.
+    pub(crate) fn of_process(parent: Pid) -> Self {
+        let pid = parent.as_raw_nonzero().get() as u64;
+        Self::new(hash_of_machine(), pid, sys::seconds_since_boot())
+    }
+
+    /// Returns it as a word, which is never 0: no process has that number.
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(bits)
     }
 
     fn new(machine: u64, pid: u64, second: u64) -> Self {
@@ -83,7 +94,7 @@ impl RunNumber {
     }
 }
 
-/// Returns true if a process that started in this second can have begun a run in the other one.
+/// Returns true if a process that started in this second can have numbered a run in the other one.
 /// One that started later has only inherited the process number. Both are counted modulo 2^22.
 fn is_before(started: u64, began: u64) -> bool {
     began.wrapping_sub(started) & ((1 << SECOND_BITS) - 1) < 1 << (SECOND_BITS - 1)
@@ -97,10 +108,6 @@ fn hash_of_machine() -> u64 {
     boot.ok().hash(&mut hasher);
     fs::read_link("/proc/self/ns/pid").ok().hash(&mut hasher);
     hasher.finish() & 0xf_ffff
-}
-
-fn seconds_since_boot() -> u64 {
-    clock_gettime(ClockId::Boottime).tv_sec as u64
 }
 
 /// Returns the state of a process and the second since boot in which it started.
@@ -121,20 +128,22 @@ fn process_state(pid: Pid) -> Option<(u8, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::getpid;
+
     use super::*;
 
-    fn of_process(pid: u32) -> RunNumber {
-        RunNumber::new(hash_of_machine(), pid.into(), seconds_since_boot())
+    fn of_child(pid: u32) -> RunNumber {
+        RunNumber::of_process(Pid::from_raw(pid as i32).unwrap())
     }
 
     #[test]
     fn a_run_is_alive_as_long_as_its_process() {
-        assert_eq!(RunNumber::of_this_process().liveness(), Liveness::Alive);
+        assert_eq!(RunNumber::of_process(getpid()).liveness(), Liveness::Alive);
         let mut child = std::process::Command::new("sleep")
             .arg("1000")
             .spawn()
             .unwrap();
-        let run = of_process(child.id());
+        let run = of_child(child.id());
         assert_eq!(run.liveness(), Liveness::Alive);
         child.kill().unwrap();
         // Its parent has not waited for it.
@@ -149,7 +158,7 @@ mod tests {
     #[test]
     fn a_process_that_started_later_has_only_the_number() {
         let pid = u64::from(std::process::id());
-        let earlier = seconds_since_boot().wrapping_sub(1_000_000);
+        let earlier = sys::seconds_since_boot().wrapping_sub(1_000_000);
         let run = RunNumber::new(hash_of_machine(), pid, earlier);
         assert_eq!(run.liveness(), Liveness::Ended);
     }
@@ -157,13 +166,18 @@ mod tests {
     #[test]
     fn the_runs_of_other_machines_are_unknown() {
         let machine = hash_of_machine() ^ 1;
-        let run = RunNumber::new(machine, std::process::id().into(), seconds_since_boot());
+        let run = RunNumber::new(
+            machine,
+            std::process::id().into(),
+            sys::seconds_since_boot(),
+        );
         assert_eq!(run.liveness(), Liveness::Unknown);
     }
 
     #[test]
     fn the_digits_are_read_back() {
-        let run = RunNumber::of_this_process();
+        let run = RunNumber::of_process(getpid());
+        assert_eq!(RunNumber::from_bits(run.bits()), run);
         assert_eq!(RunNumber::parse(run.digits().as_bytes()), Some(run));
         assert_eq!(RunNumber::parse(b"0123456789abcde"), None);
         assert_eq!(RunNumber::parse(b"+123456789abcdef"), None);

@@ -23,11 +23,10 @@ impl Signals {
     /// Installs the signal handlers.
     pub(crate) fn take_over() -> Result<Self> {
         let caught = Arc::new(AtomicUsize::new(0));
-        let ignored = Ignored::read();
         for signal in STOP_SIGNALS {
             // A signal that nohup(1), or a shell starting a background job, made this process
             // ignore stays ignored.
-            if !ignored.contains(signal) {
+            if !sys::is_ignored(signal) {
                 sys::stop_on(signal, Arc::clone(&caught)).context("cannot handle signals")?;
             }
         }
@@ -51,39 +50,5 @@ impl Signals {
             0 => None,
             signal => Some(signal as i32),
         }
-    }
-}
-
-/// The signals that this process ignores: one bit each, SIGHUP (1) the lowest.
-struct Ignored(u64);
-
-impl Ignored {
-    /// Reads them from proc_pid_status(5). If that fails, none is ignored.
-    fn read() -> Self {
-        Self::parse(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
-    }
-
-    fn parse(status: &str) -> Self {
-        let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-        let bits = line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
-        Self(bits.unwrap_or(0))
-    }
-
-    fn contains(&self, signal: i32) -> bool {
-        self.0 & 1 << (signal - 1) != 0
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ignored_signals_are_read_from_the_status_file() {
-        // As under nohup(1).
-        let ignored = Ignored::parse("Name:\tpcopy\nSigIgn:\t0000000000000001\n");
-        assert!(ignored.contains(SIGHUP));
-        assert!(!ignored.contains(SIGINT));
-        assert!(!Ignored::parse("").contains(SIGHUP));
     }
 }

@@ -82,7 +82,9 @@ impl Copier {
     /// Returns the length.
     fn read_to_end(&mut self, stream: &OwnedFd, file: &OwnedFd) -> Result<u64, CopyError> {
         let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(BUFFER, 0);
+        if buffer.is_empty() {
+            buffer = vec![0; BUFFER];
+        }
         let result = self.read_to_end_with(&mut buffer, stream, file);
         self.buffer = buffer;
         result

@@ -40,7 +40,7 @@ const MAX_IDLE: Duration = Duration::from_secs(60 * 60);
 /// Returns a worker's temporary name of this number. Each entry gets a name of its own: that of a
 /// chunked file is in use until all chunks are there, and its worker goes on to other entries.
 pub(crate) fn name(context: &Context, worker: usize, number: u32) -> CString {
-    let run = context.identity.run.digits();
+    let run = context.run().digits();
     let name = format!(".pcopy.{run}.{worker}.{number}.tmp");
     CString::new(name).unwrap_or_default()
 }
@@ -106,7 +106,7 @@ pub(crate) fn remove_leftovers(
         let is_source = || context.targets.is_single(name.to_bytes());
         // This run's own are in use, or soon removed by the worker that made them.
         if let Some(run) = run_of(name.to_bytes())
-            && run != context.identity.run
+            && run != context.run()
             && !is_source()
         {
             leftovers.push((run, name.to_owned()));

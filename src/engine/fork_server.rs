@@ -76,6 +76,7 @@ impl ForkServer {
 /// Forks a worker whenever the parent asks. Ends when the parent does.
 fn serve(context: &'static Context, control: OwnedFd, parent: Pid) {
     become_child("pcopy: forker", "pcopy: fork server", parent);
+    leave_stdio();
     while let Some((number, socket)) = next_request(&control) {
         // If the system allows no process, the socket is closed here, which tells the parent.
         if let Ok(Fork::Child) = sys::fork_sibling() {
@@ -147,16 +148,20 @@ fn become_child(name: &str, title: &str, parent: Pid) {
     for signal in STOP_SIGNALS.into_iter().chain([SIGXFSZ]) {
         let _ = signal_hook::flag::register(signal, Arc::default());
     }
-    // A process that cannot be killed must not keep the reader of a pipe waiting.
+    if let Ok(name) = std::ffi::CString::new(name) {
+        let _ = rustix::thread::set_name(&name);
+    }
+    sys::set_command_line(title);
+}
+
+/// Closes the standard streams of the fork server and so of all workers. A process that cannot be
+/// killed must not keep the reader of a pipe waiting.
+fn leave_stdio() {
     if let Ok(null) = fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
         let _ = rustix::stdio::dup2_stdin(&null);
         let _ = rustix::stdio::dup2_stdout(&null);
         let _ = rustix::stdio::dup2_stderr(&null);
     }
-    if let Ok(name) = std::ffi::CString::new(name) {
-        let _ = rustix::thread::set_name(&name);
-    }
-    sys::set_command_line(title);
 }
 
 /// Returns a worker's name for top(1), at most 15 bytes (PR_SET_NAME(2const)).

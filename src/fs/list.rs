@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use walkdir::WalkDir;
+use walkdir::{DirEntryExt, WalkDir};
 
 use crate::fs::path::Kind;
 
@@ -33,6 +33,7 @@ pub(crate) struct Listing {
     /// The current name and a NUL: one buffer for all names.
     name: Vec<u8>,
     kind: Kind,
+    inode: u64,
     /// How the listing ended, if it has.
     ended: Option<Result<(), Errno>>,
 }
@@ -44,6 +45,7 @@ impl Listing {
             entries: WalkDir::new(path).min_depth(1).max_depth(1).into_iter(),
             name: Vec::with_capacity(256),
             kind: Kind::File,
+            inode: 0,
             ended: None,
         }
     }
@@ -56,12 +58,14 @@ impl Listing {
         match self.entries.next() {
             Some(Ok(entry)) => {
                 self.kind = Kind::of_listed(entry.file_type());
+                self.inode = entry.ino();
                 self.hold(entry.file_name());
             }
             // On a file system whose listings lack types, walkdir calls lstat(2), and that failed
             // for this entry. The others are still listed, and opening this one shows the error.
             Some(Err(error)) if error.depth() == 1 && error.path().is_some() => {
                 self.kind = Kind::File;
+                self.inode = 0;
                 self.hold(error.path().and_then(Path::file_name)?);
             }
             Some(Err(error)) => {
@@ -82,6 +86,12 @@ impl Listing {
     pub(crate) fn last_read(&self) -> Option<(Kind, &CStr)> {
         let name = CStr::from_bytes_with_nul(&self.name).ok()?;
         Some((self.kind, name))
+    }
+
+    /// Returns the inode number of the entry that was read last. It comes from the directory: a
+    /// mount point has that of the directory below it.
+    pub(crate) fn inode(&self) -> u64 {
+        self.inode
     }
 
     /// Copies a name into the buffer.

@@ -161,6 +161,26 @@ impl Names {
         self.count = self.count.saturating_sub(count);
     }
 
+    /// Sorts the names by these keys: one for each name.
+    pub(crate) fn sort_by_keys(&mut self, keys: &[u64]) {
+        let mut keyed: Vec<_> = keys.iter().zip(self.iter()).collect();
+        keyed.sort_by_key(|&(key, _)| key);
+        let mut sorted = Self {
+            bytes: Vec::with_capacity(self.bytes.len()),
+            count: 0,
+        };
+        for (_, (kind, name)) in keyed {
+            sorted.push(kind, name.to_bytes());
+        }
+        *self = sorted;
+    }
+
+    /// Appends the names of another list.
+    pub(crate) fn append(&mut self, others: &Self) {
+        self.bytes.extend_from_slice(&others.bytes);
+        self.count += others.count;
+    }
+
     /// Removes the names that are in `others`.
     pub(crate) fn remove_all(&mut self, others: &HashSet<Name>) {
         if others.is_empty() {

@@ -6,13 +6,12 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, OnceLock};
 
 use rustix::process::Pid;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
-use rustix::time::{ClockId, clock_gettime};
 
 /// Allocates zeroed words that this process shares with every process it forks from now on.
 ///
@@ -219,6 +218,35 @@ pub(crate) fn listxattrat(
     })
 }
 
+/// Reads a clock of clock_gettime(2). rustix would look for the vDSO at its first use, which takes
+/// a system call and must not happen in a signal handler.
+fn read_clock(clock: libc::clockid_t) -> libc::timespec {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the call writes to the structure and to nothing else. If it fails, it stays as it is.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    time
+}
+
+/// Returns the seconds since the machine was started, including those in which it slept.
+pub(crate) fn seconds_since_boot() -> u64 {
+    read_clock(libc::CLOCK_BOOTTIME).tv_sec as u64
+}
+
+/// Returns true if this process ignores a signal.
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action the call only writes the present one to `action`. If it fails,
+    // that stays zeroed, which is a valid value.
+    let action = unsafe {
+        libc::sigaction(signal, ptr::null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
+}
+
 /// Milliseconds within which a second signal counts as the first one: timeout(1) sends its signal
 /// to the process and then to the process group.
 const SAME_SIGNAL: u64 = 100;
@@ -228,7 +256,7 @@ pub(crate) fn stop_on(signal: i32, caught: Arc<AtomicUsize>) -> io::Result<()> {
     /// Time of the first signal in milliseconds; shared by all signals.
     static FIRST: AtomicU64 = AtomicU64::new(0);
     let action = move || {
-        let time = clock_gettime(ClockId::Monotonic);
+        let time = read_clock(libc::CLOCK_MONOTONIC);
         let now = time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000;
         match FIRST.compare_exchange(0, now, Relaxed, Relaxed) {
             Ok(_) => caught.store(signal as usize, Relaxed),
@@ -246,9 +274,12 @@ pub(crate) fn stop_on(signal: i32, caught: Arc<AtomicUsize>) -> io::Result<()> {
 /// It overwrites the program's arguments, so only forked processes may call it: they do not read
 /// the arguments any more.
 pub(crate) fn set_command_line(title: &str) {
-    let Some((start, size)) = find_arguments() else {
+    /// A forked process has them at the same place, so only the first one looks.
+    static ARGUMENTS: OnceLock<Option<(usize, usize)>> = OnceLock::new();
+    let Some((start, size)) = *ARGUMENTS.get_or_init(find_arguments) else {
         return;
     };
+    let start: *mut u8 = ptr::with_exposed_provenance_mut(start);
     let Ok(title) = CString::new(title) else {
         return;
     };
@@ -264,7 +295,7 @@ pub(crate) fn set_command_line(title: &str) {
 }
 
 /// Returns the address and size of the argument strings of this process.
-fn find_arguments() -> Option<(*mut u8, usize)> {
+fn find_arguments() -> Option<(usize, usize)> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     // Fields 48 and 49 of proc_pid_stat(5) are the start and end. Field 2 is the name in
     // parentheses and may contain spaces, so count from field 3, after the last `)`.
@@ -272,7 +303,7 @@ fn find_arguments() -> Option<(*mut u8, usize)> {
     let start: usize = fields.next()?.parse().ok()?;
     let end: usize = fields.next()?.parse().ok()?;
     let size = end.checked_sub(start).filter(|_| start != 0)?;
-    Some((ptr::with_exposed_provenance_mut(start), size))
+    Some((start, size))
 }
 
 #[cfg(test)]
@@ -287,6 +318,13 @@ mod tests {
         assert!(words.iter().all(|word| word.load(Relaxed) == 0));
         words[999].store(7, Relaxed);
         assert_eq!(words[999].load(Relaxed), 7);
+    }
+
+    #[test]
+    fn an_ignored_signal_is_recognised() {
+        // The standard library ignores SIGPIPE before `main`, and nothing handles SIGWINCH.
+        assert!(is_ignored(libc::SIGPIPE));
+        assert!(!is_ignored(libc::SIGWINCH));
     }
 
     #[test]

@@ -22,7 +22,8 @@ const CHUNKED_AT_ONCE: u64 = 16;
 const STOP: usize = 0;
 const WANTED: usize = 1;
 const CHUNKED: usize = 2;
-const COMMON_WORDS: usize = 3;
+const RUN: usize = 3;
+const COMMON_WORDS: usize = 4;
 
 /// The shared memory of one run.
 #[derive(Clone, Copy)]
@@ -62,6 +63,19 @@ impl Scoreboard {
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.common[STOP].load(Relaxed) != 0
+    }
+
+    /// Returns the number of the run. The first caller finds it, and all get the same one.
+    pub(crate) fn run_number(&self, find: impl FnOnce() -> u64) -> u64 {
+        let run = &self.common[RUN];
+        match run.load(Relaxed) {
+            0 => {
+                let found = find();
+                let stored = run.compare_exchange(0, found, Relaxed, Relaxed);
+                stored.map_or_else(|earlier| earlier, |_| found)
+            }
+            number => number,
+        }
     }
 
     /// Says how many more jobs idle workers would take at once.
@@ -105,6 +119,18 @@ mod tests {
         assert!(scoreboard.take_wanted());
         assert!(scoreboard.take_wanted());
         assert!(!scoreboard.take_wanted());
+    }
+
+    #[test]
+    fn the_run_has_one_number_whoever_asks_first() {
+        let scoreboard = Scoreboard::new(1, 1).unwrap();
+        // Another worker is faster.
+        let outer = scoreboard.run_number(|| {
+            assert_eq!(scoreboard.run_number(|| 7), 7);
+            8
+        });
+        assert_eq!(outer, 7);
+        assert_eq!(scoreboard.run_number(|| 9), 7);
     }
 
     #[test]

@@ -161,6 +161,15 @@ impl Remaining {
         self.count += self.names.len() - before;
     }
 
+    /// Sorts the last entries by these keys: one for each.
+    pub(super) fn sort_last(&mut self, keys: &[u64]) {
+        if !keys.is_sorted() {
+            let mut last = self.names.split_off(keys.len());
+            last.sort_by_keys(keys);
+            self.names.append(&last);
+        }
+    }
+
     /// Takes the later half away.
     pub(super) fn split_half(&mut self) -> Names {
         let half = self.count / 2;
@@ -209,10 +218,13 @@ mod tests {
             }
             other => panic!("{other:?}"),
         };
-        let own: Vec<_> = own(remaining.progress_of_listing(4));
-        assert_eq!(own, [c"b".to_owned(), c"c".to_owned()]);
+        let listed: Vec<_> = own(remaining.progress_of_listing(4));
+        assert_eq!(listed, [c"b".to_owned(), c"c".to_owned()]);
         assert_eq!(remaining.progress(), Progress::Settled(1));
         remaining.extend(|names| names.push(Kind::File, b"e"));
         assert_eq!(remaining.len(), 3);
+        remaining.sort_last(&[2, 1]);
+        let own: Vec<_> = own(remaining.progress_of_listing(4));
+        assert_eq!(own, [c"b".to_owned(), c"e".to_owned(), c"c".to_owned()]);
     }
 }

@@ -199,6 +199,18 @@ impl Worker {
         remaining: &mut Remaining,
         sink: &mut dyn ReportSink,
     ) {
+        self.order.begin(dir);
+        self.read_more(dir, listed, remaining, sink);
+        remaining.sort_last(self.order.inodes());
+    }
+
+    fn read_more(
+        &mut self,
+        dir: &mut DirPair,
+        listed: &mut Listed<'_>,
+        remaining: &mut Remaining,
+        sink: &mut dyn ReportSink,
+    ) {
         let enough = remaining.len() + BATCH;
         self.slot.begin_dir();
         while remaining.len() < enough && !self.should_end() {
@@ -211,6 +223,7 @@ impl Worker {
                 Ok(kind) => {
                     self.slot.add_found();
                     remaining.extend(|names| names.push(kind, name.to_bytes()));
+                    self.order.add(listed.listing.inode());
                 }
                 Err(error) => self.add_error(Some(name), error),
             }

@@ -3,6 +3,7 @@
 
 mod current;
 mod directory;
+mod order;
 
 use std::borrow::Borrow;
 use std::ffi::CStr;
@@ -22,6 +23,7 @@ use crate::protocol::metadata::{Incomplete, MetadataError, Refusal};
 use crate::protocol::{EntryError, HardLinkEntry, Job, JobKind, Leader, Line, Progress, Report};
 use crate::scoreboard::{WorkerSlot, WriteTarget};
 use current::{CurrentJob, Remaining};
+use order::Order;
 
 /// Entries that are listed before they are copied, and the most in one job. Enough that opening
 /// a directory again for a job costs nothing, and few enough for a message.
@@ -52,6 +54,7 @@ pub(crate) struct Worker {
     has_own_cwd: bool,
     report: Report,
     current: CurrentJob,
+    order: Order,
     /// About how many bytes of names and errors the report and the current update hold.
     size: usize,
     reported_at: Instant,
@@ -69,6 +72,7 @@ impl Worker {
             has_own_cwd,
             report: Report::default(),
             current: CurrentJob::default(),
+            order: Order::default(),
             size: 0,
             reported_at: Instant::now(),
             ticks: 0,

@@ -259,6 +259,35 @@ both_modes!(times_in_whole_seconds_do_not_cause_another_copy, |env| {
     assert_eq!(env.read("mnt/dst/file"), b"six");
 });
 
+both_modes!(ext4_is_read_in_the_order_of_inode_numbers, |env| {
+    if env.skipped_without_strace() {
+        return;
+    }
+    let script =
+        "mkdir mnt; truncate -s 60M image; mkfs.ext4 -q image 2>/dev/null; mount -o loop image mnt";
+    let Some(env) = env.mounted(script) else {
+        return;
+    };
+    // It lists them by hashes of their names.
+    for i in 0..200 {
+        env.file(format!("mnt/src/file-{i}"), "x");
+    }
+    let trace = ["strace", "-f", "-qq", "-e", "trace=openat", "-o", "trace"];
+    env.command(["-j1", "mnt/src", "dst"])
+        .under(&trace)
+        .run()
+        .ok();
+    let trace = String::from_utf8_lossy(&env.read("trace")).into_owned();
+    let read = trace.lines().filter(|line| line.contains("O_RDONLY"));
+    let names = read.filter_map(|line| Some(line.split_once("\"file-")?.1.split_once('"')?.0));
+    let inodes: Vec<u64> = names
+        .map(|number| env.stat(format!("mnt/src/file-{number}")).ino())
+        .collect();
+    assert_eq!(inodes.len(), 200);
+    assert!(inodes.is_sorted(), "{inodes:?}");
+    env.assert_same("mnt/src", "dst");
+});
+
 // ---- options --------------------------------------------------------------------------------
 
 both_modes!(btrfs_shares_extents_unless_told_not_to, |env| {

@@ -165,6 +165,56 @@ both_modes!(a_small_file_takes_nine_system_calls, |env| {
     }
 });
 
+/// Runs pcopy and returns the lines that strace prints for these system calls.
+fn traced(env: &Env, calls: &str, args: &[&str]) -> Vec<String> {
+    let trace = ["strace", "-f", "-y", "-qq", "-e", calls, "-o", "trace"];
+    env.command(args).under(&trace).run().ok();
+    let trace = String::from_utf8_lossy(&env.read("trace")).into_owned();
+    trace.lines().map(str::to_owned).collect()
+}
+
+both_modes!(
+    only_files_beyond_the_readahead_are_announced_as_sequential,
+    |env| {
+        if env.skipped_without_strace() {
+            return;
+        }
+        env.file("src/readahead", pattern(128 << 10, 1));
+        env.file("src/longer", pattern((128 << 10) + 1, 2));
+        // Copied in chunks: each worker opens it anew.
+        env.file("src/large", pattern(33 << 20, 3));
+        let args = ["-j2", "--reflink=never", "src", "dst"];
+        let calls = traced(env, "trace=fadvise64", &args);
+        let of = |name: &str| {
+            let path = format!("/src/{name}>");
+            calls.iter().filter(|line| line.contains(&path)).count()
+        };
+        assert_eq!((of("readahead"), of("longer")), (0, 1), "{calls:#?}");
+        assert!(of("large") >= 2, "{calls:#?}");
+        assert!(
+            calls.iter().all(|it| it.contains("POSIX_FADV_SEQUENTIAL")),
+            "{calls:#?}"
+        );
+        env.assert_same("src", "dst");
+    }
+);
+
+both_modes!(the_number_of_the_run_is_found_when_a_name_needs_it, |env| {
+    if env.skipped_without_strace() {
+        return;
+    }
+    env.file("src/file", "x");
+    let found = |args: &[&str]| {
+        let calls = traced(env, "trace=open,openat", args);
+        calls.iter().filter(|line| line.contains("boot_id")).count()
+    };
+    // For ten small files, the start takes longer than the files.
+    assert_eq!(found(&["src", "dst"]), 0);
+    env.file("src/file", "another");
+    assert_eq!(found(&["src", "dst"]), 1);
+    env.assert_same("src", "dst");
+});
+
 /// The sums of a table by `strace -c`.
 #[derive(Default)]
 struct Calls {

