@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use self::mounts::Mounts;
 use self::overlap::Overlap;
 pub(crate) use self::resolve::SingleFile;
-use self::resolve::{Resolved, is_link, parent_of, quote_path, resolve};
+use self::resolve::{Resolved, is_link, parent_of, quote_path, refuse_missing_parent, resolve};
 use crate::config::{Config, Destination};
 use crate::fs::names::{Offence, RefusedName, Refuser, may_be_refusal};
 use crate::fs::open::{DIRECTORY, open_dir};
@@ -82,6 +82,9 @@ impl Targets {
                         quote_path(&source.destination)
                     )
                 })?;
+        }
+        if !config.mkpath {
+            refuse_missing_parent(&config.destination)?;
         }
         let mut targets = Self {
             list: Vec::with_capacity(sources.len()),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{self, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
 
 use super::stream;
 use crate::config::{Config, Destination, normalize, own_name};
@@ -17,7 +18,6 @@ use crate::fs::open::DIRECTORY;
 use crate::fs::path::Kind;
 use crate::protocol::error::Reason;
 use crate::quote::quote;
-use rustix::io::Errno;
 
 /// A source that is not a directory.
 pub(crate) struct SingleFile {
@@ -47,9 +47,6 @@ pub(super) struct Resolved {
 
 /// Finds all sources and decides where they go. Nothing is created yet.
 pub(super) fn resolve(config: &Config) -> Result<Vec<Resolved>> {
-    if !config.mkpath {
-        refuse_missing_parent(&config.destination)?;
-    }
     let mut all = Vec::with_capacity(config.sources.len());
     let mut parents = HashMap::new();
     // A map, because a `*` can stand for very many files.
@@ -87,7 +84,7 @@ pub(super) fn resolve(config: &Config) -> Result<Vec<Resolved>> {
 
 /// Refuses a destination of which more than the last component is missing. A disk that is not
 /// mounted looks so, and the copy must not fill the one below it.
-fn refuse_missing_parent(destination: &Destination) -> Result<()> {
+pub(super) fn refuse_missing_parent(destination: &Destination) -> Result<()> {
     let (Destination::Path(path) | Destination::Exactly(path) | Destination::Directory(path)) =
         destination
     else {

@@ -17,7 +17,7 @@ fn refused_names(env: &Env, file_system: &str) {
     env.file("src/dir?/inside", "x");
     env.file("src/tab\there", "x");
     for options in [&[][..], &["--overwrite=older"]] {
-        env.pcopy([options, &["-q", "src", "mnt/dst"]].concat())
+        env.pcopy([options, &["-q", "--no-preserve=all", "src", "mnt/dst"]].concat())
             .exits(1)
             .fails_only(&[
                 (

@@ -77,10 +77,7 @@ once!(a_stall_timeout_implies_processes, |env| {
     let run = env.command(["-v", "--stall-timeout=60", "src", "dst"]);
     let run = run.without_mode().run().ok();
     let mut workers = run.entries_by_worker().into_keys();
-    assert!(
-        workers.all(|worker| worker.starts_with("[process ")),
-        "{run}"
-    );
+    assert!(workers.all(|worker| worker.starts_with("[pid ")), "{run}");
     refused(
         env,
         env.pcopy(["--stall-timeout=60", "src", "dst-2"]),
