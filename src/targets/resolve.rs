@@ -93,7 +93,7 @@ pub(super) fn refuse_missing_parent(destination: &Destination) -> Result<()> {
     // Other errors are reported when the destination is opened.
     let is_missing = |path: &Path| matches!(path.try_exists(), Ok(false)) && !is_link(path);
     let normal = normalize(path);
-    if path.as_os_str().is_empty() || !is_missing(&normal) || !is_missing(&parent_of(&normal)) {
+    if !is_missing(&normal) || !is_missing(&parent_of(&normal)) {
         return Ok(());
     }
     let mut missing = parent_of(&normal);
