@@ -110,7 +110,8 @@ pub struct Cli {
     /// Fail if one of these cannot be kept
     ///
     /// By default everything is kept as far as the system allows. LIST is a comma-separated list
-    /// of mode, ownership, timestamps, links, xattr, all.
+    /// of mode, ownership, timestamps, links, xattr, all. "flags" adds the inode flags of chattr(1),
+    /// which are not kept otherwise, nor with all.
     #[arg(
         long,
         value_enum,
@@ -267,7 +268,9 @@ pub enum Attribute {
     Links,
     /// Extended attributes.
     Xattr,
-    /// All of these.
+    /// Inode flags, as chattr(1) sets them.
+    Flags,
+    /// All of these but the inode flags.
     All,
 }
 

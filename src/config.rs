@@ -94,6 +94,8 @@ pub struct Preserve {
     pub links: Keep,
     /// Extended attributes.
     pub xattr: Keep,
+    /// Inode flags, as chattr(1) sets them: required or not kept.
+    pub flags: Keep,
 }
 
 impl Preserve {
@@ -119,6 +121,14 @@ impl Preserve {
             timestamps: keep(Attribute::Timestamps),
             links: keep(Attribute::Links),
             xattr: keep(Attribute::Xattr),
+            // Most are for one disk and not for the data. Immutable files cannot be replaced or
+            // removed. So they are kept only if that is asked for by name.
+            flags: if required.contains(&Attribute::Flags) && !unwanted.contains(&Attribute::Flags)
+            {
+                Keep::Required
+            } else {
+                Keep::No
+            },
         }
     }
 }
@@ -231,6 +241,18 @@ mod tests {
             .preserve;
         assert_eq!(preserve.mode, Keep::Required);
         assert_eq!(preserve.timestamps, Keep::No);
+        let flags = |words: &[&str]| {
+            config(&[&["a", "b"], words].concat())
+                .unwrap()
+                .preserve
+                .flags
+        };
+        assert_eq!(flags(&["--preserve=all"]), Keep::No);
+        assert_eq!(flags(&["--preserve=flags"]), Keep::Required);
+        assert_eq!(
+            flags(&["--preserve=flags", "--no-preserve=flags"]),
+            Keep::No
+        );
         let all = config(&["a", "b", "--preserve=all", "--no-preserve=all"]);
         assert_eq!(all.unwrap().preserve.links, Keep::No);
     }

@@ -16,6 +16,7 @@ use crate::fs::xattr;
 use crate::protocol::entry::DirOrigin;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
+use super::flags;
 use super::twins::Naming;
 
 /// A source directory and its destination.
@@ -169,6 +170,7 @@ impl DirPair {
     /// is set at the end. If that is not allowed, creating entries fails and reports the reason.
     pub(crate) fn make_writable(&self, context: &Context) {
         let config = &context.config;
+        self.unseal(context);
         if let Some(destination) = &self.destination
             // On a retry, a directory of this run may have its final mode already.
             && !(context.identity.is_root || config.dry_run || self.origin.known_empty)
@@ -176,6 +178,17 @@ impl DirPair {
             && stat.st_mode & 0o300 != 0o300
         {
             let _ = fs::fchmod(destination, Mode::from_raw_mode(stat.st_mode | 0o700));
+        }
+    }
+
+    /// Makes a directory changeable that an earlier run has made immutable or append-only.
+    pub(super) fn unseal(&self, context: &Context) {
+        if let Some(destination) = &self.destination
+            && flags::keeps_flags(&context.config)
+            && !context.config.dry_run
+            && !self.origin.known_empty
+        {
+            flags::unseal(self.source.as_fd(), destination.as_fd());
         }
     }
 

@@ -94,6 +94,7 @@ impl Copier {
                 self.create_file(dir, entry.to, target, mode)?
             }
         };
+        self.set_storage_flags(new.fd.as_fd(), source.flags);
         let files = Files::new(&source.fd, &new.fd, dir);
         let copied = self.copy_whole(files, &source.stat);
         if copied.is_err() {
@@ -153,11 +154,17 @@ impl Copier {
             self.abandon(&mut new.unfinished, new.fd.as_fd());
         }
         let finished = finished?;
+        let sealed = Self::is_sealed(source.flags).then(|| new.fd.try_clone());
         sys::close(new.fd).at(Step::Close)?;
         if finished.are_times_set {
             self.settle_times(dir, &new.unfinished, &source.stat)?;
         }
         new.unfinished.commit(finish.to, finish.decision)?;
+        match sealed {
+            Some(Ok(file)) => self.seal(file.as_fd(), source.flags),
+            Some(Err(_)) => return Err(CopyError::new(Step::SetFlags, Errno::MFILE)),
+            None => {}
+        }
         if finished.has_grown {
             return Err(CopyError::new(Step::Read, Reason::Grown(source.stat.size)));
         }
@@ -198,6 +205,7 @@ impl Copier {
             verify: false,
         };
         let applied = self.apply(&subject, &wanted);
+        self.set_unsealed_flags(new.fd.as_fd(), source.flags);
         if has_changed && !self.context.config.preserve.timestamps.is_wanted() {
             let _ = fs::futimens(&new.fd, &metadata::times(&source.stat));
         }

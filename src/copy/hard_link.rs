@@ -7,6 +7,7 @@ use rustix::fs::{self, AtFlags, FileType};
 use rustix::io::Errno;
 
 use super::dir::DirPair;
+use super::flags;
 use super::{Copier, Entry, EntryResult, MAX_TAKEN, file_type, is_name_taken};
 use crate::config::{Keep, Overwrite};
 use crate::fs::stat::{FileId, FileStat};
@@ -53,7 +54,8 @@ impl Copier {
         if has_linked {
             return Ok(EntryResult::Done(Decision::HardLink));
         }
-        self.try_hard_link(dir, target, entry, &mut has_replaced)
+        let result = self.try_hard_link(dir, target, entry, &mut has_replaced);
+        result.map_err(|error| self.explain_taken(dir, entry.to, error))
     }
 
     fn try_hard_link(
@@ -123,7 +125,14 @@ impl Copier {
             self.next_temp()
         };
         let created = self.create(dir, entry.to, write_target, |dir, name| {
-            fs::linkat(target_dir, target.name, dir, name, AtFlags::empty()).at(Step::Link)
+            let link = || fs::linkat(target_dir, target.name, dir, name, AtFlags::empty());
+            match link() {
+                Err(Errno::PERM) if flags::keeps_flags(config) => {
+                    flags::link_sealed(target_dir, target.name, link)
+                }
+                result => result,
+            }
+            .at(Step::Link)
         });
         let ((), unfinished) = match created {
             Ok(created) => created,

@@ -6,6 +6,7 @@ mod content;
 mod decide;
 pub(crate) mod dir;
 mod file;
+mod flags;
 mod handle;
 mod hard_link;
 mod in_place;
@@ -157,7 +158,8 @@ impl Copier {
                     dir.expect_others();
                     taken += 1;
                 }
-                result => return result,
+                Err(error) => return Err(self.explain_taken(dir, entry.to, error)),
+                done => return done,
             }
         }
     }

@@ -1,10 +1,10 @@
 #!/bin/bash
 # Builds what run.sh boots: a Debian root disk and kernels with their modules. Needs root, mmdebstrap,
-# qemu-utils' or e2fsprogs' mke2fs, cpio, apt. Does nothing for what is there already.
+# mke2fs, cpio, depmod and apt. Skips what is there already.
 #
 #   build.sh LABDIR [KERNEL-DEB...]
 #
-# Without debs the release's own kernel is taken (linux-image-amd64's current package).
+# Without packages it takes the current kernel of the release (linux-image-amd64).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 lab=$(mkdir -p "$1" && cd "$1" && pwd); shift
@@ -31,7 +31,7 @@ if [ $# = 0 ]; then
     set -- "$lab"/debs/linux-image-*.deb
 fi
 
-# Modules that a file system, a network mount or the lab itself needs; not the drivers.
+# The modules that a file system, a network mount or the guest itself needs.
 parts='kernel/fs kernel/net/sunrpc kernel/net/sched kernel/net/ipv6 kernel/net/dns_resolver kernel/net/core
 kernel/net/802 kernel/net/9p kernel/net/key kernel/lib kernel/crypto kernel/arch/x86/crypto kernel/security kernel/mm
 kernel/drivers/block kernel/drivers/virtio kernel/drivers/net/virtio_net.ko kernel/drivers/cdrom

@@ -283,6 +283,19 @@ both_modes!(small_files_arrive_where_inode_numbers_do_not_last, |env| {
         .counts(0, SMALL_TREE_LEAVES, 0);
 });
 
+both_modes!(metadata_arrives_where_inode_numbers_do_not_last, |env| {
+    small_tree(env);
+    let Some(_mounted) = mount(env, &["--volatile-inodes", "--ttl-ms", "0"]) else {
+        return;
+    };
+    env.pcopy(["src", "mnt/dst"]).ok();
+    env.at("src/a/b.txt").mode(0o600);
+    env.pcopy(["src", "mnt/dst"])
+        .ok()
+        .counts(1, SMALL_TREE_LEAVES - 1, 0);
+    env.assert_same("src", "backing/dst");
+});
+
 // ---- hard links -----------------------------------------------------------------------------
 
 once!(hard_links_are_refused, |env| {

@@ -116,6 +116,7 @@ impl Filesystem for Passthrough {
                 return Err(io::Errno::PERM);
             }
             let (fd, parent) = (self.fd(ino)?, self.inodes.get(parent)?);
+            self.check_new_name(&parent, name)?;
             let name = &*self.stored_name(&parent, name)?;
             fs::linkat(CWD, path_of(&fd), parent.fd()?, name, AtFlags::SYMLINK_FOLLOW)?;
             self.inodes.look_up(&parent, name)
@@ -142,6 +143,7 @@ impl Filesystem for Passthrough {
             self.check_rename(new_name)?;
             let (old, new) = (self.inodes.get(parent)?, self.inodes.get(new_parent)?);
             let name = &*self.stored_name(&old, name)?;
+            self.check_new_name(&new, new_name)?;
             let new_name = &*self.stored_name(&new, new_name)?;
             let flags = fs::RenameFlags::from_bits_retain(flags.bits());
             fs::renameat_with(old.fd()?, name, new.fd()?, new_name, flags)?;

@@ -2,7 +2,7 @@
 zoo() { python3 /lab/zoo.py "$@"; }
 now() { cut -d' ' -f1 /proc/uptime; }
 since() { awk -v a="$1" -v b="$(now)" 'BEGIN{printf "%.1f", b-a}'; }
-# run LABEL COMMAND...: exit status, seconds, and what it said, shortened.
+# run LABEL COMMAND...: prints its exit status, its time, and the first lines of its messages.
 run() {
     local label=$1 t0 rc; shift; t0=$(now)
     timeout -k 5 "${LIMIT:-200}" "$@" >/tmp/run.out 2>/tmp/run.err </dev/null; rc=$?
@@ -10,15 +10,13 @@ run() {
     { cut -c1-230 /tmp/run.err | head -${LINES_MAX:-14}; n=$(wc -l </tmp/run.err); [ $n -gt ${LINES_MAX:-14} ] && { echo "... ($n lines)"; tail -1 /tmp/run.err; }; } | sed 's/^/    | /'
     return $rc
 }
-# cycle LABEL SRC DST: each tool copies SRC to DST/c, again, and the trees are compared.
+# cycle LABEL SRC DST: each mode copies SRC to DST/c twice. Compares the trees.
 tools="thread process"
 tool() { # tool NAME SRC DST [again]
     case $1 in
     thread|process) pcopy --mode $1 ${PCOPY_ARGS:-} "$2" "$3" ;;
     cp) cp -a -T "$2" "$3" ;;
     rsync) rsync -aHAX ${RSYNC_ARGS:-} "$2/" "$3/" ;;
-    cpz) cpz -f "$2" "$3" ;;
-    xcp) xcp -r "$2" "$3" ;;
     esac
 }
 export -f tool

@@ -28,7 +28,7 @@ one() { # one LABEL OPTIONS TYPE
     run "$1 twins 3rd" pcopy -v /mnt/src/zoo/twins /mnt/d/c; cat /tmp/run.out; rm -rf /mnt/d/c
     for t in thread process; do run "$1 twins" pcopy --mode $t -v /mnt/src/zoo/twins /mnt/d/c;  run "$1 twins 2nd $t" pcopy --mode $t -v /mnt/src/zoo/twins /mnt/d/c; cat /tmp/run.out; (cd /mnt/d/c; ls -R; grep -r . .); rm -rf /mnt/d/c; done
     echo "-- $1: whole zoo"; TOOLS="thread process" LINES_MAX=40 cycle "$1 zoo" /mnt/src/zoo /mnt/d
-    mkdir -p /mnt/src/back; echo "-- $1: back to ext4"; TOOLS="thread process" cycle "$1 back" /mnt/d/c /mnt/src/back; run "$1 back, --preserve=all" pcopy --preserve=all /mnt/d/c /mnt/src/back/all; run "$1 back, cp --preserve=all" cp -R --preserve=all /mnt/d/c /mnt/src/back/all2; rm -rf /mnt/d/c /mnt/src/back
+    mkdir -p /mnt/src/back; echo "-- $1: back to ext4"; TOOLS="thread process" cycle "$1 back" /mnt/d/c /mnt/src/back; run "$1 back, --preserve=all" pcopy --preserve=all /mnt/d/c /mnt/src/back/all; rm -rf /mnt/d/c /mnt/src/back
     umount /mnt/d
 }
 case ${FAT:-all} in all|vfat) disk d mkfs.vfat -F 32 && one vfat iocharset=utf8 vfat;; esac

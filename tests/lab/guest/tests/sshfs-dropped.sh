@@ -1,4 +1,4 @@
-# Large files, caches dropped all the while. sshfs without a network: its inode numbers last only while they are in use.
+# Large files on sshfs, while caches are dropped: its inode numbers last only while they are in use.
 export ZOO_LITE=1 MANY=40
 sed '/^for fs in/,$d' /lab/tests/inodes.sh > /tmp/inodes-functions.sh; . /tmp/inodes-functions.sh
 modprobe fuse; mkdir -p /srv/ssh /mnt/f; disk d mkfs.ext4 -q; mount /dev/vdd /srv/ssh
