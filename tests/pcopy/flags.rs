@@ -74,7 +74,7 @@ both_modes!(copy_on_write_is_turned_off_before_the_first_byte, |env| {
         ("mnt/dst", "--reflink=auto"),
         ("mnt/inherits/dst", "--reflink=never"),
     ] {
-        env.pcopy(["--preserve=flags", "--reflink", reflink, "mnt/src", copy_at])
+        env.pcopy(["--preserve=flags", reflink, "mnt/src", copy_at])
             .ok();
         let found = flags(&env, copy_at);
         assert_eq!(found, flags(&env, "mnt/src"));
