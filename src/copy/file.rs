@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use super::content::Files;
 use super::dir::DirPair;
+use super::flags::Unsealed;
 use super::handle::{Handle, Subject};
 use super::metadata::{self, InitialMeta, SourceFile, Wanted};
 use super::temp::Unfinished;
@@ -159,7 +160,14 @@ impl Copier {
         if finished.are_times_set {
             self.settle_times(dir, &new.unfinished, &source.stat)?;
         }
+        // What an earlier run has sealed like this would refuse to be replaced.
+        let replaced = (sealed.is_some() && finish.decision != Decision::Create)
+            .then(|| Unsealed::new(dir.destination().ok()?, finish.to))
+            .flatten();
         new.unfinished.commit(finish.to, finish.decision)?;
+        if let Some(replaced) = replaced {
+            replaced.keep();
+        }
         match sealed {
             Some(Ok(file)) => self.seal(file.as_fd(), source.flags),
             Some(Err(_)) => return Err(CopyError::new(Step::SetFlags, Errno::MFILE)),

@@ -111,6 +111,39 @@ pub(super) fn unseal(source: BorrowedFd<'_>, destination: BorrowedFd<'_>) {
     }
 }
 
+/// A file that is not sealed for a while. Dropping it seals the file again.
+pub(super) struct Unsealed {
+    file: OwnedFd,
+    old: u32,
+}
+
+impl Unsealed {
+    /// Takes the seal off a file. `None` if it has none, or cannot be changed.
+    pub(super) fn new(dir: BorrowedFd<'_>, name: &CStr) -> Option<Self> {
+        let file = open(dir, name).ok()?;
+        let old = get(file.as_fd()).ok()?;
+        if old & SEAL == 0 {
+            return None;
+        }
+        put(file.as_fd(), old & !SEAL).ok()?;
+        Some(Self { file, old })
+    }
+
+    /// Leaves the file without a seal: it is about to be replaced.
+    pub(super) fn keep(mut self) {
+        self.old &= !SEAL;
+    }
+}
+
+impl Drop for Unsealed {
+    fn drop(&mut self) {
+        if self.old & SEAL != 0 {
+            // If this fails, the next run finds that the flags differ.
+            let _ = put(self.file.as_fd(), self.old);
+        }
+    }
+}
+
 /// Makes a hard link to a file that is sealed, and so refuses links.
 pub(super) fn link_sealed(
     dir: BorrowedFd<'_>,

@@ -124,6 +124,9 @@ impl Copier {
         } else {
             self.next_temp()
         };
+        // Renaming one of its names needs that too.
+        let _unsealed = (flags::keeps_flags(config) && decision != Decision::Create)
+            .then(|| flags::Unsealed::new(target_dir, target.name));
         let created = self.create(dir, entry.to, write_target, |dir, name| {
             let link = || fs::linkat(target_dir, target.name, dir, name, AtFlags::empty());
             match link() {

@@ -48,6 +48,14 @@ both_modes!(inode_flags_are_kept_on_request, |env| {
         assert_eq!(copy(&env, "mnt/src", "mnt/dst"), (3, 7));
         assert_eq!(copy(&env, "mnt/src", "mnt/dst"), (0, 10));
 
+        // New contents of files that are immutable, one of them with two names.
+        env.sh(
+            "cd mnt/src; chattr -i fixed linked; echo newer >> fixed; echo newer >> linked
+            chattr +i fixed linked",
+        );
+        assert_eq!(copy(&env, "mnt/src", "mnt/dst"), (3, 7));
+        assert_eq!(copy(&env, "mnt/src", "mnt/dst"), (0, 10));
+
         env.pcopy(["--preserve=all", "mnt/src", "mnt/without"]).ok();
         let without = flags(&env, "mnt/without");
         assert!(
