@@ -99,7 +99,9 @@ def look(root):
     found, inodes = {}, {}
     root = os.fsencode(root)
     def one(path, rel):
-        st = os.lstat(path); e = {}
+        e = {}
+        try: st = os.lstat(path)
+        except OSError as x: found[rel] = {"stat": str(x)}; return
         e["type"] = stat.S_IFMT(st.st_mode)
         if not stat.S_ISLNK(st.st_mode): e["mode"] = "%05o" % stat.S_IMODE(st.st_mode)
         e["owner"] = "%d:%d" % (st.st_uid, st.st_gid)
