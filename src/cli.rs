@@ -154,7 +154,8 @@ pub struct Cli {
     ///
     /// By default everything is kept as far as the system allows. LIST is a comma-separated list
     /// of mode, acl, ownership, timestamps, links, xattr, context, all. ACLs belong to mode, and
-    /// context, the label of SELinux, to xattr.
+    /// context, the label of SELinux, to xattr. "flags" adds the inode flags of chattr(1), which are
+    /// not kept otherwise, nor with all.
     #[arg(
         long,
         value_enum,
@@ -395,7 +396,9 @@ pub enum Attribute {
     Xattr,
     /// The label of SELinux alone.
     Context,
-    /// All of these.
+    /// Inode flags, as chattr(1) sets them.
+    Flags,
+    /// All of these but the inode flags.
     All,
 }
 

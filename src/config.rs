@@ -95,6 +95,8 @@ pub struct Preserve {
     pub xattr: Keep,
     /// The label of SELinux.
     pub context: Keep,
+    /// Inode flags, as chattr(1) sets them: required or not kept.
+    pub flags: Keep,
 }
 
 impl Preserve {
@@ -124,6 +126,9 @@ impl Preserve {
             links: keep(Attribute::Links, all),
             xattr,
             context: keep(Attribute::Context, xattr),
+            // Most are for one disk and not for the data. Immutable files cannot be replaced or
+            // removed. So they are kept only if that is asked for by name.
+            flags: keep(Attribute::Flags, Keep::No),
         };
         match (preserve.mode.is_wanted(), preserve.acl.is_wanted()) {
             (true, false) => bail!(
@@ -243,6 +248,18 @@ mod tests {
             .preserve;
         assert_eq!(preserve.mode, Keep::Required);
         assert_eq!(preserve.timestamps, Keep::No);
+        let flags = |words: &[&str]| {
+            config(&[&["a", "b"], words].concat())
+                .unwrap()
+                .preserve
+                .flags
+        };
+        assert_eq!(flags(&["--preserve=all"]), Keep::No);
+        assert_eq!(flags(&["--preserve=flags"]), Keep::Required);
+        assert_eq!(
+            flags(&["--preserve=flags", "--no-preserve=flags"]),
+            Keep::No
+        );
         let all = config(&["a", "b", "--preserve=all", "--no-preserve=all"]);
         assert_eq!(all.unwrap().preserve.links, Keep::No);
     }

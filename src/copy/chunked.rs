@@ -80,6 +80,7 @@ impl Copier {
             self.initial_mode(dir, source, decision)
         };
         let new = self.create_file(dir, entry.to, target, mode)?;
+        self.set_storage_flags(new.fd.as_fd(), source.flags);
         if self.clone_whole(Files::new(&source.fd, &new.fd, dir))? {
             let finish = Finish {
                 to: entry.to,

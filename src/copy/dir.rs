@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{self, AtFlags, FileType, Mode, Stat};
+use rustix::fs::{self, Access, AtFlags, FileType, Mode, Stat};
 use rustix::io::Errno;
 
 use crate::context::Context;
@@ -16,6 +16,7 @@ use crate::fs::xattr;
 use crate::protocol::entry::DirOrigin;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
+use super::flags;
 use super::twins::Naming;
 
 /// A source directory and its destination.
@@ -169,13 +170,26 @@ impl DirPair {
     /// is set at the end. If that is not allowed, creating entries fails and reports the reason.
     pub(crate) fn make_writable(&self, context: &Context) {
         let config = &context.config;
+        self.unseal(context);
         if let Some(destination) = &self.destination
             // On a retry, a directory of this run may have its final mode already.
-            && !(context.identity.is_root || config.dry_run || self.origin.known_empty)
-            && let Ok(stat) = fs::fstat(destination)
-            && stat.st_mode & 0o300 != 0o300
+            && !(config.dry_run || self.origin.known_empty)
+            && self.destination_mode & 0o300 != 0o300
+            && !(context.identity.is_root && is_accessible(destination.as_fd()))
         {
-            let _ = fs::fchmod(destination, Mode::from_raw_mode(stat.st_mode | 0o700));
+            let mode = Mode::from_raw_mode(self.destination_mode | 0o700);
+            let _ = fs::fchmod(destination, mode);
+        }
+    }
+
+    /// Makes a directory changeable that an earlier run has made immutable or append-only.
+    pub(super) fn unseal(&self, context: &Context) {
+        if let Some(destination) = &self.destination
+            && flags::keeps_flags(&context.config)
+            && !context.config.dry_run
+            && !self.origin.known_empty
+        {
+            flags::unseal(self.source.as_fd(), destination.as_fd());
         }
     }
 
@@ -342,6 +356,13 @@ impl Owner {
             gid: stat.gid,
         }
     }
+}
+
+/// Returns true if entries can be created in a directory, whatever its mode. Root can do that, but
+/// not on a server that squashes root, nor without CAP_DAC_OVERRIDE.
+fn is_accessible(dir: BorrowedFd<'_>) -> bool {
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    fs::accessat(dir, c".", access, AtFlags::empty()) != Err(Errno::ACCESS)
 }
 
 /// Opens a destination directory. Returns `None` if it does not exist and this is a dry run.

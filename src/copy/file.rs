@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use super::content::Files;
 use super::dir::DirPair;
+use super::flags::Unsealed;
 use super::handle::{Handle, Subject};
 use super::metadata::{self, InitialMeta, SourceFile, Wanted};
 use super::temp::Unfinished;
@@ -94,6 +95,7 @@ impl Copier {
                 self.create_file(dir, entry.to, target, mode)?
             }
         };
+        self.set_storage_flags(new.fd.as_fd(), source.flags);
         let files = Files::new(&source.fd, &new.fd, dir);
         let copied = self.copy_whole(files, &source.stat);
         if copied.is_err() {
@@ -153,11 +155,24 @@ impl Copier {
             self.abandon(&mut new.unfinished, new.fd.as_fd());
         }
         let finished = finished?;
+        let sealed = Self::is_sealed(source.flags).then(|| new.fd.try_clone());
         sys::close(new.fd).at(Step::Close)?;
         if finished.are_times_set {
             self.settle_times(dir, &new.unfinished, &source.stat)?;
         }
+        // What an earlier run has sealed like this would refuse to be replaced.
+        let replaced = (sealed.is_some() && finish.decision != Decision::Create)
+            .then(|| Unsealed::new(dir.destination().ok()?, finish.to))
+            .flatten();
         new.unfinished.commit(finish.to, finish.decision)?;
+        if let Some(replaced) = replaced {
+            replaced.keep();
+        }
+        match sealed {
+            Some(Ok(file)) => self.seal(file.as_fd(), source.flags),
+            Some(Err(_)) => return Err(CopyError::new(Step::SetFlags, Errno::MFILE)),
+            None => {}
+        }
         if finished.has_grown {
             return Err(CopyError::new(Step::Read, Reason::Grown(source.stat.size)));
         }
@@ -198,6 +213,7 @@ impl Copier {
             verify: false,
         };
         let applied = self.apply(&subject, &wanted);
+        self.set_unsealed_flags(new.fd.as_fd(), source.flags);
         if has_changed && !self.context.config.preserve.timestamps.is_wanted() {
             let _ = fs::futimens(&new.fd, &metadata::times(&source.stat));
         }

@@ -3,13 +3,14 @@
 use std::ffi::CStr;
 use std::time::Duration;
 
-use rustix::fs::{self, AtFlags, FileType};
+use rustix::fs::{self, AtFlags, FileType, Statx, StatxFlags, StatxTimestamp};
 use rustix::io::Errno;
 
 use super::dir::DirPair;
+use super::flags;
 use super::{Copier, Entry, EntryResult, MAX_TAKEN, file_type, is_name_taken};
 use crate::config::{Keep, Overwrite};
-use crate::fs::stat::{FileId, FileStat};
+use crate::fs::stat::{FileId, FileStat, file_system_type};
 use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::scoreboard::WriteTarget;
@@ -53,7 +54,8 @@ impl Copier {
         if has_linked {
             return Ok(EntryResult::Done(Decision::HardLink));
         }
-        self.try_hard_link(dir, target, entry, &mut has_replaced)
+        let result = self.try_hard_link(dir, target, entry, &mut has_replaced);
+        result.map_err(|error| self.explain_taken(dir, entry.to, error))
     }
 
     fn try_hard_link(
@@ -122,8 +124,23 @@ impl Copier {
         } else {
             self.next_temp()
         };
+        let links = if old.is_some() && has_fleeting_numbers(dir) {
+            links_if_alike(target, dir, entry.to)
+        } else {
+            None
+        };
+        // Renaming one of its names needs that too.
+        let _unsealed = (flags::keeps_flags(config) && decision != Decision::Create)
+            .then(|| flags::Unsealed::new(target_dir, target.name));
         let created = self.create(dir, entry.to, write_target, |dir, name| {
-            fs::linkat(target_dir, target.name, dir, name, AtFlags::empty()).at(Step::Link)
+            let link = || fs::linkat(target_dir, target.name, dir, name, AtFlags::empty());
+            match link() {
+                Err(Errno::PERM) if flags::keeps_flags(config) => {
+                    flags::link_sealed(target_dir, target.name, link)
+                }
+                result => result,
+            }
+            .at(Step::Link)
         });
         let ((), unfinished) = match created {
             Ok(created) => created,
@@ -139,6 +156,12 @@ impl Copier {
             }
             Err(error) => return Err(error),
         };
+        if let Some(links) = links
+            && look_at_server(dir, entry.to).is_some_and(|now| now.stx_nlink == links + 1)
+        {
+            // The new link is one to the entry that is there: the two are the same file.
+            return Ok(EntryResult::Done(Decision::LeaveUnchanged));
+        }
         if config.inplace && decision != Decision::Create {
             drop(unfinished);
             self.make_room(dir, entry.to, decision)?;
@@ -193,6 +216,40 @@ fn is_linked(dir: &DirPair, target: LinkTarget<'_>, entry: Entry<'_>) -> bool {
     let id = |dir: &DirPair, name| dir.stat_destination(name).ok().flatten();
     let id = |dir, name| id(dir, name).map(|stat| FileId::of(&stat));
     id(dir, entry.to) == id(target.dir, target.name)
+}
+
+/// Returns true if one file may show different inode numbers by its two names. SMB and FUSE invent
+/// them, unless the server says them.
+fn has_fleeting_numbers(dir: &DirPair) -> bool {
+    const FLEETING: [u64; 3] = [0x6573_5546, 0xFF53_4D42, 0xFE53_4D42];
+    let destination = dir.destination().ok();
+    destination
+        .and_then(file_system_type)
+        .is_some_and(|kind| FLEETING.contains(&kind))
+}
+
+/// Returns how many links an entry has, if it could be the same file as the link's target.
+fn links_if_alike(target: LinkTarget<'_>, dir: &DirPair, name: &CStr) -> Option<u32> {
+    let look = |dir, name| {
+        let found = look_at_server(dir, name)?;
+        let time = |time: StatxTimestamp| (time.tv_sec, time.tv_nsec);
+        let times = (time(found.stx_mtime), time(found.stx_ctime));
+        Some((found.stx_nlink, found.stx_size, times))
+    };
+    let entry = look(dir, name)?;
+    (look(target.dir, target.name)? == entry).then_some(entry.0)
+}
+
+/// Looks at an entry of the destination on its server: the kernel may remember older values.
+fn look_at_server(dir: &DirPair, name: &CStr) -> Option<Statx> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+    fs::statx(
+        dir.destination().ok()?,
+        name,
+        flags,
+        StatxFlags::BASIC_STATS,
+    )
+    .ok()
 }
 
 fn is_gone(error: &CopyError) -> bool {

@@ -38,6 +38,8 @@ pub(super) struct SourceFile {
     pub(super) stat: FileStat,
     /// The attributes to keep.
     pub(super) attributes: Attributes,
+    /// The inode flags to keep.
+    pub(super) flags: u32,
 }
 
 /// The metadata that an entry gets.
@@ -134,10 +136,12 @@ impl Copier {
             sort: Sort::File,
         };
         let attributes = self.list_attributes(dir, &handle, &subject);
+        let flags = self.source_flags(fd.as_fd());
         SourceFile {
             fd,
             stat,
             attributes,
+            flags,
         }
     }
 
@@ -465,6 +469,7 @@ impl Copier {
             sort: Sort::Directory,
         };
         let attributes = self.list_attributes(dir, &source, &subject);
+        dir.unseal(self.context);
         if !dir.is_created() {
             self.remove_other_attributes(dir, &subject, &attributes.names);
         }
@@ -479,6 +484,7 @@ impl Copier {
             verify: false,
         };
         self.apply(&subject, &wanted);
+        self.set_dir_flags(target, dir.source());
         if config.fsync {
             fs::fsync(target).at(Step::Sync)?;
         }

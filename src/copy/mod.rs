@@ -6,6 +6,7 @@ mod content;
 mod decide;
 pub(crate) mod dir;
 mod file;
+mod flags;
 mod handle;
 mod hard_link;
 mod in_place;
@@ -158,9 +159,11 @@ impl Copier {
                     dir.expect_others();
                     taken += 1;
                 }
-                result => {
-                    return result.map_err(|error| self.explain_name(dir, entry.to, error));
+                Err(error) => {
+                    let error = self.explain_taken(dir, entry.to, error);
+                    return Err(self.explain_name(dir, entry.to, error));
                 }
+                done => return done,
             }
         }
     }

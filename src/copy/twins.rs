@@ -17,13 +17,15 @@
 use std::ffi::{CStr, CString};
 
 use rustix::fs::{self, AtFlags, Stat};
+use rustix::io::Errno;
 
-use super::Copier;
 use super::dir::{DirPair, Made};
+use super::{Copier, is_name_taken};
 use crate::context::Context;
-use crate::fs::path::Name;
+use crate::fs::path::{Name, RelPath};
 use crate::fs::spelling::Spellings;
 use crate::fs::stat::{FileId, file_system_type};
+use crate::protocol::entry::DirOrigin;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
 /// How a file system treats names that differ in case or spelling.
@@ -112,6 +114,46 @@ impl Copier {
                 Err(CopyError::new(step, Reason::SameName))
             }
         }
+    }
+
+    /// Explains why the name of an entry is taken although no lookup finds it. FAT with
+    /// `iocharset=utf8` is like that: it looks up long names as they are, and makes short names of
+    /// them that ignore case.
+    pub(super) fn explain_taken(
+        &mut self,
+        dir: &mut DirPair,
+        to: &CStr,
+        error: CopyError,
+    ) -> CopyError {
+        if !is_name_taken(&error) {
+            return error;
+        }
+        self.explain(dir, to, error.step).unwrap_or(error)
+    }
+
+    /// Explains why a directory is not there although its name was taken when it was to be made.
+    pub(crate) fn explain_missing(
+        &mut self,
+        target: usize,
+        path: &RelPath,
+        error: CopyError,
+    ) -> CopyError {
+        let is_missing =
+            error.step == Step::OpenDestinationDirectory && error.reason == Errno::NOENT.into();
+        let (parent, name) = path.split_last();
+        let (true, Ok(name)) = (is_missing && !name.is_empty(), CString::new(name)) else {
+            return error;
+        };
+        let parent = DirPair::open(self.context, target, &parent, DirOrigin::default());
+        let explained =
+            parent.map(|mut parent| self.explain(&mut parent, &name, Step::MakeDirectory));
+        explained.ok().flatten().unwrap_or(error)
+    }
+
+    fn explain(&mut self, dir: &mut DirPair, to: &CStr, step: Step) -> Option<CopyError> {
+        self.twin = find_twin(self.context, dir, to).ok()?;
+        self.twin.as_ref()?;
+        Some(CopyError::new(step, Reason::SameName))
     }
 
     /// Returns false if the destination keeps this existing name apart from all others.

@@ -41,7 +41,8 @@ impl Copier {
         if is_other && !(self.context.config.dry_run && self.is_fat(dir)) {
             return true;
         }
-        self.has_other_attributes(dir, entry)
+        let flags = self.open_flagged(dir, entry, new);
+        flags.is_some_and(|flags| flags.is_different()) || self.has_other_attributes(dir, entry)
     }
 
     fn has_other_owner(&mut self, old: &FileStat, new: &FileStat) -> bool {
@@ -139,7 +140,9 @@ impl Copier {
             sort: Sort::of(file_type(new)),
         };
         let now = subject.handle.stat().at(Step::LookAtDestination)?;
-        if now.id.ino != old.id.ino || file_type(&now) != file_type(old) {
+        // On many network file systems the inode number of an entry does not last.
+        let is_other = now.id.ino != old.id.ino && !now.has_same_contents(old);
+        if is_other || file_type(&now) != file_type(old) {
             // Another process has put something else there.
             return Err(CopyError::new(Step::LookAtDestination, Reason::Replaced));
         }
@@ -152,6 +155,10 @@ impl Copier {
             fs::openat(dir.source(), entry.from, flags, Mode::empty()).at(Step::ReadAttributes)?;
         let source = Handle::path(&source, dir.source(), entry.from);
         let attributes = self.list_attributes(dir, &source, &subject);
+        let flags = self.open_flagged(dir, entry, new);
+        if let Some(flags) = &flags {
+            flags.unseal();
+        }
         let removed = keeps_attributes(&self.context.config)
             && self.remove_other_attributes(dir, &subject, &attributes.names);
         let before = subject.handle.stat().at(Step::LookAtDestination)?;
@@ -165,6 +172,7 @@ impl Copier {
             verify: true,
         };
         let applied = self.apply(&subject, &wanted);
+        let are_flags_changed = flags.is_some_and(|flags| self.update_flags(&flags));
         let after = subject.handle.stat().at(Step::LookAtDestination)?;
         if self.context.config.fsync && file_type(new) == FileType::RegularFile {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -173,6 +181,7 @@ impl Copier {
         }
         let is_changed = removed
             || applied.set_attributes
+            || are_flags_changed
             || (now.mode, now.uid, now.gid) != (after.mode, after.uid, after.gid);
         Ok(if is_changed {
             Decision::UpdateMetadata

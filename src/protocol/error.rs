@@ -108,6 +108,8 @@ pub(crate) enum Step {
     SetTimes,
     #[error("set attributes")]
     SetAttributes,
+    #[error("set inode flags")]
+    SetFlags,
     #[error("close")]
     Close,
     #[error("sync to disk")]

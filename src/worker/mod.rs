@@ -129,8 +129,10 @@ impl Worker {
         }
     }
 
-    fn open(&self, job: &Job) -> Result<DirPair, CopyError> {
-        DirPair::open(self.context, job.target as usize, &job.path, job.origin)
+    fn open(&mut self, job: &Job) -> Result<DirPair, CopyError> {
+        let target = job.target as usize;
+        let opened = DirPair::open(self.context, target, &job.path, job.origin);
+        opened.map_err(|error| self.copier.explain_missing(target, &job.path, error))
     }
 
     /// Returns true if the run is to stop.

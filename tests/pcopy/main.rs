@@ -76,6 +76,7 @@ mod duplicate;
 mod faults;
 mod fidelity;
 mod filesystems;
+mod flags;
 mod in_place;
 mod injection;
 mod lesser;

@@ -324,3 +324,28 @@ both_modes!(a_directory_hands_down_what_is_not_preserved, |env| {
             .any(|it| !it.xattrs.is_empty())
     );
 });
+
+both_modes!(
+    root_without_capabilities_copies_into_read_only_directories,
+    |env| {
+        // In a container, or on a server that squashes root, a mode binds root too.
+        if skipped_without_root() || env.skipped_without("setpriv") {
+            return;
+        }
+        env.file("src/closed/first", "first");
+        env.at("src/closed").mode(0o555);
+        let copy = || {
+            let bound = [
+                "setpriv",
+                "--bounding-set=-dac_override,-dac_read_search",
+                "--inh-caps=-all",
+            ];
+            env.command(["src", "dst"]).under(&bound).run().ok()
+        };
+        copy().counts(1, 0, 0);
+        env.file("src/closed/second", "second");
+        copy().counts(1, 1, 0);
+        env.assert_same("src", "dst");
+        copy().counts(0, 2, 0);
+    }
+);

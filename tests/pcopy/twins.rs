@@ -1,6 +1,7 @@
 //! Names that the destination takes for one: the second fails, and the first stays at every run.
 
 use crate::env::Env;
+use crate::faultfs::FaultFs;
 use crate::noise::pattern;
 use crate::outcome::Run;
 
@@ -151,4 +152,31 @@ both_modes!(beyond_the_limit_of_links_a_second_group_begins, |env| {
     let inodes =
         env.sh("stat -c %i dst/* | sort | uniq -c | awk '{print $1}' | sort -n | tr '\\n' ' '");
     assert_eq!(inodes.trim(), "100 100");
+});
+
+both_modes!(twins_that_no_lookup_finds_are_named, |env| {
+    // FAT with iocharset=utf8 does that.
+    env.dir("backing");
+    let Some(_mounted) = FaultFs::mount(env, "backing", "mnt", &["--hide-twins"]) else {
+        return;
+    };
+    for name in ["README", "readme"] {
+        env.file(format!("src/{name}"), name).mtime(1_000, 0);
+        env.file(format!("src/dir-{name}/file"), name);
+    }
+    let mut first = String::new();
+    for run in 0..3 {
+        let run_failed = env.pcopy(["src", "mnt/dst"]).exits(1);
+        let complaints = run_failed.complaints();
+        assert_eq!(complaints.len(), 2, "{run_failed}");
+        for line in complaints {
+            assert!(line.contains(": same name as "), "{run_failed}");
+        }
+        let found = env.sh("cd backing/dst; find . -type f | sort | xargs cksum");
+        if run == 0 {
+            first = found;
+        } else {
+            assert_eq!(found, first);
+        }
+    }
 });

@@ -55,9 +55,11 @@
 //! | `--create-mask OCTAL` | these bits are removed from the modes of new entries, as by a server's umask |
 //! | `--mtime-at-flush` | to close a file that was created or written sets its mtime to now |
 //! | `--fold-case` | names that differ only in case are one; the first spelling is kept |
+//! | `--hide-twins` | as on FAT with `iocharset=utf8`: names are found as they are, and to create one that differs only in case from another fails with `EEXIST` |
 //! | `--xattr-max N` | an attribute of more than N bytes fails with `E2BIG`, more than N in all with `ENOSPC` |
 //! | `--fill-holes` | holes are stored as zeros; no `SEEK_HOLE`, no `fallocate` |
 //! | `--volatile-inodes` | each lookup returns another inode number |
+//! | `--rename-links` | as on SMB, to rename one link of a file to another one removes the first; elsewhere that does nothing |
 //! | `--no-hard-links` | to create a hard link fails with `EPERM` |
 //!
 //! # Fidelity

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -112,21 +112,19 @@ impl Passthrough {
     pub(crate) fn stored_name<'a>(
         &self, parent: &Inode, name: &'a OsStr,
     ) -> Result<Cow<'a, OsStr>> {
-        let dir = parent.fd()?;
-        let is_stored = |name| statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        if !self.settings.fold_case || is_stored(name) {
+        if !self.settings.fold_case {
             return Ok(name.into());
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let listed = Dir::new(openat(&dir, ".", flags, Mode::empty())?)?;
-        let folded = fold(name);
-        for entry in listed {
-            let stored = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
-            if fold(&stored) == folded {
-                return Ok(stored.into());
-            }
+        Ok(find_folded(parent, name)?.map_or(name.into(), Cow::from))
+    }
+
+    /// Refuses a new name if the directory has one that differs only in case.
+    pub(crate) fn check_new_name(&self, parent: &Inode, name: &OsStr) -> Result<()> {
+        let is_checked = self.settings.hide_twins;
+        match is_checked.then(|| find_folded(parent, name)).transpose()?.flatten() {
+            Some(stored) if stored != name => Err(io::Errno::EXIST),
+            _ => Ok(()),
         }
-        Ok(name.into())
     }
 
     pub(crate) fn answer_entry(&self, reply: ReplyEntry, found: Result<(Arc<Inode>, Stat)>) {
@@ -153,6 +151,7 @@ impl Passthrough {
         make: impl FnOnce(&OwnedFd, &OsStr) -> Result<T>,
     ) -> Result<(T, (Arc<Inode>, Stat))> {
         let parent = self.inodes.get(parent)?;
+        self.check_new_name(&parent, name)?;
         let name = &*self.stored_name(&parent, name)?;
         let created = make(&*parent.fd()?, name)?;
         if self.is_root && (request.uid(), request.gid()) != (0, 0) {
@@ -160,6 +159,24 @@ impl Passthrough {
         }
         Ok((created, self.inodes.look_up(&parent, name)?))
     }
+}
+
+/// Returns the entry of a directory whose name is this one, or differs from it only in case.
+fn find_folded(parent: &Inode, name: &OsStr) -> Result<Option<OsString>> {
+    let dir = parent.fd()?;
+    if statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+        return Ok(Some(name.to_owned()));
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let listed = Dir::new(openat(&dir, ".", flags, Mode::empty())?)?;
+    let folded = fold(name);
+    for entry in listed {
+        let stored = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
+        if fold(&stored) == folded {
+            return Ok(Some(stored));
+        }
+    }
+    Ok(None)
 }
 
 /// Makes names equal that differ only in case.

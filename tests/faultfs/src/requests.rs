@@ -116,6 +116,7 @@ impl Filesystem for Passthrough {
                 return Err(io::Errno::PERM);
             }
             let (fd, parent) = (self.fd(ino)?, self.inodes.get(parent)?);
+            self.check_new_name(&parent, name)?;
             let name = &*self.stored_name(&parent, name)?;
             fs::linkat(CWD, path_of(&fd), parent.fd()?, name, AtFlags::SYMLINK_FOLLOW)?;
             self.inodes.look_up(&parent, name)
@@ -142,9 +143,14 @@ impl Filesystem for Passthrough {
             self.check_rename(new_name)?;
             let (old, new) = (self.inodes.get(parent)?, self.inodes.get(new_parent)?);
             let name = &*self.stored_name(&old, name)?;
+            self.check_new_name(&new, new_name)?;
             let new_name = &*self.stored_name(&new, new_name)?;
             let flags = fs::RenameFlags::from_bits_retain(flags.bits());
             fs::renameat_with(old.fd()?, name, new.fd()?, new_name, flags)?;
+            if self.settings.rename_links && flags.is_empty() {
+                // It is still there if both were the same file.
+                let _ = fs::unlinkat(old.fd()?, name, AtFlags::empty());
+            }
             self.inodes.renamed(&new, new_name);
             // Only an exchange leaves an entry there.
             self.inodes.renamed(&old, name);

@@ -25,6 +25,9 @@ pub(crate) struct Settings {
     /// Treat names that differ only in case as one
     #[arg(long)]
     pub(crate) fold_case: bool,
+    /// Find names as they are, and refuse new ones that differ only in case from an existing one
+    #[arg(long, conflicts_with = "fold_case")]
+    pub(crate) hide_twins: bool,
     /// The most bytes of extended attributes that an entry can have
     #[arg(long, value_name = "N")]
     pub(crate) xattr_max: Option<usize>,
@@ -34,6 +37,9 @@ pub(crate) struct Settings {
     /// Show another inode number at each lookup
     #[arg(long)]
     pub(crate) volatile_inodes: bool,
+    /// Let a rename of one link of a file to another one remove the first
+    #[arg(long)]
+    pub(crate) rename_links: bool,
     /// Refuse hard links
     #[arg(long)]
     pub(crate) no_hard_links: bool,
