@@ -192,6 +192,12 @@ pub struct Cli {
         value_parser = clap::value_parser!(u64).range(1..)
     )]
     pub stall_warning: u64,
+
+    /// Print each decision about the number of workers on stderr
+    ///
+    /// Hidden: for tests, the races and the curious.
+    #[arg(long, hide = true)]
+    pub debug: bool,
 }
 
 /// How workers run.
