@@ -8,6 +8,7 @@ time to make and stay there for the next race. Everything else of a row is under
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import os
@@ -142,6 +143,8 @@ FILLERS: dict[str, Callable[[Path], None]] = {
     "tiny": functools.partial(fill_files, 10, 200, 0),
     "sparse": fill_sparse,
     "counted": fill_counted,
+    "photos": functools.partial(fill_files, 60, 8 * MIB, 0),
+    "letters": functools.partial(fill_files, 5_000, 20 * KIB, 50),
 }
 
 
@@ -178,19 +181,37 @@ class FinishedArena(Arena):
             subprocess.run(["cp", "-a", self.src, self.dst], check=True)
 
 
-class SlowArena(Arena):
-    """An arena behind a slow mount, which is mounted anew for each run."""
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A slow device that faultfs plays."""
 
-    def __init__(self, backing: Path, source: Path, log: Path, mountpoint: Path, faultfs: Path) -> None:
+    options: list[str]
+    has_destination: bool = True  # The destination is on it too, not on tmpfs.
+    busy: int = 0  # Loops that keep the processors busy beside the race.
+
+
+DEVICES = {
+    "slow": Device(["--delay-ms", "0.5"]),
+    "slow-busy": Device(["--delay-ms", "5"], busy=4),
+    "head": Device(["--head", "8,150"], has_destination=False),
+}
+
+
+class SlowArena(Arena):
+    """An arena on a slow device, which is mounted anew for each run."""
+
+    def __init__(self, backing: Path, source: Path, log: Path, mountpoint: Path, faultfs: Path, device: Device) -> None:
         super().__init__(backing, source, log)
-        self.backing, self.mountpoint, self.faultfs = backing, mountpoint, faultfs
-        self.src, self.dst = (mountpoint / p.relative_to(backing) for p in (self.real_src, self.real_dst))
+        self.backing, self.mountpoint, self.faultfs, self.device = backing, mountpoint, faultfs, device
+        self.src = mountpoint / self.real_src.relative_to(backing)
+        if device.has_destination:
+            self.dst = mountpoint / self.real_dst.relative_to(backing)
         self.server: subprocess.Popen[bytes] | None = None
 
     def clear(self) -> None:
         self.close()
         super().clear()
-        argv: list[str | Path] = [self.faultfs, self.backing, self.mountpoint, "--delay-ms", "0.5"]
+        argv: list[str | Path] = [self.faultfs, self.backing, self.mountpoint, *self.device.options]
         # In a process group of its own, so that Ctrl-C ends the copier first.
         self.server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
         if not self.server.stdout or self.server.stdout.readline().strip() != b"ready":
@@ -210,6 +231,18 @@ def unmount(mountpoint: Path) -> None:
         if subprocess.run(["umount", mountpoint], capture_output=True, check=False).returncode != 0:
             time.sleep(0.1)
     subprocess.run(["umount", "-l", mountpoint], check=False)
+
+
+@contextlib.contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """Keeps the processors busy with something else."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 @contextlib.contextmanager
@@ -240,14 +273,15 @@ def arena(data: Path, source_name: str, place: str, faultfs: Path) -> Iterator[A
     mountpoint.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: subprocess.run(["rm", "-rf", "--one-file-system", base], check=False))
-        if place == "slow":
+        if place in DEVICES:
             if not faultfs.exists():
                 raise Skip(f"no {faultfs}: cargo build --release -p faultfs")
             backing = base / "backing"
             backing.mkdir()
             quiet("cp", "-a", source, backing)
-            slow = SlowArena(backing, backing / source.name, log, mountpoint, faultfs)
+            slow = SlowArena(backing, backing / source.name, log, mountpoint, faultfs, DEVICES[place])
             stack.callback(slow.close)
+            stack.enter_context(busy_loops(DEVICES[place].busy))
             yield slow
         elif place == "finished":
             yield FinishedArena(base, source, log)

@@ -73,6 +73,7 @@ mod disk_full;
 mod faults;
 mod fidelity;
 mod filesystems;
+mod gate;
 mod in_place;
 mod injection;
 mod lesser;
