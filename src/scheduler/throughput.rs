@@ -13,6 +13,9 @@ use crate::scoreboard::gate::Limit;
 
 /// A worker that sleeps for this part of its time waits for a device.
 pub(super) const ASLEEP: f64 = 0.5;
+/// One that sleeps less than this works for the processor. Not more: on a machine with forty busy
+/// programs, a worker at a slow disk spends half of its time waiting for a processor.
+const AWAKE: f64 = 0.25;
 /// Requests of each worker in a window. Windows are counted in requests: with time alone, a slow
 /// device would be judged by chance (8 requests: 12 or 20 s for the same files).
 const REQUESTS: u64 = 16;
@@ -199,7 +202,7 @@ impl Throughput {
                     self.measure(sample);
                 }
             }
-            Some(asleep) if asleep < ASLEEP => {
+            Some(asleep) if asleep < AWAKE => {
                 self.awake += 1;
                 if self.limit == Limit::Open {
                     self.phase = Phase::Open { asleep: 0 };
@@ -207,9 +210,9 @@ impl Throughput {
                     self.open();
                 }
             }
-            Some(_) => {
+            Some(asleep) => {
                 self.awake = 0;
-                self.step(sample);
+                self.step(sample, asleep >= ASLEEP);
             }
         }
         (self.limit != before).then_some(self.limit)
@@ -256,14 +259,14 @@ impl Throughput {
         }
     }
 
-    fn step(&mut self, sample: &Sample) {
+    fn step(&mut self, sample: &Sample, is_asleep: bool) {
         let permits = match self.limit {
             Limit::Open => self.max,
             Limit::Permits(permits) => permits,
         };
         match &mut self.phase {
             Phase::Open { asleep } => {
-                *asleep += 1;
+                *asleep = if is_asleep { *asleep + 1 } else { 0 };
                 if *asleep >= SURE {
                     self.close(sample);
                 }
@@ -454,7 +457,7 @@ mod tests {
                     now,
                     requests: done as u64,
                     work: done as u64 * (512 << 10),
-                    asleep: Some(if is_chance { 0.4 } else { 0.9 }),
+                    asleep: Some(if is_chance { 0.2 } else { 0.9 }),
                     waiting,
                     is_opened: false,
                 });

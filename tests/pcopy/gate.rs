@@ -64,7 +64,10 @@ fn a_killed_worker_keeps_nobody_from_reading() {
         eventually("it has ended", || running.workers().iter().all(is_other));
     }
     let error = "workers crashed on it twice (SIGKILL)";
-    let run = running.wait().exits(1).fails_only(&[("src/1/stuck", error)]);
+    let run = running
+        .wait()
+        .exits(1)
+        .fails_only(&[("src/1/stuck", error)]);
     assert_eq!(run.replaced_workers(), 2, "{run}");
     assert_same_without(&env, "1/stuck");
 }
