@@ -82,7 +82,7 @@ both_modes!(decisions_can_be_seen_and_j_leaves_none, |env| {
     };
     let exact = env.pcopy(["--debug", "-j2", "src", "dst"]).ok();
     assert!(!exact.stderr.contains("debug:"), "{exact}");
-    let automatic = env.pcopy(["--debug", "src", "dst-2"]).ok();
+    let automatic = env.pcopy(["--debug", "src", "dst-2"]).exits(0);
     let is_decision = |line: &str| line.starts_with("pcopy: debug: ") && line.contains("workers");
     assert!(automatic.stderr.lines().any(is_decision), "{automatic}");
     env.assert_same("real", "dst");
