@@ -27,6 +27,8 @@ const SHORT_WINDOW: Duration = Duration::from_millis(50);
 const EARLIEST_END: Duration = Duration::from_millis(40);
 /// More workers must bring so much more.
 const GAIN: f64 = 1.2;
+/// Part of the ideal gain that makes the next step a large one.
+const SCALING: f64 = 0.7;
 /// Fewer workers may bring so much.
 const NO_LOSS: f64 = 0.97;
 /// A probe with less than this harms.
@@ -140,6 +142,8 @@ pub(super) struct Throughput {
     is_down_next: bool,
     /// A larger number has failed, so the best one may be between.
     has_overshot: bool,
+    /// The last probe brought nearly as much for each worker as before.
+    is_scaling: bool,
     /// The rate when the present number was found to be right.
     settled: Option<f64>,
     /// Not before, a probe with fewer workers is made without a reason.
@@ -168,6 +172,7 @@ impl Throughput {
             failed: 0,
             is_down_next: false,
             has_overshot: false,
+            is_scaling: false,
             settled: None,
             look_down_at: LONGEST_WINDOW,
             look_down_every: LONGEST_WINDOW,
@@ -242,6 +247,7 @@ impl Throughput {
         self.settled = None;
         self.is_down_next = false;
         self.has_overshot = false;
+        self.is_scaling = false;
         self.failed = 0;
         self.measure(sample);
     }
@@ -319,7 +325,7 @@ impl Throughput {
         self.settled = Some(self.settled.map_or(rate, |settled| settled.max(rate)));
         let may_look_down = self.is_down_next || sample.now >= self.look_down_at;
         let next = if has_waiters && permits < self.max && !self.is_down_next {
-            let may_leap = window <= SHORT_WINDOW && !self.has_overshot;
+            let may_leap = (window <= SHORT_WINDOW || self.is_scaling) && !self.has_overshot;
             let step = if may_leap { 4 } else { 2 };
             (permits * step).min(self.max)
         } else if permits > 1 && may_look_down {
@@ -354,7 +360,11 @@ impl Throughput {
         if is_better {
             self.failed = 0;
             self.settled = None;
-            return self.measure(sample);
+            // Nearly as much for each worker as before: many more may pay.
+            let more = permits as f64 / known.permits as f64;
+            self.is_scaling = is_up && rate > SCALING * more * known.rate;
+            // The probe is the measurement for the next one.
+            return self.end_window(sample, from, permits, sample.waiting > 0);
         }
         if is_up && rate > HOPE * known.rate && took < PATIENCE * known.window {
             return;
