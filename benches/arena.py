@@ -9,6 +9,7 @@ removed when the row ends, even by a signal.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import os
@@ -148,6 +149,8 @@ FILLERS: dict[str, Callable[[Path], None]] = {
     "tiny": functools.partial(fill_files, 10, 200, 0),
     "sparse": fill_sparse,
     "counted": fill_counted,
+    "photos": functools.partial(fill_files, 60, 8 * MIB, 0),
+    "letters": functools.partial(fill_files, 5_000, 20 * KIB, 50),
 }
 
 
@@ -193,26 +196,39 @@ class ColdArena(Arena):
         Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A slow device that faultfs plays."""
+
+    options: list[str]
+    has_destination: bool = True  # The destination is on it too, not on tmpfs.
+    busy: int = 0  # Loops that keep the processors busy beside the race.
+
+
+DEVICES = {
+    "slow": Device(["--delay-ms", "0.5"]),
+    "slow-busy": Device(["--delay-ms", "5"], busy=4),
+    "far": Device(["--fault", "slow-read:*:40"], has_destination=False),
+    "near": Device(["--fault", "slow-read:*:5"], has_destination=False),
+    "head": Device(["--head", "8,150"], has_destination=False),
+}
+
+
 class SlowArena(Arena):
-    """An arena with its source behind a slow mount, which is mounted anew for each run.
+    """An arena on a slow device, which is mounted anew for each run."""
 
-    The destination is behind it too if it is below the backing directory.
-    """
-
-    def __init__(
-        self, backing: Path, base: Path, source: Path, log: Path, mountpoint: Path, faultfs: Path, options: list[str]
-    ) -> None:
-        super().__init__(base, backing / source.name, log)
-        self.backing, self.mountpoint, self.faultfs, self.options = backing, mountpoint, faultfs, options
-        self.src = mountpoint / source.name
-        if self.real_dst.is_relative_to(backing):
+    def __init__(self, backing: Path, source: Path, log: Path, mountpoint: Path, faultfs: Path, device: Device) -> None:
+        super().__init__(backing, source, log)
+        self.backing, self.mountpoint, self.faultfs, self.device = backing, mountpoint, faultfs, device
+        self.src = mountpoint / self.real_src.relative_to(backing)
+        if device.has_destination:
             self.dst = mountpoint / self.real_dst.relative_to(backing)
         self.server: subprocess.Popen[bytes] | None = None
 
     def clear(self) -> None:
         self.close()
         super().clear()
-        argv: list[str | Path] = [self.faultfs, self.backing, self.mountpoint, *self.options]
+        argv: list[str | Path] = [self.faultfs, self.backing, self.mountpoint, *self.device.options]
         # In a process group of its own, so that Ctrl-C ends the copier first.
         self.server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
         if not self.server.stdout or self.server.stdout.readline().strip() != b"ready":
@@ -235,6 +251,18 @@ def unmount(mountpoint: Path) -> None:
 
 
 @contextlib.contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """Keeps the processors busy with something else."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+@contextlib.contextmanager
 def loop_device(image: Path, mountpoint: Path, kind: str) -> Iterator[None]:
     """Makes and mounts a file system in an image file, and removes both afterwards."""
     if os.geteuid() != 0:
@@ -252,14 +280,6 @@ def loop_device(image: Path, mountpoint: Path, kind: str) -> Iterator[None]:
         image.unlink(missing_ok=True)
 
 
-# The options of faultfs for each slow place.
-SLOW = {
-    "slow": ["--delay-ms", "0.5"],
-    "far": ["--fault", "slow-read:*:40"],
-    "near": ["--fault", "slow-read:*:5"],
-}
-
-
 @contextlib.contextmanager
 def arena(data: Path, source_name: str, place: str, faultfs: Path, disk: Path) -> Iterator[Arena]:
     """Builds an arena with its source, and removes it afterwards. Images of disks are in `disk`."""
@@ -270,16 +290,15 @@ def arena(data: Path, source_name: str, place: str, faultfs: Path, disk: Path) -
     mountpoint.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: subprocess.run(["rm", "-rf", "--one-file-system", base], check=False))
-        if place in SLOW:
+        if place in DEVICES:
             if not faultfs.exists():
                 raise Skip(f"no {faultfs}: cargo build --release -p faultfs")
             backing = base / "backing"
             backing.mkdir()
             quiet("cp", "-a", source, backing)
-            # Only reading is slow in the other places.
-            parent = backing if place == "slow" else base
-            slow = SlowArena(backing, parent, source, log, mountpoint, faultfs, SLOW[place])
+            slow = SlowArena(backing, backing / source.name, log, mountpoint, faultfs, DEVICES[place])
             stack.callback(slow.close)
+            stack.enter_context(busy_loops(DEVICES[place].busy))
             yield slow
         elif place == "finished":
             yield FinishedArena(base, source, log)

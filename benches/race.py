@@ -23,6 +23,10 @@ again       a second run over a finished copy of the tree: nothing to do
 slow        2,000 files in 100 directories; source and destination are on a
             FUSE pass-through (tests/faultfs) that delays every call by 0.5 ms;
             no -j; mounted anew for each run, so nothing is cached
+slow-busy   the same with 5 ms, beside four busy loops
+hdd         60 files of 8 MiB from a disk with one head to tmpfs: 8 ms a seek,
+            150 MiB/s, one read at a time (faultfs --head), nothing cached
+hdd-small   5,000 files of 20 KiB in 50 directories, from the same disk
 tiny        a directory of ten small files: the cost of starting
 one-far     one file of 20 MiB on a FUSE pass-through that delays each read by
             40 ms; the destination is on tmpfs
@@ -77,7 +81,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.dont_write_bytecode = True  # No __pycache__ in the project.
-from arena import GIB, MIB, SLOW, Arena, Skip, arena, free_gib, measure_tree, unmount  # noqa: E402
+from arena import DEVICES, GIB, MIB, Arena, Skip, arena, free_gib, measure_tree, unmount  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parent.parent
 # The longest that a single run may take, in seconds.
@@ -343,6 +347,7 @@ KEPT = [Goal(1.12, "cpz"), Goal(1.0, "best other")]
 FULL = [*pcopy_programs([]), *COPIERS, FLOOR]
 AS_LITTLE = pcopy_programs(BARE) + COPIERS[:2]
 BIG = [Goal(0.85, "best peer")]
+EXACT = [program for jobs in (16, 64) for program in pcopy_programs([f"-j{jobs}"], f" -j{jobs}")]
 ROWS = [
     Row("tree", "tree", [Goal(1.05, "cpz"), Goal(0.5, "cp -a"), Goal(0.5, "cpx -a")], programs=FULL),
     *(Row(f"tree-{kind}", "tree", KEPT, kind, FULL, gib=9) for kind in ("ext4", "xfs", "btrfs")),
@@ -352,7 +357,11 @@ ROWS = [
     Row("big", "big", BIG, gib=5),
     Row("big-ext4", "big", BIG, "ext4", gib=11),
     Row("again", "tree", [Goal(0.6, "cp -auT")], "finished", pcopy_programs([]) + UPDATERS),
-    Row("slow", "small", [Goal(1.2, "rcp"), Goal(0.125, "cpz")], "slow", gib=1),
+    Row("slow", "small", [Goal(0.15, "rcp"), Goal(0.125, "cpz"), Goal(1.05, "best -j")], "slow",
+        pcopy_programs([]) + EXACT + COPIERS, gib=1),
+    Row("slow-busy", "small", [Goal(1.3, "best -j")], "slow-busy", pcopy_programs([]) + EXACT, gib=1),
+    Row("hdd", "photos", [Goal(1.05, "best peer")], "head", gib=2),
+    Row("hdd-small", "letters", [Goal(1.05, "best peer")], "head", gib=1),
     Row("tiny", "tiny", [Goal(1.25, "cp -a", ("pcopy-thread",)), Goal(1.8, "cp -a", ("pcopy-process",))],
         rounds=40, gib=1),
     Row("one-far", "film", [Goal(1.0, "cp -a")], "far", gib=1),
@@ -391,7 +400,12 @@ class Result:
     def verdicts(self) -> Iterator[str]:
         medians = self.medians()
         for goal in self.row.goals:
-            rival = {"best peer": self.best(), "best other": self.best("cpz")}.get(goal.rival, goal.rival)
+            exact = [name for name in medians if " -j" in name]
+            best = min(exact, key=lambda name: medians[name], default="")
+            rivals = {"best peer": self.best(), "best other": self.best("cpz"), "best -j": best}
+            rival = rivals.get(goal.rival, goal.rival)
+            if goal.rival and not rival:
+                continue
             if rival and rival not in medians:
                 continue
             name = f" ({rival})" if rival != goal.rival else ""
@@ -550,8 +564,8 @@ def build(rows: list[Row], args: argparse.Namespace) -> None:
     cargo = ["cargo", "build", "--release"]
     if any(program.is_pcopy and program.is_selected(args.only) for row in rows for program in row.programs):
         subprocess.run([*cargo, "--bin", "pcopy"], cwd=PROJECT, check=True)
-    if any(row.place in SLOW for row in rows):
-        # If this fails, only these rows are skipped.
+    if any(row.place in DEVICES for row in rows):
+        # If this fails, only the rows on such devices are skipped.
         subprocess.run([*cargo, "-p", "faultfs"], cwd=PROJECT, check=False)
 
 

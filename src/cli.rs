@@ -238,6 +238,12 @@ pub struct Cli {
     )]
     pub generate: Option<Generate>,
 
+    /// Print each decision about the number of workers on stderr
+    ///
+    /// Hidden: for tests, the races and the curious.
+    #[arg(long, hide = true)]
+    pub debug: bool,
+
     /// What the environment says.
     #[arg(skip)]
     pub environment: Environment,

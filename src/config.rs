@@ -58,6 +58,8 @@ pub struct Config {
     pub stall_timeout: Option<Duration>,
     /// Warn about a worker after this time without progress.
     pub stall_warning: Duration,
+    /// Print decisions about the number of workers.
+    pub debug: bool,
 }
 
 /// How much it matters that a property is kept.
@@ -202,6 +204,7 @@ impl Config {
             fsync: cli.fsync,
             stall_timeout: cli.stall_timeout.map(Duration::from_secs),
             stall_warning: Duration::from_secs(cli.stall_warning),
+            debug: cli.debug,
         })
     }
 

@@ -49,8 +49,15 @@ pub fn run(config: Config) -> Result<i32> {
     let targets = Targets::open(&config, identity.umask)?;
     Identity::clear_umask(&config);
     let workers = limit.limit() + limit.max() + REPLACEMENTS;
-    let scoreboard = Scoreboard::new(workers, limit.max() * scheduler::JOBS_PER_WORKER)
-        .context("cannot share memory")?;
+    let scoreboard = Scoreboard::new(
+        workers,
+        limit.max() * scheduler::JOBS_PER_WORKER,
+        limit.max(),
+    )
+    .context("cannot share memory")?;
+    if limit.is_automatic() {
+        scoreboard.gate.begin();
+    }
     let context: &'static Context = Box::leak(Box::new(Context {
         config,
         identity,

@@ -15,10 +15,10 @@ use crate::protocol::error::{At, CopyError, Reason, Step};
 
 /// Bytes that the first system call copies. Between two calls a worker checks whether the run is
 /// stopping and shows its progress, so a call must not take long on a slow disk.
-const FIRST_REQUEST: u64 = 4 << 20;
+const FIRST_REQUEST: u64 = 1 << 20;
 /// Requests grow up to this size while they take less than [`REQUEST_TIME`].
 const LAST_REQUEST: u64 = 256 << 20;
-const REQUEST_TIME: Duration = Duration::from_millis(50);
+const REQUEST_TIME: Duration = Duration::from_millis(20);
 /// Bytes for read and write if the kernel cannot copy by itself.
 pub(super) const BUFFER: usize = 512 << 10;
 /// Bytes that the kernel reads ahead of a reader by itself (`read_ahead_kb` of most devices, and the
@@ -200,6 +200,7 @@ impl Copier {
         range: Range<u64>,
         method: CopyMethod,
     ) -> Result<u64, CopyError> {
+        let _turn = self.take_turn();
         let before = self.slot.bytes();
         let length = self.copy_range_as_wanted(files, stat, range, method)?;
         let copied = self.slot.bytes().wrapping_sub(before);
@@ -391,7 +392,9 @@ impl Copier {
         Ok(position - range.start)
     }
 
+    /// Between two requests: fails if the run is to stop, and waits if others are to go first.
     pub(super) fn check_stop(&self) -> Result<(), CopyError> {
+        self.keep_turn();
         if self.context.scoreboard.is_stopping() {
             return Err(CopyError::new(Step::Copy, Reason::Stopped));
         }
@@ -500,7 +503,7 @@ impl Pace {
             if took < REQUEST_TIME {
                 self.request = (self.request * 2).min(LAST_REQUEST);
             } else if took > REQUEST_TIME * 4 {
-                self.request = (self.request / 2).max(FIRST_REQUEST / 4);
+                self.request = (self.request / 2).max(FIRST_REQUEST);
             }
         }
         self.request.min(remaining)

@@ -19,9 +19,11 @@ mod stream;
 pub(crate) mod temp;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod twins;
 mod update;
 
+use std::cell::Cell;
 use std::ffi::CStr;
 
 use rustix::fs::FileType;
@@ -37,6 +39,7 @@ use crate::protocol::metadata::Grant;
 use crate::scoreboard::WorkerSlot;
 use dir::{Devices, DirPair};
 use learned::Learned;
+use turn::FirstRequest;
 use twins::Naming;
 
 pub(crate) use hard_link::{LinkTarget, Unlinkable};
@@ -90,6 +93,8 @@ pub(crate) struct Copier {
     worker: usize,
     /// The number of temporary names this worker has used.
     temps: u32,
+    /// The first request for a file, until it has ended, while nothing is known of the devices.
+    first_request: Cell<Option<FirstRequest>>,
     buffer: Vec<u8>,
     /// Devices between which copy_file_range(2) does not work.
     no_copy_range: Vec<Devices>,
@@ -123,6 +128,7 @@ impl Copier {
             slot: context.scoreboard.slot(worker),
             worker,
             temps: 0,
+            first_request: Cell::new(None),
             buffer: Vec::new(),
             no_copy_range: Vec::new(),
             granularities: Vec::new(),

@@ -46,7 +46,7 @@ impl Setup {
         let identity = Identity::take_over();
         let context: &'static Context = Box::leak(Box::new(Context {
             targets: Targets::open(&config, identity.umask).unwrap(),
-            scoreboard: Scoreboard::new(1, 1).unwrap(),
+            scoreboard: Scoreboard::new(1, 1, 1).unwrap(),
             identity,
             config,
         }));

@@ -7,8 +7,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustix::process::Pid;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -18,6 +19,22 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 /// They start at a page boundary and are never freed: they live as long as the run. Pages that
 /// are never touched cost no memory.
 pub(crate) fn shared_words(count: usize) -> io::Result<&'static [AtomicU64]> {
+    let start = shared_memory(count)?;
+    // SAFETY: the mapping has `count` words, page-aligned, zeroed and never unmapped. Any bit
+    // pattern is a valid `AtomicU64`, and every process accesses the words as such.
+    Ok(unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>(), count) })
+}
+
+/// Allocates a word to wait on with futex(2), shared as those of [`shared_words`] are.
+pub(crate) fn shared_futex() -> io::Result<&'static AtomicU32> {
+    let start = shared_memory(1)?;
+    // SAFETY: the mapping is page-aligned, zeroed and never unmapped. Any bit pattern is a valid
+    // `AtomicU32`, and every process accesses the word as such.
+    Ok(unsafe { &*start.cast::<AtomicU32>() })
+}
+
+/// Maps zeroed memory for so many words of 64 bits. It is never unmapped.
+fn shared_memory(count: usize) -> io::Result<*mut libc::c_void> {
     let length = count
         .checked_mul(size_of::<AtomicU64>())
         .filter(|&bytes| bytes > 0)
@@ -36,9 +53,7 @@ pub(crate) fn shared_words(count: usize) -> io::Result<&'static [AtomicU64]> {
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the mapping is `length` bytes long, page-aligned, zeroed and never unmapped. Any bit
-    // pattern is a valid `AtomicU64`, and every process accesses the words as such.
-    Ok(unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>(), count) })
+    Ok(start)
 }
 
 /// The side of a fork that the code is running on.
@@ -306,6 +321,23 @@ fn find_arguments() -> Option<(usize, usize)> {
     Some((start, size))
 }
 
+/// Returns the processor time of a thread of this process, or of another process with one thread.
+pub(crate) fn cpu_time(thread: Pid) -> Option<Duration> {
+    let read = |clock: libc::clockid_t| {
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: clock_gettime(2) takes any clock and writes to `time`, which outlives the call.
+        let result = unsafe { libc::clock_gettime(clock, &mut time) };
+        (result == 0).then(|| Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+    };
+    // What pthread_getcpuclockid(3) and clock_getcpuclockid(3) make of a number: the exact time
+    // (2, CPUCLOCK_SCHED) of the thread (4, CPUCLOCK_PERTHREAD_MASK) or process.
+    let clock = !thread.as_raw_nonzero().get() << 3;
+    read(clock | 4 | 2).or_else(|| read(clock | 2))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -325,6 +357,14 @@ mod tests {
         // The standard library ignores SIGPIPE before `main`, and nothing handles SIGWINCH.
         assert!(is_ignored(libc::SIGPIPE));
         assert!(!is_ignored(libc::SIGWINCH));
+    }
+
+    #[test]
+    fn threads_and_other_processes_have_processor_time() {
+        let own = cpu_time(rustix::thread::gettid()).unwrap();
+        assert!(own > Duration::ZERO);
+        let parent = rustix::process::getppid().unwrap();
+        assert!(cpu_time(parent).is_some());
     }
 
     #[test]

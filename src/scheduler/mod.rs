@@ -21,6 +21,7 @@ mod shutdown;
 mod sim;
 #[cfg(test)]
 mod tests;
+mod throughput;
 mod tree;
 mod watchdog;
 
@@ -34,7 +35,7 @@ use crate::protocol::entry::{DirOrigin, HardLinks};
 use crate::protocol::{Counts, Job, JobId, JobKind};
 use crate::signals::Signals;
 use crate::ui::{Activity, Side, Status, Summary, Ui};
-use autoscale::{Ticks, WorkerLimit};
+use autoscale::WorkerLimit;
 use dispatch::{Queue, Running};
 use hard_links::HardLinkGroups;
 use refusals::Refusals;
@@ -188,7 +189,7 @@ impl Scheduler {
     /// Returns how long the loop may wait for an event.
     fn timeout(&self) -> Duration {
         let mut timeout = self.ui.period().map_or(TICK, |period| period.min(TICK));
-        if self.limit.can_grow() || self.phase != Phase::Running {
+        if self.limit.is_automatic() || self.phase != Phase::Running {
             timeout = timeout.min(autoscale::PERIOD);
         }
         if self.is_solo {
@@ -212,10 +213,15 @@ impl Scheduler {
         }
         let now = self.engine.now();
         self.is_solo = self.is_solo && now - self.started < SOLO_START;
-        if let Some(limit) = self.limit.update(now, self.engine.busy(), Ticks::now) {
+        let (scoreboard, workers) = (self.context.scoreboard, self.engine.started());
+        let busy = self.engine.busy();
+        let changes = self.limit.update(now, busy, scoreboard, workers);
+        if let Some(limit) = changes.workers {
             self.engine.set_limit(limit);
         }
-        let (scoreboard, workers) = (self.context.scoreboard, self.engine.started());
+        if let Some(line) = changes.decision.filter(|_| self.context.config.debug) {
+            self.ui.error(&line);
+        }
         let has_work = |worker| self.engine.has_work(worker);
         for (worker, stall) in self.watchdog.check(now, scoreboard, workers, has_work) {
             self.handle_stall(worker, stall);
@@ -303,6 +309,8 @@ impl Scheduler {
     fn handle_stall(&mut self, worker: usize, stall: Stall) {
         match stall {
             Stall::Slow => {
+                // Others copy meanwhile: it may hang in a dead server.
+                self.context.scoreboard.gate.revoke(worker);
                 self.engine.set_stuck(worker, true);
                 if self.phase == Phase::Running {
                     self.resend_unclaimed(worker);

@@ -30,6 +30,7 @@ enum GivenUp {
 impl Scheduler {
     pub(super) fn on_worker_lost(&mut self, worker: usize, death: Death) {
         self.summary.replaced += 1;
+        self.context.scoreboard.gate.revoke(worker);
         *self.reported_by(worker) = None;
         let stalled = self.watchdog.forget(worker, self.engine.now());
         let reason = match stalled {

@@ -103,7 +103,7 @@ impl Stage {
         let config = Config::new(cli).unwrap();
         let identity = Identity::take_over();
         let targets = Targets::open(&config, identity.umask).unwrap();
-        let scoreboard = Scoreboard::new(WORKERS, 256).unwrap();
+        let scoreboard = Scoreboard::new(WORKERS, 256, WORKERS).unwrap();
         let context: &'static Context = Box::leak(Box::new(Context {
             config,
             identity,

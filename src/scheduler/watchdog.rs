@@ -158,7 +158,7 @@ mod tests {
 
     /// A worker that runs job 1, and a watchdog that has not checked it.
     fn one_worker(timeout: Option<Duration>) -> (Scoreboard, Watchdog, Instant) {
-        let scoreboard = Scoreboard::new(1, 1).unwrap();
+        let scoreboard = Scoreboard::new(1, 1, 1).unwrap();
         scoreboard.slot(0).begin_job(1);
         let now = Instant::now();
         let watchdog = Watchdog::new(now, timeout, WARN_AFTER);
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn progress_and_idleness_are_no_stall() {
         let (_, mut watchdog, start) = one_worker(None);
-        let scoreboard = Scoreboard::new(2, 1).unwrap();
+        let scoreboard = Scoreboard::new(2, 1, 1).unwrap();
         let has_work = |worker| worker == 0;
         scoreboard.slot(0).begin_job(1);
         for second in 0..100 {

@@ -1,10 +1,11 @@
 //! Memory that the parent and all workers share, whether the workers are threads or processes.
 //!
-//! Three things live in it: who has claimed which job ([`claims`]), what each worker is doing
-//! ([`slot`]), and a few words for all workers. Nothing here costs a system call, and the parent
+//! Four things live in it: who has claimed which job ([`claims`]), who may copy contents ([`gate`]),
+//! what each worker is doing ([`slot`]), and a few words for all workers. Nothing here costs a system call, and the parent
 //! can still read what a dead worker wrote last.
 
 pub(crate) mod claims;
+pub(crate) mod gate;
 mod slot;
 
 use std::io;
@@ -13,8 +14,9 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::fs::sys;
 use claims::Claims;
+use gate::Gate;
 use slot::SLOT_WORDS;
-pub(crate) use slot::{WorkerSlot, WriteTarget};
+pub(crate) use slot::{GateState, WorkerSlot, WriteTarget};
 
 /// Files that are copied in chunks at one time.
 const CHUNKED_AT_ONCE: u64 = 16;
@@ -31,19 +33,21 @@ pub(crate) struct Scoreboard {
     common: &'static [AtomicU64],
     slots: &'static [AtomicU64],
     pub(crate) claims: Claims,
+    pub(crate) gate: Gate,
 }
 
 impl Scoreboard {
-    /// Makes a scoreboard for at most `workers` workers, replacements included, and `jobs` jobs
-    /// in flight. Pages that nobody touches cost nothing.
+    /// Makes a scoreboard for at most `workers` workers, replacements included, `jobs` jobs in
+    /// flight, and `permits` workers that copy contents. Pages that nobody touches cost nothing.
     ///
     /// # Errors
     /// ENOMEM.
-    pub(crate) fn new(workers: usize, jobs: usize) -> io::Result<Self> {
+    pub(crate) fn new(workers: usize, jobs: usize, permits: usize) -> io::Result<Self> {
         Ok(Self {
             common: sys::shared_words(COMMON_WORDS)?,
             slots: sys::shared_words(workers * SLOT_WORDS)?,
             claims: Claims::new(sys::shared_words(jobs)?),
+            gate: Gate::new(sys::shared_words(permits + 1)?, sys::shared_futex()?),
         })
     }
 
@@ -113,7 +117,7 @@ mod tests {
 
     #[test]
     fn each_wanted_job_is_taken_once() {
-        let scoreboard = Scoreboard::new(1, 1).unwrap();
+        let scoreboard = Scoreboard::new(1, 1, 1).unwrap();
         assert!(!scoreboard.take_wanted());
         scoreboard.set_wanted(2);
         assert!(scoreboard.take_wanted());
@@ -123,7 +127,7 @@ mod tests {
 
     #[test]
     fn the_run_has_one_number_whoever_asks_first() {
-        let scoreboard = Scoreboard::new(1, 1).unwrap();
+        let scoreboard = Scoreboard::new(1, 1, 1).unwrap();
         // Another worker is faster.
         let outer = scoreboard.run_number(|| {
             assert_eq!(scoreboard.run_number(|| 7), 7);
@@ -135,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_few_files_are_copied_in_chunks_at_one_time() {
-        let scoreboard = Scoreboard::new(1, 1).unwrap();
+        let scoreboard = Scoreboard::new(1, 1, 1).unwrap();
         assert!((0..CHUNKED_AT_ONCE).all(|_| scoreboard.begin_chunked()));
         assert!(!scoreboard.begin_chunked());
         scoreboard.end_chunked();

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::time::Duration;
 
 use rustix::process::Pid;
 
@@ -31,6 +32,17 @@ const NAME: usize = 16;
 /// Words for an entry's name: at most 255 bytes on file systems of Linux, and 255 UTF-16 units on
 /// NTFS, exFAT and SMB, which are up to 765 bytes.
 const NAME_WORDS: usize = 96;
+/// The thread that the worker is.
+const THREAD: usize = NAME + NAME_WORDS;
+const GATE: usize = THREAD + 1;
+/// Nanoseconds in which it waited at the gate.
+const WAITED: usize = THREAD + 2;
+/// Requests that have copied contents.
+const REQUESTS: usize = THREAD + 3;
+/// Bytes that were copied, and [`WORK_PER_FILE`] for each file.
+const WORK: usize = THREAD + 4;
+/// A file costs as much as so many bytes.
+const WORK_PER_FILE: u64 = 64 << 10;
 
 /// The name under which a worker is writing at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +55,19 @@ pub(crate) enum WriteTarget {
     /// The same, for a file that is prepared to be copied in chunks. It holds one of the places
     /// for such files, and the parent does not know of it yet.
     Chunked(u32),
+}
+
+/// Where a worker is that copies contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GateState {
+    /// It does something else.
+    Outside,
+    /// It waits for a permit.
+    Waiting,
+    /// It copies without a permit.
+    Open,
+    /// It copies with this permit, unless the parent has taken it away.
+    Permit(usize),
 }
 
 /// One worker's slot. Only that worker writes to it.
@@ -68,6 +93,56 @@ impl WorkerSlot {
         let pid = i32::try_from(self.words[PID].load(Acquire)).ok()?;
         // To kill a negative number is to kill a process group.
         (pid > 0).then(|| Pid::from_raw(pid)).flatten()
+    }
+
+    /// Says which thread the worker is, to read its processor time.
+    pub(crate) fn set_thread(&self, thread: Pid) {
+        self.words[THREAD].store(thread.as_raw_nonzero().get() as u64, Release);
+    }
+
+    /// Returns the worker's thread once it lives.
+    pub(crate) fn thread(&self) -> Option<Pid> {
+        let thread = i32::try_from(self.words[THREAD].load(Acquire)).ok()?;
+        (thread > 0).then(|| Pid::from_raw(thread)).flatten()
+    }
+
+    pub(super) fn set_gate(&self, state: GateState) {
+        let word = match state {
+            GateState::Outside => 0,
+            GateState::Waiting => 1,
+            GateState::Open => 2,
+            GateState::Permit(permit) => 3 + permit as u64,
+        };
+        self.words[GATE].store(word, Relaxed);
+    }
+
+    pub(crate) fn gate(&self) -> GateState {
+        match self.words[GATE].load(Relaxed) {
+            0 => GateState::Outside,
+            1 => GateState::Waiting,
+            2 => GateState::Open,
+            permit => GateState::Permit(permit as usize - 3),
+        }
+    }
+
+    pub(super) fn add_waited(&self, time: Duration) {
+        self.add(WAITED, time.as_nanos() as u64);
+    }
+
+    /// Returns how long the worker has waited at the gate so far.
+    pub(crate) fn waited(&self) -> Duration {
+        Duration::from_nanos(self.words[WAITED].load(Relaxed))
+    }
+
+    /// Counts a file, or a part of one, whose contents are copied.
+    pub(crate) fn end_contents(&self) {
+        self.add(WORK, WORK_PER_FILE);
+    }
+
+    /// Returns how many requests have copied contents, and how much work that was.
+    pub(crate) fn work(&self) -> (u64, u64) {
+        let word = |index: usize| self.words[index].load(Relaxed);
+        (word(REQUESTS), word(WORK))
     }
 
     /// Says that the worker has claimed this job and begins it.
@@ -211,6 +286,8 @@ impl WorkerSlot {
     /// Counts bytes that were copied. That is progress.
     pub(crate) fn add_bytes(&self, bytes: u64) {
         self.add(COUNTS + 6, bytes);
+        self.add(WORK, bytes);
+        self.add(REQUESTS, 1);
         self.heartbeat();
     }
 

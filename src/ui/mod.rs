@@ -240,7 +240,7 @@ mod tests {
             let identity = Identity::take_over();
             let context = Context {
                 targets: Targets::open(&config, identity.umask).unwrap(),
-                scoreboard: Scoreboard::new(1, 1).unwrap(),
+                scoreboard: Scoreboard::new(1, 1, 1).unwrap(),
                 identity,
                 config,
             };

@@ -64,10 +64,12 @@ pub(crate) struct Worker {
 impl Worker {
     /// Makes the worker of this number, in the thread or process that it is to run in.
     pub(crate) fn new(context: &'static Context, number: usize, has_own_cwd: bool) -> Self {
+        let slot = context.scoreboard.slot(number);
+        slot.set_thread(rustix::thread::gettid());
         Self {
             context,
             number,
-            slot: context.scoreboard.slot(number),
+            slot,
             copier: Copier::new(context, number),
             has_own_cwd,
             report: Report::default(),

@@ -136,7 +136,7 @@ fn simulate(seed: u64) -> (Setup, Vec<Broken>) {
     let identity = Identity::take_over();
     let context: &'static Context = Box::leak(Box::new(Context {
         targets: Targets::open(&config, identity.umask).unwrap(),
-        scoreboard: Scoreboard::new(SLOTS, 4 * super::JOBS_PER_WORKER).unwrap(),
+        scoreboard: Scoreboard::new(SLOTS, 4 * super::JOBS_PER_WORKER, SLOTS).unwrap(),
         identity,
         config,
     }));

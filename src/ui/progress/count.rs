@@ -325,7 +325,7 @@ mod tests {
         let identity = Identity::take_over();
         Box::leak(Box::new(Context {
             targets: Targets::open(&config, identity.umask).unwrap(),
-            scoreboard: Scoreboard::new(1, 1).unwrap(),
+            scoreboard: Scoreboard::new(1, 1, 1).unwrap(),
             identity,
             config,
         }))

@@ -4,8 +4,8 @@
 //! on which every call takes `--delay-ms`, and the broken one of the tests.
 //!
 //! ```text
-//! faultfs SOURCE MOUNTPOINT [--delay-ms 0.5] [--ttl-ms 1000] [--fault KIND:NAME[:ARG]]...
-//!         [--no-permissions] [--keep]
+//! faultfs SOURCE MOUNTPOINT [--delay-ms 0.5] [--head SEEK_MS,MIB_S] [--ttl-ms 1000]
+//!         [--fault KIND:NAME[:ARG]]... [--no-permissions] [--keep]
 //! ```
 //!
 //! It stays in the foreground and prints `ready` on stdout once the mount can be used. It unmounts
@@ -45,6 +45,17 @@
 //! A fatal signal ends a process that waits for a `hang-*` fault, as on a hard NFS mount: its
 //! request is answered with `EINTR` once the signal is pending (see [`hang`]).
 //!
+//! # A disk with one head
+//!
+//! With `--head 8,150` the reads of all files go through one head ([`head`]): one at a time, at 150
+//! MiB/s, and 8 ms for a seek unless the read begins within 1 MiB of where the last one ended, in
+//! the same file. Only reads of contents take this time. Writes, names and metadata do not.
+//!
+//! The kernel's page cache stands before the head, as before a real disk. It does not hide the
+//! disk: a new mount has nothing in it, and without `FOPEN_KEEP_CACHE` the kernel forgets the
+//! contents of a file whenever it is opened. So each copy of a file reads it from the disk, once.
+//! The readahead is that of the kernel (128 KiB, the double for sequential readers).
+//!
 //! # Lesser file systems
 //!
 //! Options make the whole mount support less than Linux expects, like the disks of other systems
@@ -79,6 +90,7 @@ mod convert;
 mod delay;
 mod faults;
 mod hang;
+mod head;
 mod inodes;
 mod metadata;
 mod open_files;

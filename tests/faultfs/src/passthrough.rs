@@ -17,6 +17,7 @@ use rustix::io::{self, Result};
 use crate::convert::{attributes, errno};
 use crate::delay::Delayed;
 use crate::faults::{Faults, Kind};
+use crate::head::Head;
 use crate::inodes::{Inode, Inodes};
 use crate::metadata::give_away;
 use crate::open_files::Handle;
@@ -29,6 +30,7 @@ pub(crate) struct Passthrough {
     is_root: bool,
     pub(crate) faults: Faults,
     pub(crate) delayed: Delayed,
+    pub(crate) head: Option<Head>,
     pub(crate) inodes: Inodes,
     pub(crate) handles: RwLock<HashMap<u64, Arc<Handle>>>,
     pub(crate) next_handle: AtomicU64,
@@ -50,6 +52,7 @@ impl Passthrough {
     pub(crate) fn new(source: &Path, settings: Settings, faults: Faults) -> Result<Self> {
         let inodes = Inodes::new(source, settings.volatile_inodes)?;
         Ok(Passthrough {
+            head: settings.head.map(Head::new),
             settings,
             is_root: rustix::process::geteuid().is_root(),
             faults,

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     BsdFileFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
@@ -190,7 +190,7 @@ impl Filesystem for Passthrough {
     }
 
     fn read(
-        &self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, size: u32,
+        &self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, size: u32,
         _: OpenFlags, _: Option<LockOwner>, reply: ReplyData,
     ) {
         let handle = self.handle(handle);
@@ -202,8 +202,11 @@ impl Filesystem for Passthrough {
             return std::mem::forget(reply);
         }
         let delay = |handle: &Arc<Handle>| self.read_delay(&handle.inode);
-        let time = self.settings.delay + handle.as_ref().map_or(Duration::ZERO, delay);
+        let mut time = self.settings.delay + handle.as_ref().map_or(Duration::ZERO, delay);
         let data = handle.and_then(|handle| self.read_file(&handle, offset, size));
+        if let (Some(head), Ok(data)) = (&self.head, &data) {
+            time += head.read(Instant::now(), ino.0, offset, data.len() as u64);
+        }
         self.delayed.after(time, move || match data {
             Ok(data) => reply.data(&data),
             Err(error) => reply.error(errno(error)),

@@ -5,11 +5,16 @@ use std::time::Duration;
 use clap::Args;
 use rustix::fs::Mode;
 
+use crate::head::Speed;
+
 #[derive(Args)]
 pub(crate) struct Settings {
     /// How long every call takes, in milliseconds
     #[arg(long = "delay-ms", value_name = "MS", default_value = "0", value_parser = milliseconds)]
     pub(crate) delay: Duration,
+    /// Read as a disk with one head: milliseconds of a seek, MiB in a second
+    #[arg(long, value_name = "SEEK_MS,MIB_S", value_parser = Speed::parse)]
+    pub(crate) head: Option<Speed>,
     /// How long the kernel may cache names and attributes, in milliseconds
     #[arg(long = "ttl-ms", value_name = "MS", default_value = "1000", value_parser = milliseconds)]
     pub(crate) ttl: Duration,
