@@ -2,9 +2,9 @@
 //!
 //! ext4 and F2FS list a directory by hashes of the names, and place files on the disk in the order
 //! in which they were made, as their inode numbers are. On a disk with one head, nearly each file
-//! that is read in the order of the list costs a seek. Of 20,000 files of 8 KiB in 100 directories
-//! on ext4, 12,201 began before the end of the one that was listed before, or more than 1 MiB
-//! behind it; by inode number 180 did. cp(1) does the same.
+//! that is read in the order of the list costs a seek. For 20,000 files of 8 KiB in 100 directories
+//! on ext4, nothing cached, one worker made 4,502 requests that were more than 1 MiB away from the
+//! one before. In the order of inode numbers it makes 278, and cp(1), which sorts too, 305.
 //!
 //! Only what is listed at a time is put in order, so a directory of millions costs no memory.
 

@@ -167,7 +167,10 @@ both_modes!(a_small_file_takes_nine_system_calls, |env| {
 
 /// Runs pcopy and returns the lines that strace prints for these system calls.
 fn traced(env: &Env, calls: &str, args: &[&str]) -> Vec<String> {
-    let trace = ["strace", "-f", "-y", "-qq", "-e", calls, "-o", "trace"];
+    let quiet = "signal=none";
+    let trace = [
+        "strace", "-f", "-y", "-qq", "-e", quiet, "-e", calls, "-o", "trace",
+    ];
     env.command(args).under(&trace).run().ok();
     let trace = String::from_utf8_lossy(&env.read("trace")).into_owned();
     trace.lines().map(str::to_owned).collect()
