@@ -24,18 +24,6 @@ pub enum Destination {
 
 /// Returns the sources and the destination that the command line names.
 pub(super) fn of(cli: &Cli) -> Result<(Vec<PathBuf>, Destination)> {
-    let (sources, destination) = split(cli)?;
-    // An unset variable of a shell, in quotes. It must not stand for the current directory.
-    if let Destination::Path(path) | Destination::Exactly(path) | Destination::Directory(path) =
-        &destination
-        && path.as_os_str().is_empty()
-    {
-        bail!("the destination is an empty text");
-    }
-    Ok((sources, destination))
-}
-
-fn split(cli: &Cli) -> Result<(Vec<PathBuf>, Destination)> {
     let mut sources = cli.paths.clone();
     if let Some(ending) = &cli.duplicate {
         if cli.target_directory.is_some() || cli.no_target_directory {
@@ -216,10 +204,6 @@ mod tests {
             &["--duplicate", "-T", "a"],
             &["--duplicate=", "a"],
             &["--duplicate=/x", "a"],
-            &["a", ""],
-            &["a", "b", ""],
-            &["-t", "", "a"],
-            &["-T", "a", ""],
         ] {
             assert!(parse(words).is_err(), "{words:?}");
         }

@@ -74,15 +74,27 @@ once!(options_of_others_are_explained, |env| {
 
 once!(a_stall_timeout_implies_processes, |env| {
     small_tree(env);
-    let run = env.command(["-v", "--stall-timeout=60", "src", "dst"]);
+    let run = env.command(["-v", "--stall-timeout=60", "src", "copy"]);
     let run = run.without_mode().run().ok();
     let mut workers = run.entries_by_worker().into_keys();
     assert!(workers.all(|worker| worker.starts_with("[pid ")), "{run}");
     refused(
         env,
-        env.pcopy(["--stall-timeout=60", "src", "dst-2"]),
+        env.pcopy(["--stall-timeout=60", "src", "dst"]),
         "--stall-timeout needs --mode process",
     );
+});
+
+once!(an_empty_destination_is_refused, |env| {
+    small_tree(env);
+    for arguments in [
+        &["src", ""][..],
+        &["src", "src", ""],
+        &["-t", "", "src"],
+        &["-T", "src", ""],
+    ] {
+        refused(env, env.pcopy(arguments), "value");
+    }
 });
 
 once!(the_environment_has_defaults, |env| {
