@@ -12,6 +12,7 @@ mod in_place;
 mod issues;
 mod learned;
 mod metadata;
+mod names;
 mod special;
 mod stream;
 pub(crate) mod temp;
@@ -157,7 +158,9 @@ impl Copier {
                     dir.expect_others();
                     taken += 1;
                 }
-                result => return result,
+                result => {
+                    return result.map_err(|error| self.explain_name(dir, entry.to, error));
+                }
             }
         }
     }

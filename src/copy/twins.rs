@@ -91,7 +91,8 @@ impl Copier {
         dir: &mut DirPair,
         name: &CStr,
     ) -> Result<Made, CopyError> {
-        let made = dir.make_subdir(name, self.context)?;
+        let made = dir.make_subdir(name, self.context);
+        let made = made.map_err(|error| self.explain_name(dir, name, error))?;
         if made != Made::New {
             self.refuse_twin(dir, name, Step::MakeDirectory)?;
         }

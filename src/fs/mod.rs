@@ -2,6 +2,7 @@
 
 pub(crate) mod granularity;
 pub(crate) mod list;
+pub(crate) mod names;
 pub(crate) mod open;
 pub(crate) mod path;
 pub(crate) mod proc;

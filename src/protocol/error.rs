@@ -3,6 +3,8 @@
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::fs::names::RefusedName;
+
 /// Why an entry was not copied, or not faithfully.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{step}: {reason}")]
@@ -160,6 +162,9 @@ pub(crate) enum Reason {
     /// [`EntryError`]: crate::protocol::EntryError
     #[error("same name as another entry at the destination")]
     SameName,
+    /// The file system allows no such name.
+    #[error("{0}")]
+    Name(RefusedName),
     #[error("destination cannot rename; use --inplace")]
     CannotRename,
     #[error("a directory of that name is in the way")]
