@@ -1,22 +1,27 @@
 //! The command line: its options and their help. [`crate::config`] decides what they mean.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum, ValueHint};
+
+use crate::environment::Environment;
+use crate::foreign;
 
 const EXAMPLES: &str = "\
 Examples:
   pcopy photos /mnt/backup/photos      make (or bring up to date) a copy of a directory
+  pcopy photos /mnt/usb/               into a directory: /mnt/usb/photos
   pcopy a b notes.txt /mnt/backup      several sources, each under its own name
-  pcopy -t /mnt/backup photos          the same for one source: /mnt/backup/photos
   pcopy --mode process -j 16 /srv /mnt/nas/srv
                                        survive crashed and stuck workers
   pcopy -n src dst                     show what would be done
 
-If SRC is a directory, DST becomes a copy of it, never DST/SRC. Entries that are the same at DST
-already (type, size, time) are left alone. Entries that differ are replaced atomically. Entries
-that only DST has are not touched. Everything is kept: mode, owner, times, attributes, ACLs, hard
-links, holes, special files.
+If SRC is one directory, DST becomes a copy of it. DST/ with a slash at its end means into that
+directory: DST/SRC. Only the last directory of DST is created, unless --mkpath is given. Entries
+that are the same at DST already (type, size, time) are left alone. Entries that differ are
+replaced atomically. Entries that only DST has are not touched. Everything is kept: mode, owner,
+times, attributes, ACLs, hard links, holes, special files.
 
 Exit status:
   0    everything is at DST
@@ -24,28 +29,58 @@ Exit status:
        went away
   2    wrong usage, or nothing could be started
   3    finished, but some sources vanished or changed meanwhile (each is named on stderr)
-  130  stopped by SIGINT (Ctrl-C); 143: by SIGTERM; 129: by SIGHUP. Run again to resume.";
+  130  stopped by SIGINT (Ctrl-C); 143: by SIGTERM; 129: by SIGHUP. Run again to resume.
+
+Environment: PCOPY_JOBS and PCOPY_PROGRESS are the defaults of --jobs and --progress.
+The manual: pcopy --generate man | man -l -";
 
 /// The options that have a link named as SRC copied as a link.
 const NO_DEREFERENCE: [&str; 3] = ["no_dereference", "no_dereference_d", "archive"];
 
+/// The second line of `--version`: build.rs knows it.
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ncommit ",
+    env!("PCOPY_COMMIT"),
+    ", ",
+    env!("PCOPY_TARGET")
+);
+
 /// Copy directories in parallel: faithful, safe and fast by default.
 #[derive(Debug, Parser)]
-#[command(version, args_override_self = true, after_long_help = EXAMPLES, max_term_width = 100)]
-#[command(
-    override_usage = "pcopy [OPTIONS] <SRC>... <DST>\n       pcopy [OPTIONS] -t <DIR> <SRC>..."
-)]
+#[command(version, long_version = LONG_VERSION, args_override_self = true)]
+#[command(after_long_help = EXAMPLES, max_term_width = 100)]
+#[command(override_usage = "pcopy [OPTIONS] <SRC>... <DST>\n       \
+    pcopy [OPTIONS] -t <DIR> <SRC>...\n       \
+    pcopy [OPTIONS] --duplicate <SRC>...")]
 pub struct Cli {
     /// What to copy, and where to: SRC... DST
     ///
     /// If SRC is one directory, DST becomes a copy of it. Several sources, or a file copied to a
     /// directory, land in DST under their own names. Symbolic links named here are followed.
-    #[arg(required = true, value_name = "PATH", hide = true)]
+    #[arg(value_name = "PATH", hide = true, value_hint = ValueHint::AnyPath)]
     pub paths: Vec<PathBuf>,
 
     /// Copy each SRC into this directory, under its own name
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub target_directory: Option<PathBuf>,
+
+    /// Take DST for the copy itself, even if it ends in a slash or is a directory
+    #[arg(short = 'T', long)]
+    pub no_target_directory: bool,
+
+    /// Create missing parents of DST
+    ///
+    /// Without it only the last directory of DST is created. So a disk that is not mounted is an
+    /// error, and the copy does not land below its empty mount point.
+    #[arg(long)]
+    pub mkpath: bool,
+
+    /// Make a copy beside each SRC [default ENDING: " (copy)", or "[复件]" in a Chinese locale]
+    ///
+    /// The copy is named SRC with ENDING. It must not exist yet.
+    #[arg(long, num_args = 0..=1, require_equals = true, value_name = "ENDING")]
+    pub duplicate: Option<Option<OsString>>,
 
     /// Run workers as threads or as processes
     ///
@@ -54,25 +89,24 @@ pub struct Cli {
     #[arg(
         long,
         value_enum,
-        default_value_t,
         hide_possible_values = true,
-        value_name = "thread|process"
+        value_name = "thread|process",
+        help = "Run workers as threads or as processes [default: thread]"
     )]
-    pub mode: Mode,
+    pub mode: Option<Mode>,
 
     /// Use at most N workers, 1 to 1024 [default: as many as make it faster]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
 
-    /// Show a progress bar on stderr
+    /// Show a progress bar on stderr [default: auto]
     #[arg(
         long,
         value_enum,
-        default_value_t,
         hide_possible_values = true,
         value_name = "auto|always|never"
     )]
-    pub progress: When,
+    pub progress: Option<When>,
 
     /// Print errors only
     #[arg(short, long, overrides_with = "verbose")]
@@ -83,6 +117,8 @@ pub struct Cli {
     pub verbose: bool,
 
     /// Print what would be done, one line per entry, and write nothing
+    ///
+    /// With -v also what stays as it is.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
@@ -95,9 +131,16 @@ pub struct Cli {
         value_enum,
         default_value_t,
         hide_possible_values = true,
-        value_name = "changed|always|older|never"
+        value_name = "changed|always|older|never",
+        overrides_with = "update"
     )]
     pub overwrite: Overwrite,
+
+    /// The same in the words of cp: -u is --overwrite=older, none is never, all is always
+    #[arg(short, long, value_enum, num_args = 0..=1, require_equals = true,
+          default_missing_value = "older", hide_possible_values = true,
+          value_name = "older|none|all", overrides_with = "overwrite")]
+    pub update: Option<Update>,
 
     /// Write into existing files instead of replacing them by a rename
     ///
@@ -110,7 +153,8 @@ pub struct Cli {
     /// Fail if one of these cannot be kept
     ///
     /// By default everything is kept as far as the system allows. LIST is a comma-separated list
-    /// of mode, ownership, timestamps, links, xattr, all.
+    /// of mode, acl, ownership, timestamps, links, xattr, context, all. ACLs belong to mode, and
+    /// context, the label of SELinux, to xattr.
     #[arg(
         long,
         value_enum,
@@ -153,18 +197,9 @@ pub struct Cli {
     #[arg(short = 'P', long, overrides_with_all = ["dereference", "no_dereference_d", "archive"])]
     pub no_dereference: bool,
 
-    /// The same: hard links are kept in any case
-    ///
-    /// Hidden: for the habit of typing cp -d.
-    #[arg(short = 'd', hide = true, overrides_with_all = ["dereference", "no_dereference", "archive"])]
-    pub no_dereference_d: bool,
-
-    /// The same: everything is kept in any case
-    ///
-    /// Hidden: for the habit of typing cp -a.
-    #[arg(short = 'a', long, hide = true,
-          overrides_with_all = ["dereference", "no_dereference", "no_dereference_d"])]
-    pub archive: bool,
+    /// Options of cp.
+    #[command(flatten)]
+    pub habits: Habits,
 
     /// Stay on the file system of each SRC
     #[arg(short = 'x', long)]
@@ -174,7 +209,7 @@ pub struct Cli {
     #[arg(long)]
     pub fsync: bool,
 
-    /// Replace a worker that makes no progress for SECS seconds (needs --mode process)
+    /// Replace a worker that makes no progress for SECS seconds (implies --mode process)
     ///
     /// Its entry is tried once more and then reported as failed. Without this option pcopy warns
     /// after 30 seconds and keeps waiting.
@@ -192,6 +227,74 @@ pub struct Cli {
         value_parser = clap::value_parser!(u64).range(1..)
     )]
     pub stall_warning: u64,
+
+    /// Print the manual page or the completions of a shell
+    #[arg(
+        long,
+        value_enum,
+        hide_possible_values = true,
+        value_name = "man|complete-bash|complete-zsh|complete-fish"
+    )]
+    pub generate: Option<Generate>,
+
+    /// What the environment says.
+    #[arg(skip)]
+    pub environment: Environment,
+}
+
+impl Cli {
+    /// Reads the command line and the environment of this process.
+    ///
+    /// # Errors
+    /// If one of them is wrong, or for `--help` and `--version`, which are an error of clap.
+    pub fn read() -> anyhow::Result<Self> {
+        let mut cli = Self::try_parse().map_err(foreign::explain)?;
+        cli.environment = Environment::read(|name| std::env::var_os(name))?;
+        Ok(cli)
+    }
+}
+
+/// Options of cp, accepted for the habit of typing them, and hidden.
+#[derive(Debug, Args)]
+pub struct Habits {
+    /// As -P: hard links are kept in any case
+    #[arg(short = 'd', hide = true, overrides_with_all = ["dereference", "no_dereference", "archive"])]
+    pub no_dereference_d: bool,
+
+    /// As -P: everything is kept in any case
+    #[arg(short = 'a', long, hide = true,
+          overrides_with_all = ["dereference", "no_dereference", "no_dereference_d"])]
+    pub archive: bool,
+
+    /// Links named as SRC are followed in any case, unless another option says otherwise
+    #[arg(short = 'H', hide = true,
+          overrides_with_all = ["dereference", "no_dereference", "no_dereference_d", "archive"])]
+    pub follow_named: bool,
+
+    /// Directories are copied in any case
+    #[arg(short = 'r', short_alias = 'R', long, hide = true)]
+    pub recursive: bool,
+
+    /// Mode, owner and times are kept in any case
+    #[arg(short = 'p', hide = true)]
+    pub preserve_p: bool,
+
+    /// Files that cannot be written to are replaced in any case
+    #[arg(short = 'f', long, hide = true)]
+    pub force: bool,
+}
+
+/// What `--generate` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Generate {
+    /// The manual page.
+    Man,
+    /// Completions for bash.
+    CompleteBash,
+    /// Completions for zsh.
+    CompleteZsh,
+    /// Completions for fish.
+    CompleteFish,
 }
 
 /// How workers run.
@@ -230,6 +333,27 @@ pub enum Overwrite {
     Never,
 }
 
+/// Which existing entries to replace, in the words of cp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Update {
+    /// Those with an earlier modification time.
+    Older,
+    /// None.
+    None,
+    /// All.
+    All,
+}
+
+impl From<Update> for Overwrite {
+    fn from(update: Update) -> Self {
+        match update {
+            Update::Older => Self::Older,
+            Update::None => Self::Never,
+            Update::All => Self::Always,
+        }
+    }
+}
+
 /// When to share extents with the source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Reflink {
@@ -259,6 +383,8 @@ pub enum Sparse {
 pub enum Attribute {
     /// Mode bits and ACLs.
     Mode,
+    /// ACLs alone.
+    Acl,
     /// Owner and group.
     Ownership,
     /// Access and modification time.
@@ -267,6 +393,8 @@ pub enum Attribute {
     Links,
     /// Extended attributes.
     Xattr,
+    /// The label of SELinux alone.
+    Context,
     /// All of these.
     All,
 }

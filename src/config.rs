@@ -1,5 +1,7 @@
 //! The settings of a run: the command line, checked and complete.
 
+mod destination;
+
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +11,9 @@ use rustix::fs::Mode as FileMode;
 
 use crate::cli::{Attribute, Cli, When};
 pub use crate::cli::{Mode, Overwrite, Reflink, Sparse};
-use crate::quote::quote;
+use crate::protocol::entry::Decision;
+pub use destination::Destination;
+pub(crate) use destination::{normalize, own_name};
 
 /// The settings of a run.
 #[derive(Clone, Debug)]
@@ -18,6 +22,8 @@ pub struct Config {
     pub sources: Vec<PathBuf>,
     /// Where to copy them.
     pub destination: Destination,
+    /// Create missing parents of the destination.
+    pub mkpath: bool,
     /// How workers run.
     pub mode: Mode,
     /// The most workers. `None`: as many as make it faster.
@@ -54,15 +60,6 @@ pub struct Config {
     pub stall_warning: Duration,
 }
 
-/// Where the sources go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Destination {
-    /// The one source becomes this path. A file lands in it instead if it is a directory.
-    Path(PathBuf),
-    /// Each source lands in this directory under its own name.
-    Directory(PathBuf),
-}
-
 /// How much it matters that a property is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
@@ -84,8 +81,10 @@ impl Keep {
 /// Which properties of an entry are kept besides its contents.
 #[derive(Clone, Copy, Debug)]
 pub struct Preserve {
-    /// Mode bits and ACLs.
+    /// Mode bits, and ACLs unless they are required alone.
     pub mode: Keep,
+    /// ACLs. Not kept only if the mode is not kept either.
+    pub acl: Keep,
     /// Owner and group.
     pub ownership: Keep,
     /// Access and modification time.
@@ -94,31 +93,47 @@ pub struct Preserve {
     pub links: Keep,
     /// Extended attributes.
     pub xattr: Keep,
+    /// The label of SELinux.
+    pub context: Keep,
 }
 
 impl Preserve {
     /// Combines the lists of `--preserve` and `--no-preserve`.
-    fn new(required: &[Attribute], unwanted: &[Attribute]) -> Self {
-        let keep = |attribute| {
+    ///
+    /// # Errors
+    /// If ACLs are to be left out and the mode is not: its group bits hold the mask of the ACL.
+    fn new(required: &[Attribute], unwanted: &[Attribute]) -> Result<Self> {
+        let keep = |attribute, otherwise| {
             // A property's own name wins over `all`, and --no-preserve over --preserve.
             if unwanted.contains(&attribute) {
                 Keep::No
             } else if required.contains(&attribute) {
                 Keep::Required
-            } else if unwanted.contains(&Attribute::All) {
-                Keep::No
-            } else if required.contains(&Attribute::All) {
-                Keep::Required
             } else {
-                Keep::BestEffort
+                otherwise
             }
         };
-        Self {
-            mode: keep(Attribute::Mode),
-            ownership: keep(Attribute::Ownership),
-            timestamps: keep(Attribute::Timestamps),
-            links: keep(Attribute::Links),
-            xattr: keep(Attribute::Xattr),
+        let all = keep(Attribute::All, Keep::BestEffort);
+        let mode = keep(Attribute::Mode, all);
+        let xattr = keep(Attribute::Xattr, all);
+        let preserve = Self {
+            mode,
+            acl: keep(Attribute::Acl, mode),
+            ownership: keep(Attribute::Ownership, all),
+            timestamps: keep(Attribute::Timestamps, all),
+            links: keep(Attribute::Links, all),
+            xattr,
+            context: keep(Attribute::Context, xattr),
+        };
+        match (preserve.mode.is_wanted(), preserve.acl.is_wanted()) {
+            (true, false) => bail!(
+                "--no-preserve=acl: an ACL cannot be left out alone; --no-preserve=mode leaves \
+                 both to the destination"
+            ),
+            (false, true) => bail!(
+                "--preserve=acl does not go with --no-preserve=mode: an ACL contains the mode"
+            ),
+            _ => Ok(preserve),
         }
     }
 }
@@ -129,39 +144,41 @@ impl Config {
     /// # Errors
     /// If paths are missing, or options contradict each other.
     pub fn new(cli: Cli) -> Result<Self> {
-        let mut paths = cli.paths;
-        let destination = match (cli.target_directory, paths.len()) {
-            (Some(dir), _) => Destination::Directory(dir),
-            (None, 1) => bail!(
-                "no destination after {}; usage: pcopy SRC... DST",
-                quote(paths[0].as_os_str().as_encoded_bytes())
-            ),
-            (None, count) => match paths.pop() {
-                Some(last) if count == 2 => Destination::Path(last),
-                Some(last) => Destination::Directory(last),
-                None => bail!("nothing to copy; usage: pcopy SRC... DST"),
-            },
-        };
+        let (sources, destination) = destination::of(&cli)?;
+        let overwrite = cli.update.map_or(cli.overwrite, Overwrite::from);
+        let links_as_links =
+            cli.no_dereference || cli.habits.no_dereference_d || cli.habits.archive;
         if cli.reflink == Reflink::Always && cli.sparse != Sparse::Auto {
             bail!(
                 "--reflink=always needs --sparse=auto: shared extents have the holes of the source"
             );
         }
-        if cli.stall_timeout.is_some() && cli.mode == Mode::Thread {
+        // A thread cannot be killed.
+        let default_mode = match cli.stall_timeout {
+            Some(_) => Mode::Process,
+            None => Mode::Thread,
+        };
+        if cli.stall_timeout.is_some() && cli.mode == Some(Mode::Thread) {
             bail!("--stall-timeout needs --mode process: a single thread cannot be killed");
         }
-        if cli.inplace && matches!(cli.overwrite, Overwrite::Older | Overwrite::Never) {
+        if cli.inplace && matches!(overwrite, Overwrite::Older | Overwrite::Never) {
             bail!(
                 "--inplace does not go with --overwrite=older or never: these trust every \
                  existing file to be complete"
             );
         }
+        // `-q` and `-n` say more than the environment.
+        let default_progress = match cli.environment.progress {
+            Some(When::Always) if cli.quiet || cli.dry_run => When::Never,
+            progress => progress.unwrap_or_default(),
+        };
         Ok(Self {
-            sources: paths,
+            sources,
             destination,
-            mode: cli.mode,
-            jobs: cli.jobs.map(usize::from),
-            progress: match cli.progress {
+            mkpath: cli.mkpath,
+            mode: cli.mode.unwrap_or(default_mode),
+            jobs: cli.jobs.or(cli.environment.jobs).map(usize::from),
+            progress: match cli.progress.unwrap_or(default_progress) {
                 When::Auto => !cli.quiet && !cli.dry_run && std::io::stderr().is_terminal(),
                 When::Always => true,
                 When::Never => false,
@@ -169,18 +186,24 @@ impl Config {
             summary: !cli.quiet,
             verbose: cli.verbose,
             dry_run: cli.dry_run,
-            overwrite: cli.overwrite,
+            overwrite,
             inplace: cli.inplace,
-            preserve: Preserve::new(&cli.preserve, &cli.no_preserve),
+            preserve: Preserve::new(&cli.preserve, &cli.no_preserve)?,
             reflink: cli.reflink,
             sparse: cli.sparse,
             dereference: cli.dereference,
-            links_as_links: cli.no_dereference || cli.no_dereference_d || cli.archive,
+            links_as_links,
             one_file_system: cli.one_file_system,
             fsync: cli.fsync,
             stall_timeout: cli.stall_timeout.map(Duration::from_secs),
             stall_warning: Duration::from_secs(cli.stall_warning),
         })
+    }
+
+    /// Returns true if `-v` or `-n` prints this decision: the changes, and what a dry run leaves
+    /// alone only with both.
+    pub(crate) fn prints(&self, decision: Decision) -> bool {
+        (self.verbose || self.dry_run) && decision.changes() || self.verbose && self.dry_run
     }
 
     /// Returns the mode that directories are created with; they get the final one at the end.
@@ -200,22 +223,11 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::environment::Environment;
     use clap::Parser;
 
     fn config(words: &[&str]) -> Result<Config> {
         Config::new(Cli::try_parse_from([&["pcopy"], words].concat())?)
-    }
-
-    #[test]
-    fn the_last_path_is_the_destination_without_t() {
-        let one = config(&["a", "b"]).unwrap();
-        assert_eq!(one.destination, Destination::Path("b".into()));
-        let two = config(&["a", "b", "c"]).unwrap();
-        assert_eq!(two.destination, Destination::Directory("c".into()));
-        assert_eq!(two.sources.len(), 2);
-        let named = config(&["-t", "c", "a"]).unwrap();
-        assert_eq!(named.destination, Destination::Directory("c".into()));
-        assert!(config(&["a"]).is_err());
     }
 
     #[test]
@@ -233,6 +245,57 @@ mod tests {
         assert_eq!(preserve.timestamps, Keep::No);
         let all = config(&["a", "b", "--preserve=all", "--no-preserve=all"]);
         assert_eq!(all.unwrap().preserve.links, Keep::No);
+    }
+
+    #[test]
+    fn acls_belong_to_the_mode_and_labels_to_the_attributes() {
+        let preserve = |list: &str| config(&["a", "b", list]).map(|config| config.preserve);
+        let mode = preserve("--preserve=mode").unwrap();
+        assert_eq!((mode.acl, mode.context), (Keep::Required, Keep::BestEffort));
+        let acl = preserve("--preserve=acl,context").unwrap();
+        assert_eq!((acl.mode, acl.acl), (Keep::BestEffort, Keep::Required));
+        assert_eq!((acl.xattr, acl.context), (Keep::BestEffort, Keep::Required));
+        let no_label = preserve("--no-preserve=context").unwrap();
+        assert_eq!(
+            (no_label.xattr, no_label.context),
+            (Keep::BestEffort, Keep::No)
+        );
+        assert_eq!(preserve("--no-preserve=all").unwrap().acl, Keep::No);
+        assert!(preserve("--no-preserve=acl").is_err());
+        assert!(config(&["a", "b", "--no-preserve=mode", "--preserve=acl"]).is_err());
+    }
+
+    #[test]
+    fn update_is_overwrite_in_the_words_of_cp() {
+        let overwrite = |words: &[&str]| config(&[&["a", "b"], words].concat()).unwrap().overwrite;
+        assert_eq!(overwrite(&["-u"]), Overwrite::Older);
+        assert_eq!(overwrite(&["--update"]), Overwrite::Older);
+        assert_eq!(overwrite(&["--update=none"]), Overwrite::Never);
+        assert_eq!(overwrite(&["--update=all"]), Overwrite::Always);
+        assert_eq!(overwrite(&["-ruv"]), Overwrite::Older);
+        // The last one wins.
+        assert_eq!(overwrite(&["-u", "--overwrite=never"]), Overwrite::Never);
+        assert_eq!(overwrite(&["--overwrite=never", "-u"]), Overwrite::Older);
+        assert!(config(&["a", "b", "--inplace", "-u"]).is_err());
+    }
+
+    #[test]
+    fn the_environment_is_weaker_than_options() {
+        let with = |words: &[&str]| {
+            let mut cli = Cli::try_parse_from([&["pcopy", "a", "b"], words].concat()).unwrap();
+            cli.environment = Environment {
+                jobs: Some(7),
+                progress: Some(When::Always),
+                ..Environment::default()
+            };
+            Config::new(cli).unwrap()
+        };
+        assert_eq!((with(&[]).jobs, with(&[]).progress), (Some(7), true));
+        assert_eq!(with(&["-j2"]).jobs, Some(2));
+        for words in [&["--progress=never"][..], &["-q"], &["-n"]] {
+            assert!(!with(words).progress, "{words:?}");
+        }
+        assert!(with(&["-q", "--progress=always"]).progress);
     }
 
     #[test]
@@ -292,7 +355,9 @@ mod tests {
 
     #[test]
     fn a_thread_has_no_stall_timeout() {
-        assert!(config(&["a", "b", "--stall-timeout=5"]).is_err());
-        assert!(config(&["a", "b", "--stall-timeout=5", "--mode=process"]).is_ok());
+        let mode = |words: &[&str]| config(&[&["a", "b"], words].concat()).map(|it| it.mode);
+        assert_eq!(mode(&[]).unwrap(), Mode::Thread);
+        assert_eq!(mode(&["--stall-timeout=5"]).unwrap(), Mode::Process);
+        assert!(mode(&["--stall-timeout=5", "--mode=thread"]).is_err());
     }
 }

@@ -1,8 +1,8 @@
 //! pcopy: parse, run, exit.
 
-use clap::Parser;
 use pcopy::cli::Cli;
 use pcopy::config::Config;
+use pcopy::manual;
 
 fn main() {
     let status = run().unwrap_or_else(|error| pcopy::report_fatal(&error));
@@ -11,5 +11,9 @@ fn main() {
 }
 
 fn run() -> anyhow::Result<i32> {
-    pcopy::run(Config::new(Cli::try_parse()?)?)
+    let cli = Cli::read()?;
+    match cli.generate {
+        Some(what) => manual::print(what),
+        None => pcopy::run(Config::new(cli)?),
+    }
 }

@@ -19,6 +19,16 @@ pub(crate) fn quote(path: &[u8]) -> String {
     }
 }
 
+/// Quotes a path as a word of a command line that can be pasted into a shell.
+pub(crate) fn quote_for_shell(path: &[u8]) -> String {
+    let is_bare = |c: char| c.is_alphanumeric() || "/._-+,:@%^=".contains(c);
+    let quoted = quote(path);
+    if quoted.starts_with("$'") || quoted.chars().all(is_bare) {
+        return quoted;
+    }
+    format!("'{}'", quoted.replace('\'', r"'\''"))
+}
+
 /// Escapes hidden characters in a text that is not a path.
 pub(super) fn escape_hidden(text: &str) -> String {
     let mut escaped = String::new();
@@ -232,6 +242,21 @@ mod tests {
     fn a_name_is_never_mistaken_for_a_quoted_one() {
         assert_eq!(quote(b""), "$''");
         assert_eq!(quote(br"$'a\nb'"), r"$'$\'a\\nb\''");
+    }
+
+    #[test]
+    fn a_word_for_the_shell_is_one_word() {
+        for (path, word) in [
+            ("a/b-c.txt", "a/b-c.txt"),
+            ("照片", "照片"),
+            ("a b", "'a b'"),
+            ("it's", r"'it'\''s'"),
+            ("$HOME", "'$HOME'"),
+            ("a\nb", r"$'a\nb'"),
+            ("", "$''"),
+        ] {
+            assert_eq!(quote_for_shell(path.as_bytes()), word);
+        }
     }
 
     #[test]

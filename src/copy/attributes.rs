@@ -17,6 +17,8 @@ use crate::protocol::metadata::{AttributeClass, Property};
 /// statfs(2) calls all FUSE file systems this, whatever they are.
 const FUSE: u64 = 0x6573_5546;
 
+const SELINUX_LABEL: &CStr = c"security.selinux";
+
 /// The attributes of a source entry that are to be kept.
 #[derive(Debug, Default)]
 pub(super) struct Attributes {
@@ -42,13 +44,17 @@ pub(super) struct Copied {
 }
 
 pub(super) fn keeps_attributes(config: &Config) -> bool {
-    config.preserve.mode.is_wanted() || config.preserve.xattr.is_wanted()
+    let preserve = config.preserve;
+    let all = [preserve.acl, preserve.xattr, preserve.context];
+    all.into_iter().any(Keep::is_wanted)
 }
 
-/// Returns how much an attribute matters. ACLs belong to the mode, as in cp(1).
+/// Returns how much an attribute matters.
 pub(super) fn keep_of(config: &Config, name: &CStr) -> Keep {
     if name.to_bytes().starts_with(ACL_PREFIX) {
-        config.preserve.mode
+        config.preserve.acl
+    } else if name == SELINUX_LABEL {
+        config.preserve.context
     } else {
         config.preserve.xattr
     }
@@ -117,7 +123,8 @@ impl Copier {
             Err(errno) => errno,
         };
         let preserve = config.preserve;
-        let is_required = preserve.xattr == Keep::Required || preserve.mode == Keep::Required;
+        let all = [preserve.acl, preserve.xattr, preserve.context];
+        let is_required = all.contains(&Keep::Required);
         // /proc is not mounted, so there is no way to get at them.
         if errno == Errno::NOENT && matches!(source, Handle::Path { .. }) && !is_required {
             return Attributes::default();

@@ -154,7 +154,7 @@ impl Copier {
             && !matches!(errno, Errno::OPNOTSUPP | Errno::NOSYS)
         {
             let step = Step::SetAttributes;
-            let problem = Problem::of_attribute(preserve.mode, step, ACCESS_ACL, None);
+            let problem = Problem::of_attribute(preserve.acl, step, ACCESS_ACL, None);
             self.refuse(subject, problem, errno);
         }
         let verify = wanted.verify;
@@ -439,7 +439,8 @@ impl Copier {
         let preserve = self.context.config.preserve;
         let is_all_wanted = preserve.mode.is_wanted()
             && preserve.ownership.is_wanted()
-            && preserve.xattr.is_wanted();
+            && preserve.xattr.is_wanted()
+            && preserve.context.is_wanted();
         if is_all_wanted || name == to {
             return None;
         }

@@ -18,8 +18,9 @@ use rustix::io::Errno;
 use self::mounts::Mounts;
 use self::overlap::Overlap;
 pub(crate) use self::resolve::SingleFile;
-use self::resolve::{Resolved, is_link, parent_of, quote_path, resolve};
+use self::resolve::{Resolved, is_link, parent_of, quote_path, refuse_missing_parent, resolve};
 use crate::config::{Config, Destination};
+use crate::fs::names::{Offence, RefusedName, Refuser, may_be_refusal};
 use crate::fs::open::{DIRECTORY, open_dir};
 use crate::fs::path::RelPath;
 use crate::fs::spelling::{Spellings, fold};
@@ -82,6 +83,9 @@ impl Targets {
                     )
                 })?;
         }
+        if !config.mkpath {
+            refuse_missing_parent(&config.destination)?;
+        }
         let mut targets = Self {
             list: Vec::with_capacity(sources.len()),
             overlap,
@@ -97,8 +101,10 @@ impl Targets {
         let path = source.destination;
         let is_copy = source.single.is_none();
         let cannot = || format!("cannot create the destination {}", quote_path(&path));
+        let copy_of = is_copy.then_some(source.stat.st_mode);
         let created = !config.dry_run
-            && create_destination(&path, is_copy.then_some(source.stat.st_mode), config, umask)
+            && create_destination(&path, copy_of, config, umask)
+                .map_err(|reason| explain_name(&path, reason))
                 .with_context(cannot)?
             && is_copy;
         if is_copy && !created {
@@ -109,7 +115,7 @@ impl Targets {
         let is_first = previous.is_none();
         let destination = match previous.and_then(|target| target.destination.clone()) {
             Some(shared) => Some(shared),
-            None => open_destination(&path, is_copy, config).with_context(cannot)?,
+            None => open_destination(&path, source.is_named, config).with_context(cannot)?,
         };
         if let Some(destination) = &destination {
             if created && config.preserve.mode.is_wanted() {
@@ -150,11 +156,7 @@ impl Targets {
                 && parent_of(&other.destination_path) == parent
         });
         for other in twins {
-            let parent = fs::open(
-                &parent,
-                DIRECTORY.difference(OFlags::NOFOLLOW),
-                Mode::empty(),
-            );
+            let parent = open_followed(&parent);
             let stored = parent.and_then(|parent| Spellings::list(parent.as_fd()));
             let stored = stored.map_err(Reason::from)?;
             // If both are there, they are two directories.
@@ -259,13 +261,47 @@ fn create_destination(
     };
     match create(path, (mode, needed)) {
         Err(Errno::NOENT) => {
-            for parent in missing_parents(path).iter().rev() {
-                create(parent, usual)?;
+            match &config.destination {
+                _ if config.mkpath => {
+                    for parent in missing_parents(path).iter().rev() {
+                        create(parent, usual)?;
+                    }
+                }
+                Destination::Directory(dir) if dir != path => {
+                    create(dir, usual)?;
+                }
+                _ => return Err(Errno::NOENT.into()),
             }
             Ok(create(path, (mode, needed))?)
         }
         result => Ok(result?),
     }
+}
+
+/// Replaces the reason why a directory cannot be created by its name, if that can be why: all
+/// directories above it are there.
+fn explain_name(path: &Path, reason: Reason) -> Reason {
+    let Reason::System(errno) = reason else {
+        return reason;
+    };
+    let offence = path
+        .file_name()
+        .and_then(|name| Offence::find(name.as_bytes()));
+    if let Some(offence) = offence
+        && may_be_refusal(Errno::from_raw_os_error(errno))
+        && errno != Errno::PERM.raw_os_error()
+        && let Ok(parent) = open_followed(&parent_of(path))
+    {
+        let by = Refuser::of(&parent);
+        return Reason::Name(RefusedName { by, offence });
+    }
+    reason
+}
+
+/// Opens a directory that the command line names: a link is followed.
+fn open_followed(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
+    fs::open(path, flags, Mode::empty())
 }
 
 /// Returns the parents of a path that do not exist, the innermost first.
@@ -286,8 +322,7 @@ fn missing_parents(path: &Path) -> Vec<PathBuf> {
 fn create_dir(path: &Path, mode: Mode, fsync: bool) -> rustix::io::Result<bool> {
     match fs::mkdir(path, mode) {
         Ok(()) if fsync => {
-            let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
-            fs::fsync(fs::open(parent_of(path), flags, Mode::empty())?)?;
+            fs::fsync(open_followed(&parent_of(path))?)?;
             Ok(true)
         }
         Ok(()) => Ok(true),
@@ -299,12 +334,11 @@ fn create_dir(path: &Path, mode: Mode, fsync: bool) -> rustix::io::Result<bool> 
 /// Opens a destination directory. Returns `None` in a dry run if it does not exist.
 fn open_destination(
     path: &Path,
-    is_copy: bool,
+    is_named: bool,
     config: &Config,
 ) -> Result<Option<Arc<OwnedFd>>, Reason> {
     // A symbolic link is followed if the command line names it. But DIR/NAME was not named: a link
     // of that name might lead anywhere.
-    let is_named = !is_copy || matches!(config.destination, Destination::Path(_));
     let flags = if is_named {
         DIRECTORY.difference(OFlags::NOFOLLOW)
     } else {
@@ -345,7 +379,8 @@ mod tests {
     #[test]
     fn a_destination_is_created_once() {
         let dir = tree();
-        let first = open(dir.path(), &[], &["src", "new/dst"]).unwrap();
+        assert!(open(dir.path(), &[], &["src", "new/dst"]).is_err());
+        let first = open(dir.path(), &["--mkpath"], &["src", "new/dst"]).unwrap();
         assert!(first.list[0].created);
         let second = open(dir.path(), &[], &["src", "new/dst"]).unwrap();
         assert!(!second.list[0].created);

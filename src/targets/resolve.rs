@@ -8,11 +8,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use rustix::fs::{self, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
 
 use super::stream;
-use crate::config::{Config, Destination};
+use crate::config::{Config, Destination, normalize, own_name};
 use crate::fs::open::DIRECTORY;
 use crate::fs::path::Kind;
 use crate::protocol::error::Reason;
@@ -39,6 +40,8 @@ pub(super) struct Resolved {
     pub(super) stat: Stat,
     /// The destination directory, which may not exist yet.
     pub(super) destination: PathBuf,
+    /// The command line names that directory itself, so it may be a link.
+    pub(super) is_named: bool,
     pub(super) single: Option<SingleFile>,
 }
 
@@ -48,7 +51,14 @@ pub(super) fn resolve(config: &Config) -> Result<Vec<Resolved>> {
     let mut parents = HashMap::new();
     // A map, because a `*` can stand for very many files.
     let mut landings = HashMap::with_capacity(config.sources.len());
+    let lands_in = matches!(config.destination, Destination::Directory(_));
     for path in &config.sources {
+        if lands_in && config.sources.len() > 1 && own_name(path).is_none() {
+            bail!(
+                "cannot copy {}: it has no name of its own; copy it alone, or write its name",
+                quote_path(path)
+            );
+        }
         let resolved = resolve_one(path, config, &mut parents)
             .with_context(|| format!("cannot copy {}", quote_path(path)))?;
         let landing = match &resolved.single {
@@ -72,6 +82,47 @@ pub(super) fn resolve(config: &Config) -> Result<Vec<Resolved>> {
     Ok(all)
 }
 
+/// Refuses a destination of which more than the last component is missing. A disk that is not
+/// mounted looks so, and the copy must not fill the one below it.
+pub(super) fn refuse_missing_parent(destination: &Destination) -> Result<()> {
+    let (Destination::Path(path) | Destination::Exactly(path) | Destination::Directory(path)) =
+        destination
+    else {
+        return Ok(());
+    };
+    // Other errors are reported when the destination is opened.
+    let is_missing = |path: &Path| matches!(path.try_exists(), Ok(false)) && !is_link(path);
+    let normal = normalize(path);
+    if !is_missing(&normal) || !is_missing(&parent_of(&normal)) {
+        return Ok(());
+    }
+    let mut missing = parent_of(&normal);
+    loop {
+        let parent = parent_of(&missing);
+        if parent == missing || !is_missing(&parent) {
+            break;
+        }
+        missing = parent;
+    }
+    bail!(
+        "cannot create the destination {}: there is no {}; --mkpath creates missing directories",
+        quote_path(path),
+        quote_path(&missing)
+    )
+}
+
+/// Refuses a copy beside its source if there is something of its name already.
+fn refuse_existing(path: &Path) -> Result<()> {
+    match fs::lstat(path) {
+        Err(Errno::NOENT) => Ok(()),
+        Err(errno) => bail!("{}: {}", quote_path(path), Reason::from(errno)),
+        Ok(_) => bail!(
+            "{} exists; remove it first, or choose another ending with --duplicate=ENDING",
+            quote_path(path)
+        ),
+    }
+}
+
 /// Opens one source. Symbolic links on the command line are followed, unless options say otherwise.
 fn resolve_one(path: &Path, config: &Config, parents: &mut Parents) -> Result<Resolved> {
     let destination = &config.destination;
@@ -92,15 +143,28 @@ fn resolve_one(path: &Path, config: &Config, parents: &mut Parents) -> Result<Re
 fn resolve_dir(path: &Path, destination: &Destination) -> Result<Resolved> {
     let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
     let source = fs::open(path, flags, Mode::empty()).map_err(Reason::from)?;
+    let (destination, is_named) = match destination {
+        Destination::Path(path) => (path.clone(), true),
+        Destination::Exactly(path) => (normalize(path), true),
+        Destination::Directory(parent) => match own_name(path) {
+            Some(name) => (parent.join(name), false),
+            // `.`, `..` and `/` have no name under which they could land.
+            None => (parent.clone(), true),
+        },
+        Destination::Beside(ending) => {
+            let (parent, name) = beside(path, ending)?;
+            let path = parent.join(name);
+            refuse_existing(&path)?;
+            (path, false)
+        }
+    };
     Ok(Resolved {
         // Again, since opening an automount point mounts it, and stat(2) does not.
         stat: fs::fstat(&source).map_err(Reason::from)?,
         source: Arc::new(source),
         source_path: path.to_owned(),
-        destination: match destination {
-            Destination::Path(path) => path.clone(),
-            Destination::Directory(parent) => parent.join(own_name(path)?),
-        },
+        destination,
+        is_named,
         single: None,
     })
 }
@@ -136,14 +200,29 @@ fn resolve_single(
         }
     };
     let (destination, to) = match destination {
-        Destination::Directory(dir) => (dir.clone(), own_name(path)?),
+        Destination::Directory(dir) => (dir.clone(), name_of_file(path)?),
         // A copied link may lead to a directory. The second run must not land in that.
-        Destination::Path(dir)
-            if dir.is_dir() && !(is_link_itself && is_link(dir)) || ends_in_slash(dir) =>
-        {
-            (dir.clone(), own_name(path)?)
+        Destination::Path(dir) if dir.is_dir() && !(is_link_itself && is_link(dir)) => {
+            (dir.clone(), name_of_file(path)?)
         }
-        Destination::Path(target) => {
+        Destination::Beside(ending) => {
+            let (parent, name) = beside(path, ending)?;
+            refuse_existing(&parent.join(&name))?;
+            (parent, name)
+        }
+        Destination::Path(target) | Destination::Exactly(target) => {
+            if target.as_os_str().as_bytes().ends_with(b"/") {
+                bail!(
+                    "{} ends in a slash, but it would become a file",
+                    quote_path(target)
+                );
+            }
+            if target.is_dir() && !is_link(target) {
+                bail!(
+                    "{} is a directory; without -T it lands in it",
+                    quote_path(target)
+                );
+            }
             let kind = match &stream {
                 Some(_) => FileType::RegularFile,
                 None => FileType::from_raw_mode(stat.st_mode),
@@ -160,6 +239,7 @@ fn resolve_single(
         source_path: path.parent().unwrap_or(Path::new("")).to_owned(),
         stat,
         destination,
+        is_named: true,
         single: Some(SingleFile {
             kind,
             from: to_c_string(from),
@@ -206,15 +286,30 @@ fn refuse_special(target: &Path, source: FileType) -> Result<()> {
     }
 }
 
-/// Returns the name under which a source lands in a directory of several.
-///
-/// It is the last name of the path, or of the real path if that is `.` or `..`.
-fn own_name(path: &Path) -> Result<OsString> {
-    let name = match path.file_name() {
-        Some(name) if !path.as_os_str().as_bytes().ends_with(b"/.") => Some(name.to_owned()),
-        _ => path.canonicalize()?.file_name().map(ToOwned::to_owned),
+/// Returns the name under which a file lands in a directory.
+fn name_of_file(path: &Path) -> Result<OsString> {
+    match own_name(path) {
+        Some(name) => Ok(name.to_owned()),
+        None => bail!("it has no name"),
+    }
+}
+
+/// Returns the directory and the name of a copy beside its source.
+fn beside(source: &Path, ending: &OsStr) -> Result<(PathBuf, OsString)> {
+    let (parent, name) = match own_name(source) {
+        Some(name) => (parent_of(source), name.to_owned()),
+        // `.` or `..`: the directory has a name all the same.
+        None => {
+            let real = source.canonicalize()?;
+            let Some(name) = real.file_name() else {
+                bail!("nothing can be beside the root directory");
+            };
+            (parent_of(&real), name.to_owned())
+        }
     };
-    name.ok_or_else(|| anyhow!("the root directory has no name; copy it alone, without -t"))
+    let mut name = name;
+    name.push(ending);
+    Ok((parent, name))
 }
 
 /// Returns the directory that the last name of a path is in.
@@ -227,10 +322,6 @@ pub(super) fn parent_of(path: &Path) -> PathBuf {
 
 pub(super) fn is_link(path: &Path) -> bool {
     fs::lstat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
-}
-
-fn ends_in_slash(path: &Path) -> bool {
-    path.as_os_str().as_bytes().ends_with(b"/")
 }
 
 fn to_c_string(name: &OsStr) -> CString {
@@ -246,16 +337,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_lands_under_its_last_name() {
+    fn a_copy_beside_its_source_has_an_ending() {
+        let ending = OsStr::new("~");
+        let beside = |path: &str| beside(Path::new(path), ending).unwrap();
+        assert_eq!(beside("a"), (".".into(), "a~".into()));
+        assert_eq!(beside("a/b//"), ("a".into(), "b~".into()));
         let dir = tempfile::tempdir().unwrap();
         let real = dir.path().canonicalize().unwrap();
         std::fs::create_dir_all(real.join("a/b")).unwrap();
-        let name = |path: &str| own_name(&real.join(path)).unwrap();
-        assert_eq!(name("a/b"), "b");
-        assert_eq!(name("a/b/"), "b");
-        assert_eq!(name("a/b/."), "b");
-        assert_eq!(name("a/b/.."), "a");
-        assert!(own_name(Path::new("/")).is_err());
+        let in_a = real.join("a/b/..");
+        assert_eq!(beside(in_a.to_str().unwrap()), (real, "a~".into()));
+        assert!(super::beside(Path::new("/"), ending).is_err());
     }
 
     #[test]

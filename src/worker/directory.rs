@@ -60,12 +60,12 @@ impl Worker {
         dir.make_writable(self.context);
         let is_elsewhere = self.check_place(job, &dir, ancestors)?;
         let config = &self.context.config;
-        if !resume.is_announced && (config.verbose && job.origin.created || config.dry_run) {
-            let decision = if dir.is_created() {
-                Decision::MakeDirectory
-            } else {
-                Decision::MergeDirectory
-            };
+        let decision = if dir.is_created() {
+            Decision::MakeDirectory
+        } else {
+            Decision::MergeDirectory
+        };
+        if !resume.is_announced && config.prints(decision) {
             self.current.add_line(None, decision);
         }
         self.current.dir_ids = Some(dir.ids());

@@ -177,7 +177,7 @@ impl Worker {
                     self.slot.add_outcome(decision.outcome());
                 }
                 let config = &self.context.config;
-                if config.dry_run || config.verbose && decision.changes() && !has_failed {
+                if config.prints(decision) && !has_failed {
                     self.size += name.count_bytes() + size_of::<Line>();
                     self.current.add_line(Some(name), decision);
                 }
@@ -298,6 +298,7 @@ impl Worker {
         self.at_chunked(job, file, |worker, dir, from| {
             let to = worker.context.targets.list[job.target as usize].name_at_destination(from);
             let result = worker.copier.commit_chunked(dir, from, to, file, changed);
+            let result = result.map_err(|error| worker.copier.explain_name(dir, to, error));
             worker.conclude(Kind::File, from, result);
             worker.sync_single(job, dir)
         })

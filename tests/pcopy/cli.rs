@@ -31,16 +31,25 @@ once!(help_and_version_are_there, |env| {
             "{option} is missing:\n{short}"
         );
     }
-    let version = env.pcopy(["--version"]).exits(0);
-    assert_eq!(
-        version.stdout(),
-        format!("pcopy {}\n", env!("CARGO_PKG_VERSION"))
+    let first = concat!("pcopy ", env!("CARGO_PKG_VERSION"));
+    let short = env.pcopy(["-V"]).exits(0);
+    assert_eq!(short.stdout(), format!("{first}\n"));
+    let version = env.pcopy(["--version"]).exits(0).stdout_has_line(first);
+    let text = version.stdout();
+    let second = text.lines().nth(1).unwrap();
+    assert!(
+        second.starts_with("commit ") && second.contains("linux"),
+        "{second}"
     );
 });
 
 once!(wrong_usage_is_explained, |env| {
-    refused(env, env.pcopy([""; 0]), "Usage");
-    refused(env, env.pcopy(["src"]), "destination");
+    refused(env, env.pcopy([""; 0]), "usage: pcopy SRC... DST");
+    refused(
+        env,
+        env.pcopy(["src"]),
+        "for example: pcopy src /mnt/backup/src",
+    );
     refused(
         env,
         env.pcopy(["--progess", "never", "src", "dst"]),
@@ -122,13 +131,20 @@ both_modes!(a_dry_run_prints_the_plan_and_writes_nothing, |env| {
             .stdout_has_line("copy src/link (new)")
             .stdout_has_line("replace src/size (size differs)")
             .stdout_has_line("replace src/time (time differs)")
-            .stdout_has_line("leave src/same (unchanged)")
             .stdout_has_line("make src/directory/ (new)")
             .stdout_has_line("copy src/directory/inside (new)");
         assert!(
             !run.stdout().contains("conflict"),
             "an entry that fails is not in the plan:\n{run}"
         );
+        for stays in ["leave ", "merge "] {
+            assert!(!run.stdout().contains(stays), "only changes:\n{run}");
+        }
+        env.pcopy([name, "-v", "src", "dst"])
+            .exits(1)
+            .stdout_has_line("replace src/time (time differs)")
+            .stdout_has_line("leave src/same (unchanged)")
+            .stdout_has_line("merge src/ (directory exists)");
     }
     source.assert_untouched();
     copy.assert_untouched();
@@ -138,7 +154,7 @@ both_modes!(a_dry_run_prints_the_plan_and_writes_nothing, |env| {
 both_modes!(a_dry_run_creates_no_destination, |env| {
     small_tree(env);
     env.hard_link("src/a/twin", "src/a/b.txt");
-    let run = env.pcopy(["-n", "src", "x/dst"]).ok();
+    let run = env.pcopy(["-n", "--mkpath", "src", "x/dst"]).ok();
     assert!(!env.exists("x"));
     assert!(
         run.stdout()

@@ -391,6 +391,9 @@ impl Env {
     pub(crate) fn command_for(&self, argv: &[OsString]) -> Command {
         let mut command = Command::new(&argv[0]);
         command.args(&argv[1..]).env("LC_ALL", "C");
+        for variable in ["PCOPY_JOBS", "PCOPY_PROGRESS"] {
+            command.env_remove(variable);
+        }
         if self.namespace.is_none() {
             command.current_dir(&self.root);
         }

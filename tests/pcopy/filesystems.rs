@@ -335,7 +335,7 @@ both_modes!(fsync_syncs_every_new_name, |env| {
             "-o",
             "trace",
         ];
-        let args = ["--fsync", source, copy];
+        let args = ["--fsync", "--mkpath", source, copy];
         env.command(args).under(&trace).run().ok();
         let trace = String::from_utf8_lossy(&env.read("trace")).into_owned();
         let root = env.inner_path("");

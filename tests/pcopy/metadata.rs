@@ -303,7 +303,7 @@ both_modes!(a_directory_hands_down_what_is_not_preserved, |env| {
     env.file("src/sub/file", "x").mode(0o644);
     env.file("src/sub/program", "x").mode(0o755);
     env.fifo("src/fifo").mode(0o644);
-    env.pcopy(["--no-preserve=all", "src", "shared/made/copy"])
+    env.pcopy(["--no-preserve=all", "--mkpath", "src", "shared/made/copy"])
         .ok();
     env.sh("mkdir shared/theirs; cp -r src shared/theirs/copy");
     for path in [

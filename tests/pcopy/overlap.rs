@@ -51,9 +51,10 @@ once!(a_directory_onto_itself_is_refused_under_every_name, |env| {
         "src-parent/src",
         absolute.to_str().unwrap(),
     ] {
-        refused(env, &["src", name], SAME);
+        // With a slash at its end it would mean into.
+        refused(env, &["-T", "src", name], SAME);
         refused(env, &[name, "src"], SAME);
-        refused(env, &["-n", "src", name], SAME);
+        refused(env, &["-nT", "src", name], SAME);
     }
     // Below "." it gets its own name again.
     refused(env, &["-t", ".", "src"], SAME);
@@ -78,6 +79,7 @@ once!(a_directory_into_itself_is_refused_under_every_name, |env| {
         refused(env, &["-t", name, "src"], INSIDE);
     }
     refused(env, &["-t", "src", "src"], INSIDE);
+    refused(env, &["src", "src/"], INSIDE);
     refused(env, &["-t", "src/inner", "src"], INSIDE);
     // A dangling link may be refused for another reason.
     let before = env.snapshot("src");

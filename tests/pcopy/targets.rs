@@ -29,10 +29,156 @@ both_modes!(
     }
 );
 
-both_modes!(missing_parents_of_the_destination_are_created, |env| {
+both_modes!(mkpath_creates_missing_parents, |env| {
     small_tree(env);
-    env.pcopy(["src", "x/y/dst"]).ok();
-    env.assert_same("src", "x/y/dst");
+    env.file("file", "file");
+    for (arguments, source, copy) in [
+        (&["src", "x/y/dst"][..], "src", "x/y/dst"),
+        (&["src", "into/y/dst/"], "src", "into/y/dst/src"),
+        (&["-t", "t/y/dst", "src"], "src", "t/y/dst/src"),
+        (
+            &["src", "file", "several/y/dst"],
+            "src",
+            "several/y/dst/src",
+        ),
+        (&["file", "f/y/name"], "file", "f/y/name"),
+    ] {
+        env.pcopy([&["--mkpath"], arguments].concat()).ok();
+        env.assert_same(source, copy);
+    }
+});
+
+both_modes!(a_slash_or_dots_mean_into_the_directory, |env| {
+    small_tree(env);
+    env.file("file", "file");
+    env.dir("real");
+    for (destination, copy) in [
+        ("old/", "old/src"),
+        ("old//", "old/src"),
+        ("old/.", "old/src"),
+        ("old/deep/..", "old/src"),
+        ("new/", "new/src"),
+        ("new-dots/./", "new-dots/src"),
+        ("link/", "real/src"),
+    ] {
+        env.dir("old/deep");
+        env.file("old/mine", "mine");
+        env.symlink("link-to-be", "real");
+        fs::rename(env.path("link-to-be"), env.path("link")).unwrap();
+        env.pcopy(["src", destination]).ok();
+        env.assert_same("src", copy);
+        env.pcopy(["src/", destination])
+            .ok()
+            .counts(0, SMALL_TREE_LEAVES, 0);
+        env.pcopy(["file", destination]).ok();
+        env.assert_same("file", Path::new(copy).with_file_name("file"));
+        assert!(
+            !env.exists("old/a"),
+            "{destination}: poured into the directory"
+        );
+        let _ = fs::remove_dir_all(env.path("old"));
+    }
+    for (directory, destination, copy) in [("a", ".", "a/src"), ("a/b", "..", "a/src")] {
+        let _ = fs::remove_dir_all(env.path("a"));
+        env.dir("a/b");
+        let source = env.inner_path("src");
+        let run = env.command([source.as_os_str(), destination.as_ref()]);
+        run.after(&format!("cd {directory}")).run().ok();
+        env.assert_same("src", copy);
+    }
+});
+
+both_modes!(a_source_without_a_name_becomes_the_directory, |env| {
+    small_tree(env);
+    for (number, source) in ["src/.", "src/./", "src/a/..", "src/a/../"]
+        .iter()
+        .enumerate()
+    {
+        let copy = format!("dst-{number}");
+        env.pcopy([source, &*format!("{copy}/")]).ok();
+        env.assert_same("src", &copy);
+    }
+    env.command([".", "../in/"]).after("cd src").run().ok();
+    env.assert_same("src", "in");
+    env.pcopy(["-t", "target", "src/."]).ok();
+    env.assert_same("src", "target");
+    // Two of them would be mixed.
+    env.dir("other");
+    let run = env.pcopy(["src/.", "other", "dst"]);
+    refused(env, run, "src/.: it has no name of its own");
+});
+
+both_modes!(no_target_directory_means_the_destination_itself, |env| {
+    small_tree(env);
+    env.file("file", "file");
+    env.dir("dir");
+    env.symlink("link", "dir");
+    env.pcopy(["-T", "src", "new/"]).ok();
+    env.assert_same("src", "new");
+    env.pcopy(["-T", "src", "link/"]).ok();
+    env.assert_same("src", "dir");
+    env.command(["-T", "../src", "."])
+        .after("mkdir here && cd here")
+        .run()
+        .ok();
+    env.assert_same("src", "here");
+    env.pcopy(["-T", "file", "name"]).ok();
+    env.assert_same("file", "name");
+    for (arguments, words) in [
+        (&["-T", "file", "dir"][..], "dir is a directory"),
+        (&["-T", "file", "dst/"], "dst/ ends in a slash"),
+        (&["-T", "file", "src", "dst"], "-T takes one source"),
+        (&["-T", "-t", "dst", "src"], "contradict"),
+    ] {
+        refused(env, env.pcopy(arguments), words);
+    }
+});
+
+once!(only_the_last_component_is_created, |env| {
+    small_tree(env);
+    env.file("file", "file");
+    for arguments in [
+        &["src", "a/b/c"][..],
+        &["src", "a/b"],
+        &["src", "a/b/"],
+        &["src", "a/b/."],
+        &["-T", "src", "a/b/"],
+        &["-t", "a/b", "src"],
+        &["file", "a/b"],
+        &["file", "a/b/"],
+        &["src", "file", "a/b"],
+        &["-n", "src", "a/b"],
+    ] {
+        let run = env.pcopy(arguments);
+        refused(
+            env,
+            run,
+            "there is no a; --mkpath creates missing directories",
+        );
+        assert!(!env.exists("a"), "{arguments:?}");
+    }
+    env.dir("a");
+    env.pcopy(["src", "a/b/"]).ok();
+    env.assert_same("src", "a/b/src");
+});
+
+both_modes!(directories_made_on_the_way_have_the_usual_mode, |env| {
+    small_tree(env);
+    for (mkpath, destination, made) in [
+        (
+            &["--mkpath"][..],
+            "plain/x/y/",
+            &["plain", "plain/x", "plain/x/y"][..],
+        ),
+        (&[], "z/", &["z"]),
+    ] {
+        let run = env.command([mkpath, &["src", destination]].concat());
+        run.after("umask 027").run().ok();
+        for path in made {
+            assert_eq!(env.stat(path).mode() & 0o7777, 0o750, "{path}");
+        }
+        env.assert_same("src", Path::new(destination).join("src"));
+    }
 });
 
 both_modes!(an_existing_destination_keeps_its_own_entries, |env| {
@@ -123,7 +269,7 @@ both_modes!(absolute_paths_and_dots_are_resolved, |env| {
     env.dir("elsewhere");
     env.pcopy([
         env.inner_path("src/a/.."),
-        env.inner_path("elsewhere/../dst/"),
+        env.inner_path("elsewhere/../dst"),
     ])
     .ok();
     env.assert_same("src", "dst");
@@ -138,7 +284,10 @@ both_modes!(a_directory_created_for_files_has_the_usual_mode, |env| {
         (&["one", "two", "several"][..], "several"),
         (&["-t", "target", "one"], "target"),
         (&["one", "slash/"], "slash"),
-        (&["one", "missing/parents/one"], "missing/parents"),
+        (
+            &["--mkpath", "one", "missing/parents/one"],
+            "missing/parents",
+        ),
     ] {
         env.command(arguments).after("umask 027").run().ok();
         assert_eq!(env.stat(created).mode() & 0o7777, 0o750, "{created}");
@@ -179,7 +328,7 @@ once!(two_sources_of_one_name_are_refused, |env| {
     refused(
         env,
         env.pcopy(["-t", "dst", "one/same", "two/same/."]),
-        "dst/same",
+        "two/same/.: it has no name of its own",
     );
 });
 

@@ -1,0 +1,156 @@
+//! Prints the manual page and the completions of shells.
+
+use std::io::{self, Write};
+
+use anyhow::Result;
+use clap::builder::Resettable;
+use clap::{Command, CommandFactory, Id};
+use clap_complete::{Shell, generate};
+use clap_mangen::Man;
+
+use crate::cli::{Cli, Generate};
+
+/// The page, with marks for the parts that are generated.
+const PAGE: &str = include_str!("manual/pcopy.1.in");
+
+/// Options that an example explains best, by their IDs.
+const EXAMPLES: &[(&str, &str)] = &[
+    (
+        "target_directory",
+        "find . -name '*.jpg' -print0 | xargs -0 pcopy -t /mnt/backup",
+    ),
+    ("no_target_directory", "pcopy -T photos /mnt/backup/"),
+    ("mkpath", "pcopy --mkpath photos /mnt/backup/2026/november"),
+    ("duplicate", "pcopy --duplicate=.old notes.txt"),
+    ("mode", "pcopy --mode process /srv /mnt/nas/srv"),
+    ("jobs", "pcopy -j 1 photos /media/me/STICK/"),
+    ("progress", "pcopy --progress=always src dst 2>log"),
+    ("verbose", "pcopy -v src dst >copied.txt"),
+    ("dry_run", "pcopy -n --overwrite=older src dst"),
+    ("overwrite", "pcopy --overwrite=never src dst"),
+    ("update", "pcopy -u src/*.log logs"),
+    (
+        "inplace",
+        "pcopy --inplace music /run/user/1000/gvfs/phone/Music",
+    ),
+    (
+        "preserve",
+        "pcopy --preserve=ownership,acl /home /mnt/backup/home",
+    ),
+    (
+        "no_preserve",
+        "pcopy --no-preserve=mode,ownership stick/ ~/stick",
+    ),
+    (
+        "reflink",
+        "pcopy --reflink=always machine.qcow2 snapshot.qcow2",
+    ),
+    ("sparse", "pcopy --sparse=always disk.img small.img"),
+    ("one_file_system", "pcopy -x / /mnt/root"),
+    (
+        "fsync",
+        "pcopy --fsync photos /media/me/STICK/ && umount /media/me/STICK",
+    ),
+    (
+        "stall_timeout",
+        "pcopy --stall-timeout 60 /mnt/dying rescued",
+    ),
+    (
+        "generate",
+        "pcopy --generate complete-bash >/etc/bash_completion.d/pcopy",
+    ),
+];
+
+/// Prints what `--generate` asks for on stdout, and returns the exit status.
+///
+/// # Errors
+/// If stdout cannot be written to.
+pub fn print(what: Generate) -> Result<i32> {
+    let text = match what {
+        Generate::Man => page()?,
+        Generate::CompleteBash => complete(Shell::Bash),
+        Generate::CompleteZsh => complete(Shell::Zsh),
+        Generate::CompleteFish => complete(Shell::Fish),
+    };
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(&text)?;
+    stdout.flush()?;
+    Ok(0)
+}
+
+fn complete(shell: Shell) -> Vec<u8> {
+    let mut text = Vec::new();
+    // clap_complete also offers what is hidden. Paths are hidden in the help only.
+    let all = Cli::command();
+    let shown = all
+        .get_arguments()
+        .filter(|arg| arg.is_positional() || !arg.is_hide_set());
+    let shown = shown.map(|arg| arg.clone().overrides_with(Resettable::<Id>::Reset));
+    let mut command = Command::new("pcopy").version("").args(shown);
+    generate(shell, &mut command, "pcopy", &mut text);
+    text
+}
+
+/// Returns the manual page.
+fn page() -> Result<Vec<u8>> {
+    let mut options = Vec::new();
+    Man::new(with_examples()).render_options_section(&mut options)?;
+    let options = String::from_utf8(options)?;
+    let page = PAGE
+        .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+        .replace("@OPTIONS@\n", &options);
+    Ok(page.into_bytes())
+}
+
+fn with_examples() -> Command {
+    let mut command = Cli::command();
+    command.build();
+    for (id, example) in EXAMPLES {
+        command = command.mut_arg(id, |option| {
+            let help = option.get_long_help().or(option.get_help());
+            let help = help.map(ToString::to_string).unwrap_or_default();
+            option.long_help(format!("{help}\n\nExample: {example}"))
+        });
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_names_each_option_that_is_not_hidden() {
+        let page = String::from_utf8(page().unwrap()).unwrap();
+        assert!(!page.contains('@'), "a mark is left");
+        for option in Cli::command().get_arguments() {
+            if let Some(long) = option.get_long() {
+                let name = format!("\\-\\-{}", long.replace('-', "\\-"));
+                assert!(option.is_hide_set() || page.contains(&name), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_examples_are_right() {
+        use clap::Parser;
+        for (id, example) in EXAMPLES {
+            let command = example
+                .rsplit(['|', '&', '<'])
+                .find(|part| part.contains("pcopy"));
+            let words = command
+                .unwrap_or(example)
+                .split(" >")
+                .next()
+                .unwrap_or_default();
+            let words = words
+                .split(" 2>")
+                .next()
+                .unwrap_or_default()
+                .split_whitespace();
+            let words = words.skip_while(|word| *word != "pcopy");
+            let parsed = Cli::try_parse_from(words);
+            assert!(parsed.is_ok(), "{id}: {example}: {parsed:?}");
+        }
+    }
+}
