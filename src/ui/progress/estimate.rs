@@ -82,12 +82,18 @@ impl Estimate {
 
         let cost_of = |files: u64| files as f64 * COST_PER_FILE;
         let failed_bytes = known.failed as f64 * average;
-        let work_done = (bytes_done as f64 + failed_bytes).min(bytes as f64) + cost_of(files_done);
+        let is_all_done = is_counted && files_done >= files;
         let seen = bytes as f64 + cost_of(files);
         let work = if is_counted {
             seen
         } else {
             (seen / counted.share.max(f64::MIN_POSITIVE)).max(seen)
+        };
+        let work_done = if is_all_done {
+            // The sizes of what has failed are guesses.
+            work
+        } else {
+            (bytes_done as f64 + failed_bytes).min(bytes as f64) + cost_of(files_done)
         };
         let has_seen_enough = counted.share >= 0.5 || counted.time >= MIN_COUNTING;
         Self {
@@ -108,8 +114,8 @@ impl Estimate {
             return None;
         }
         let is_all = self.precision != Precision::AtLeast && self.files_done >= self.files;
-        let most = if is_all { 100.0 } else { 99.0 };
-        Some((100.0 * self.work_done / self.work).min(most) as u8)
+        let share = (100.0 * self.work_done / self.work).min(99.0) as u8;
+        Some(if is_all { 100 } else { share })
     }
 
     /// Returns how long the rest takes if a second brings this much.

@@ -83,12 +83,16 @@ impl Figures {
     fn first_line(&self, room: usize, style: Style) -> String {
         let bar = room.saturating_sub(FIGURES).clamp(*BAR.start(), *BAR.end());
         let rate = self.rate.map(|rate| format!("{}/s", format_bytes(rate)));
+        let of_total = match self.bytes {
+            0 => String::new(),
+            _ => format!(" of {}", self.bytes_total()),
+        };
         let line = format!(
-            "{:>4} {}  {:>8} of {:<9}  {:>10}  {:>11}",
+            "{:>4} {}  {:>8}{:<13}  {:>10}  {:>11}",
             self.percentage(),
             self.bar(bar, style),
             format_bytes(self.bytes_done),
-            self.bytes_total(),
+            of_total,
             rate.unwrap_or_default(),
             self.time_left().unwrap_or_default(),
         );
@@ -227,6 +231,9 @@ impl Figures {
     }
 
     fn file_counts(&self) -> String {
+        if self.files == 0 {
+            return "counting".to_owned();
+        }
         let digits = self.files.to_string().len();
         format!(
             "{:>digits$} of {} files",

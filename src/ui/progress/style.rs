@@ -24,7 +24,7 @@ impl Style {
             .find_map(variable);
         let locale = locale.unwrap_or_default().to_ascii_lowercase();
         Self {
-            has_colour: variable("NO_COLOR").is_none() && !is_dumb(&variable),
+            has_colour: variable("NO_COLOR").is_none() && !is_dumb(variable),
             is_utf8: locale.contains("utf-8") || locale.contains("utf8"),
         }
     }

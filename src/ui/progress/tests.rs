@@ -89,6 +89,25 @@ fn nothing_that_is_not_known_is_shown() {
 }
 
 #[test]
+fn before_anything_is_found_there_are_no_totals() {
+    let figures = Figures {
+        percent: None,
+        files: 0,
+        files_done: 0,
+        bytes: 0,
+        bytes_done: 0,
+        rate: None,
+        time_left: None,
+        failed: 0,
+        ..start()
+    };
+    assert_eq!(
+        lines(&figures, "", 80),
+        ["     ━━━━━━━━━━━━       0 B", "     counting · 8 workers"]
+    );
+}
+
+#[test]
 fn the_bar_reaches_its_end() {
     let bar = |percent| {
         let figures = Figures {
