@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::time::Duration;
 
-use rustix::fs::{self, AtFlags, FileType, Statx, StatxFlags, StatxTimestamp};
+use rustix::fs::{self, AtFlags, FileType, StatxFlags, StatxTimestamp};
 use rustix::io::Errno;
 
 use super::dir::DirPair;
@@ -80,7 +80,7 @@ impl Copier {
             return Ok(EntryResult::Done(Decision::LeaveSame));
         }
         if let (Some(old), Some(leader)) = (&old, &leader)
-            && old.id == leader.id
+            && (old.id == leader.id || has_fleeting_numbers(dir) && is_alike(target, dir, entry.to))
         {
             // In a dry run they are the same even if the leader would be replaced.
             let is_replaced = config.dry_run && self.would_replace(dir, entry, leader)?;
@@ -124,11 +124,6 @@ impl Copier {
         } else {
             self.next_temp()
         };
-        let links = if old.is_some() && has_fleeting_numbers(dir) {
-            links_if_alike(target, dir, entry.to)
-        } else {
-            None
-        };
         // Renaming one of its names needs that too.
         let _unsealed = (flags::keeps_flags(config) && decision != Decision::Create)
             .then(|| flags::Unsealed::new(target_dir, target.name));
@@ -156,12 +151,6 @@ impl Copier {
             }
             Err(error) => return Err(error),
         };
-        if let Some(links) = links
-            && look_at_server(dir, entry.to).is_some_and(|now| now.stx_nlink == links + 1)
-        {
-            // The new link is one to the entry that is there: the two are the same file.
-            return Ok(EntryResult::Done(Decision::LeaveUnchanged));
-        }
         if config.inplace && decision != Decision::Create {
             drop(unfinished);
             self.make_room(dir, entry.to, decision)?;
@@ -228,28 +217,22 @@ fn has_fleeting_numbers(dir: &DirPair) -> bool {
         .is_some_and(|kind| FLEETING.contains(&kind))
 }
 
-/// Returns how many links an entry has, if it could be the same file as the link's target.
-fn links_if_alike(target: LinkTarget<'_>, dir: &DirPair, name: &CStr) -> Option<u32> {
-    let look = |dir, name| {
-        let found = look_at_server(dir, name)?;
+/// Returns true if an entry shows the same as the link's target, in all but the inode number: how
+/// many links it has, its size, and its times to the nanosecond. Asks the server, because the
+/// kernel may remember older values.
+fn is_alike(target: LinkTarget<'_>, dir: &DirPair, name: &CStr) -> bool {
+    let look = |dir: &DirPair, name| {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+        let dir = dir.destination().ok()?;
+        let found = fs::statx(dir, name, flags, StatxFlags::BASIC_STATS).ok()?;
         let time = |time: StatxTimestamp| (time.tv_sec, time.tv_nsec);
-        let times = (time(found.stx_mtime), time(found.stx_ctime));
-        Some((found.stx_nlink, found.stx_size, times))
+        let (modified, changed) = (time(found.stx_mtime), time(found.stx_ctime));
+        // SFTP knows neither a number of links nor a change time.
+        let is_known = found.stx_nlink > 1 && modified != changed;
+        is_known.then_some((found.stx_nlink, found.stx_size, modified, changed))
     };
-    let entry = look(dir, name)?;
-    (look(target.dir, target.name)? == entry).then_some(entry.0)
-}
-
-/// Looks at an entry of the destination on its server: the kernel may remember older values.
-fn look_at_server(dir: &DirPair, name: &CStr) -> Option<Statx> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
-    fs::statx(
-        dir.destination().ok()?,
-        name,
-        flags,
-        StatxFlags::BASIC_STATS,
-    )
-    .ok()
+    let entry = look(dir, name);
+    entry.is_some() && entry == look(target.dir, target.name)
 }
 
 fn is_gone(error: &CopyError) -> bool {
