@@ -34,7 +34,7 @@ Exit status:
 Environment: PCOPY_JOBS and PCOPY_PROGRESS are the defaults of --jobs and --progress.
 The manual: pcopy --generate man | man -l -";
 
-/// The options that have a link named as SRC copied as a link.
+/// The options that copy a link named as SRC as a link.
 const NO_DEREFERENCE: [&str; 3] = ["no_dereference", "no_dereference_d", "archive"];
 
 /// The second line of `--version`: build.rs knows it.

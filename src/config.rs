@@ -26,7 +26,7 @@ pub struct Config {
     pub mkpath: bool,
     /// How workers run.
     pub mode: Mode,
-    /// The most workers. `None`: as many as make it faster.
+    /// The maximum number of workers. `None`: as many as make the run faster.
     pub jobs: Option<usize>,
     /// Show a progress bar.
     pub progress: bool,
@@ -69,7 +69,7 @@ pub enum Keep {
     No,
     /// It is kept as far as the system allows.
     BestEffort,
-    /// An entry fails if it cannot be kept.
+    /// An entry fails if the property cannot be kept.
     Required,
 }
 
@@ -214,11 +214,11 @@ impl Config {
         (self.verbose || self.dry_run) && decision.changes() || self.verbose && self.dry_run
     }
 
-    /// Returns the mode that directories are created with; they get the final one at the end.
+    /// Returns the mode that a new directory has until its final mode is set.
     ///
-    /// If modes are kept, only the owner has access while the entries are copied. If not, they get
-    /// the source's permissions as far as the umask or a default ACL allows, as with cp -r. But
-    /// the owner has access until the entries are there.
+    /// If modes are kept, only the owner has access while entries are copied. Otherwise the
+    /// directory gets the source's permissions, reduced by the umask or a default ACL, as with cp
+    /// -r. In both cases the owner has access until the entries are complete.
     pub(crate) fn new_dir_mode(&self, source: u32) -> FileMode {
         if self.preserve.mode.is_wanted() {
             FileMode::RWXU

@@ -1,4 +1,4 @@
-//! Everything that a worker needs from the start.
+//! The context of a run: settings, identity, targets and shared memory.
 
 use rustix::fs::Mode;
 use rustix::process::Pid;
@@ -8,9 +8,9 @@ use crate::run_number::RunNumber;
 use crate::scoreboard::Scoreboard;
 use crate::targets::Targets;
 
-/// Everything that a worker needs from the start.
+/// State that every worker reads.
 ///
-/// There is one for the run: threads share it, forked workers inherit it.
+/// A run has one context. Threads share it, and forked workers inherit it.
 pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) identity: Identity,
@@ -44,7 +44,7 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// Reads the identity of this process.
-    pub(crate) fn take_over() -> Self {
+    pub(crate) fn read() -> Self {
         let umask = rustix::process::umask(Mode::empty());
         rustix::process::umask(umask);
         Self {

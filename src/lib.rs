@@ -1,7 +1,7 @@
 //! pcopy copies directories in parallel on Linux: faithful, safe and fast by default.
 //!
-//! This is the program as a library. [`run`] is the story of a run; `ARCHITECTURE.md` says how its
-//! parts work together, and `CONTRIBUTING.md` where a change goes.
+//! [`run`] shows the steps of a run in order. `ARCHITECTURE.md` explains how the parts work
+//! together. `CONTRIBUTING.md` lists the file for each kind of change.
 
 pub mod cli;
 pub mod config;
@@ -35,17 +35,17 @@ use scoreboard::Scoreboard;
 use signals::Signals;
 use targets::Targets;
 
-/// Workers that can be replaced in a run. Each costs 1 KiB of address space until it lives.
+/// Slots for replacement workers in one run. An unused slot costs 1 KiB of address space and no
+/// memory.
 const REPLACEMENTS: usize = 4096;
 
-/// Copies what the configuration says and returns the exit status.
+/// Runs a whole copy and returns the exit status.
 ///
-/// # Errors
-/// If nothing could be started. What goes wrong later is printed entry by entry, and shows in the
-/// exit status.
+/// # Errors If the run cannot start. Later errors are printed entry by entry and decide the exit
+/// status.
 pub fn run(config: Config) -> Result<i32> {
     let limit = WorkerLimit::new(config.jobs);
-    let identity = Identity::take_over();
+    let identity = Identity::read();
     let targets = Targets::open(&config, identity.umask)?;
     Identity::clear_umask(&config);
     let workers = limit.limit() + limit.max() + REPLACEMENTS;
@@ -66,7 +66,7 @@ pub fn run(config: Config) -> Result<i32> {
     }));
     let engine: Box<dyn Engine> = match context.config.mode {
         Mode::Thread => Box::new(Threads::new(context, limit.max(), limit.limit())?),
-        // Before any thread exists: the fork server is forked here.
+        // This forks the fork server, so no thread may exist yet.
         Mode::Process => Box::new(Processes::new(context, limit.limit())?),
     };
     let signals = Signals::take_over()?;

@@ -6,7 +6,7 @@ use pcopy::manual;
 
 fn main() {
     let status = run().unwrap_or_else(|error| pcopy::report_fatal(&error));
-    // Not by returning: a thread that is stuck in a system call must not delay the exit.
+    // Exits at once: a thread that hangs in a system call cannot be joined.
     std::process::exit(status)
 }
 

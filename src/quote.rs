@@ -1,11 +1,11 @@
-//! Names as messages show them: on one line, and unable to move the cursor or reorder the text.
+//! Quotes names for messages: on one line, and unable to move the cursor or reorder text.
 //!
 //! The crate `os_display` is not enough. It quotes names with spaces, never escapes U+200B, U+200E,
 //! U+061C or U+FEFF, and leaves U+202E, which reverses text, as it is if U+202C follows.
 
 use std::fmt::Write as _;
 
-/// Quotes a path for a message, if it needs it.
+/// Quotes a path for a message if necessary.
 ///
 /// A path of printable characters and spaces stays as it is. Any other path takes the shell's
 /// `$'...'` form, which can be pasted into bash, zsh, ksh and busybox. So does a path that starts
@@ -81,7 +81,7 @@ fn push_hex(text: &mut String, bytes: &[u8]) {
     }
 }
 
-/// Returns true if a terminal shows the character, or a gap, and does nothing else.
+/// Returns true if a terminal does no more than show the character, or a blank for it.
 ///
 /// False for control characters, format characters (category Cf: bidi controls, zero-width
 /// characters, the byte order mark), line and paragraph separators, and private or unassigned
@@ -96,7 +96,7 @@ fn is_visible(c: char) -> bool {
     }
 }
 
-/// Asks std's tables, which are as new as the compiler. Not for ASCII.
+/// Returns true if std's Unicode tables call a non-ASCII character printable.
 fn is_printable(c: char) -> bool {
     // At the start of a text std also escapes combining marks, which many names contain.
     let mut text = *b"x\0\0\0\0";
@@ -226,7 +226,7 @@ mod tests {
             ("\u{feff}x", r"$'\xef\xbb\xbfx'"),
             ("x\u{2028}y", r"$'x\xe2\x80\xa8y'"),
             ("👨\u{200d}👩", r"$'👨\xe2\x80\x8d👩'"),
-            // Private and unassigned: nobody knows what a terminal does with them.
+            // Private and unassigned: terminals treat them differently.
             ("\u{e000}", r"$'\xee\x80\x80'"),
             ("\u{fff0}", r"$'\xef\xbf\xb0'"),
         ] {
@@ -267,7 +267,7 @@ mod tests {
         );
     }
 
-    /// Bytes, and characters of which every fourth is one that could do harm.
+    /// Generates names in which about a quarter of the characters are harmful.
     fn names() -> impl Strategy<Value = Vec<u8>> {
         let harmful = proptest::sample::select(FORMAT.to_vec())
             .prop_flat_map(|(first, last)| proptest::char::range(first, last));

@@ -1,9 +1,10 @@
-//! The number of a run: which process of which machine it is, and whether that still runs.
+//! The run number: identifies the machine and process of a run, and tells whether that process is
+//! alive.
 //!
-//! Temporary names contain it. A later run that finds such a name must know whether it is a
-//! leftover. A lock on the directory cannot tell: NFS and some FUSE file systems have no locks on
-//! directories, and between two chunks of a file no job has the directory open. But the parent
-//! process of a run lives as long as the run, and any process of the same machine can look for it.
+//! Temporary names contain it, so that a later run can tell whether a file is a leftover. A lock on
+//! the directory could not: NFS and some FUSE file systems have no such locks. Nor does any job
+//! hold the directory open between two chunks. But the parent process lives as long as its run, and
+//! any process on the machine can look for it.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -22,11 +23,11 @@ const SECOND_BITS: u32 = 22;
 /// parent (22 bits), and the second since boot in which it first needed a number (22 bits, 48
 /// days).
 ///
-/// A process number is not used twice in a second, so the number is unique on its machine.
+/// The kernel does not reuse a PID within a second, so the number is unique on its machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RunNumber(u64);
 
-/// What is known of the run of a number.
+/// Whether the run with a given number is alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Liveness {
     Alive,
@@ -70,7 +71,7 @@ impl RunNumber {
         format!("{:016x}", self.0)
     }
 
-    /// Finds out whether the run goes on.
+    /// Checks whether the run's parent process is alive.
     pub(crate) fn liveness(self) -> Liveness {
         let machine = self.0 >> (PID_BITS + SECOND_BITS);
         if machine != hash_of_machine() & 0xf_ffff {
@@ -100,8 +101,8 @@ fn is_before(started: u64, began: u64) -> bool {
     began.wrapping_sub(started) & ((1 << SECOND_BITS) - 1) < 1 << (SECOND_BITS - 1)
 }
 
-/// Returns a hash of this boot of this machine and of the namespace that process numbers are valid
-/// in. Two containers of one machine have different ones.
+/// Returns a hash of this boot and of the PID namespace. Two containers on one machine have
+/// different hashes.
 fn hash_of_machine() -> u64 {
     let mut hasher = DefaultHasher::new();
     let boot: io::Result<String> = fs::read_to_string("/proc/sys/kernel/random/boot_id");

@@ -38,7 +38,7 @@ impl Signals {
         Ok(Self { caught })
     }
 
-    /// Returns signals that only a simulation sends, by storing their number.
+    /// Makes signals that a simulation sends by storing a number.
     #[cfg(test)]
     pub(crate) fn simulated(caught: Arc<AtomicUsize>) -> Self {
         Self { caught }

@@ -43,7 +43,7 @@ pub(super) struct Copied {
     pub(super) any: bool,
 }
 
-pub(super) fn keeps_attributes(config: &Config) -> bool {
+pub(super) fn has_wanted_attributes(config: &Config) -> bool {
     let preserve = config.preserve;
     let all = [preserve.acl, preserve.xattr, preserve.context];
     all.into_iter().any(Keep::is_wanted)
@@ -60,8 +60,8 @@ pub(super) fn keep_of(config: &Config, name: &CStr) -> Keep {
     }
 }
 
-/// Returns true for an attribute that means the same on every file system. Others show what one
-/// kind of server or file system has instead: `system.nfs4_acl`, `system.ntfs_attrib`, `lustre.lov`.
+/// Returns true for an attribute that means the same on every file system. Others belong to one
+/// kind of server or file system: `system.nfs4_acl`, `system.ntfs_attrib`, `lustre.lov`.
 fn is_portable(name: &CStr) -> bool {
     let name = name.to_bytes();
     let namespaces: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", ACL_PREFIX];
@@ -81,7 +81,7 @@ pub(super) fn is_removable(name: &CStr) -> bool {
 }
 
 impl Copier {
-    /// Retains the attributes that are to be kept.
+    /// Drops the attributes that are not to be kept.
     pub(super) fn retain_kept(&mut self, dir: &DirPair, names: &mut Vec<CString>) {
         let config = &self.context.config;
         names.retain(|name| {
@@ -110,7 +110,7 @@ impl Copier {
         subject: &Subject<'_>,
     ) -> Attributes {
         let config = &self.context.config;
-        if !keeps_attributes(config) {
+        if !has_wanted_attributes(config) {
             return Attributes::default();
         }
         let errno = match source.list() {
@@ -125,7 +125,7 @@ impl Copier {
         let preserve = config.preserve;
         let all = [preserve.acl, preserve.xattr, preserve.context];
         let is_required = all.contains(&Keep::Required);
-        // /proc is not mounted, so there is no way to get at them.
+        // /proc is not mounted, so they cannot be read.
         if errno == Errno::NOENT && matches!(source, Handle::Path { .. }) && !is_required {
             return Attributes::default();
         }
@@ -187,7 +187,7 @@ impl Copier {
                     self.refuse(subject, problem, errno);
                     false
                 }
-                // The kernel adds IDs to capabilities, and leaves out what an ACL need not say.
+                // The kernel adds IDs to capabilities, and drops redundant parts of ACLs.
                 Ok(()) if looks && !self.is_there(subject, name, &value) => {
                     self.note_ineffective(subject, problem);
                     false
@@ -206,8 +206,8 @@ impl Copier {
         copied
     }
 
-    /// Returns true if an attribute was stored. The values of ACLs and security labels may be
-    /// written in another form: an ACL that says no more than the mode is not stored at all.
+    /// Returns true if an attribute was stored. ACLs and security labels may be stored in another
+    /// form. An ACL that only repeats the mode is not stored at all.
     fn is_there(&self, subject: &Subject<'_>, name: &CStr, value: &[u8]) -> bool {
         let stored = subject.handle.get(name);
         match AttributeClass::of(name.to_bytes()) {
@@ -255,8 +255,8 @@ impl Copier {
         any
     }
 
-    /// Gives a new file that replaces another one the attributes of that, as far as they are not
-    /// to be copied from the source. Capabilities belong to the old contents.
+    /// Copies the replaced file's attributes to the new file, except those that come from the
+    /// source. Capabilities are left out: they belong to the old contents.
     pub(super) fn keep_old_attributes(&mut self, old: &Handle<'_>, subject: &Subject<'_>) {
         for name in old.list().unwrap_or_default() {
             let is_kept = !keep_of(&self.context.config, &name).is_wanted()

@@ -1,5 +1,5 @@
-//! Files that several workers copy in chunks. One worker creates the file, several copy its chunks,
-//! and one commits or discards it. Until then it stands under a temporary name.
+//! Copies large files in chunks. One worker creates the file, several copy its chunks, and one
+//! commits or discards it. Until then the file has a temporary name.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -50,8 +50,8 @@ impl Copier {
         // The space of all these files is reserved, and a run that stops has to remove them all.
         // So there must not be too many at a time.
         let target = WriteTarget::Chunked(self.next_temp_number());
-        // Before the place is taken: if this worker crashes, the parent sees it and gives the place
-        // back.
+        // Set before the place is reserved, so that the parent frees the place if this worker
+        // crashes.
         self.slot.set_writing(target);
         if !self.context.scoreboard.begin_chunked() {
             self.slot.set_writing(WriteTarget::None);
@@ -106,8 +106,8 @@ impl Copier {
         Ok(Some(EntryResult::Chunked(file)))
     }
 
-    /// Copies one chunk. Fails with [`Reason::Changed`] if the source has changed: the file has to
-    /// be committed with `changed` then.
+    /// Copies one chunk. Fails with [`Reason::Changed`] if the source has changed. Then the file
+    /// must be committed with `changed`.
     pub(crate) fn copy_chunk(
         &mut self,
         dir: &mut DirPair,
@@ -118,7 +118,7 @@ impl Copier {
         let stat = &file.stat;
         let source = self.open_source(dir, from).at(Step::Open)?;
         let now = FileStat::of(&fs::fstat(&source).at(Step::Look)?);
-        // On many network file systems the inode number of a file does not last.
+        // On many network file systems inode numbers change. So another inode alone is no change.
         if now.id != stat.id && !now.has_same_contents(stat) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
@@ -155,7 +155,7 @@ impl Copier {
             }
             Err(error) => {
                 if error.reason == Reason::Replaced {
-                    // The name stands for another process's file now.
+                    // Another process's file has the name now.
                     unfinished.keep();
                 }
                 return Err(error);
@@ -166,7 +166,7 @@ impl Copier {
             fs::ftruncate(&fd, 0).at(Step::Write)?;
             self.copy_whole(Files::new(&source.fd, &fd, dir), &stat)?;
         } else {
-            // It was longer while it was not complete.
+            // Removes the extra byte of an incomplete file (`content::UNFINISHED`).
             fs::ftruncate(&fd, stat.size).at(Step::Write)?;
         }
         dir.observe_defaults(fd.as_fd())
@@ -209,7 +209,7 @@ impl Copier {
         }
     }
 
-    /// Copies an entry as usual, but a large file in one go.
+    /// Copies an entry without dividing it into chunks.
     pub(super) fn copy_undivided(
         &mut self,
         dir: &mut DirPair,
@@ -239,7 +239,7 @@ impl Copier {
         }
     }
 
-    /// Removes a file of which chunks could not be copied.
+    /// Removes a chunked file that cannot be completed.
     pub(crate) fn discard_chunked(
         &mut self,
         dir: &mut DirPair,

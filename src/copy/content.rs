@@ -13,8 +13,8 @@ use crate::config::{Reflink, Sparse};
 use crate::fs::stat::{FileStat, file_system_type};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
-/// Bytes that the first system call copies. Between two calls a worker checks whether the run is
-/// stopping and shows its progress, so a call must not take long on a slow disk.
+/// Bytes that the first system call copies. Between two calls a worker checks for a stop and shows
+/// its progress. So a call must not take long on a slow disk.
 const FIRST_REQUEST: u64 = 1 << 20;
 /// Requests grow up to this size while they take less than [`REQUEST_TIME`].
 const LAST_REQUEST: u64 = 256 << 20;
@@ -24,17 +24,19 @@ pub(super) const BUFFER: usize = 512 << 10;
 /// Bytes that the kernel reads ahead of a reader by itself (`read_ahead_kb` of most devices, and the
 /// most that FUSE allows). A file that is not longer arrives whole with the first read.
 const READAHEAD: u64 = 128 << 10;
-/// Blocks of zeros of this length become holes with `--sparse=always`, and a shorter last one.
+/// With `--sparse=always`, blocks of zeros of this length become holes, as does a shorter last
+/// block.
 const HOLE: usize = 4096;
-/// A file that gets its size before its contents is longer by this until they are there. On a file
-/// system with coarse times, an incomplete file could have the source's time by chance.
+/// Extra bytes of a file whose size is set before its contents. So an incomplete file does not have
+/// the source's size. Its time could match by chance on a file system with coarse times.
 const UNFINISHED: u64 = 1;
 
-/// statfs(2) calls these tmpfs, and ext2, ext3 or ext4.
+/// Types of statfs(2): tmpfs; ext2, ext3 and ext4.
 const TMPFS: u64 = 0x0102_1994;
 const EXT: u64 = 0xEF53;
-/// File systems whose holes lseek(2) finds: these two, then XFS, btrfs, F2FS, ZFS, bcachefs,
-/// overlayfs. If they show none, compression has made the file small, and it may share extents.
+/// File systems whose holes lseek(2) finds: these two, XFS, btrfs, F2FS, ZFS, bcachefs, overlayfs.
+/// If lseek(2) finds none there, compression has made the file small, and its extents can be
+/// shared.
 const KNOW_HOLES: [u64; 8] = [
     TMPFS,
     EXT,
@@ -82,10 +84,10 @@ pub(super) enum CopyMethod {
 }
 
 impl CopyMethod {
-    /// Chooses how to copy chunks into a file. If the kernel copies by itself, it holds the file's
-    /// lock all the while, and several workers take as long as one. Between read and write the
-    /// lock is free (2 GiB with 2 workers: 1.03 s against 1.31 s on tmpfs, 0.50 s against 0.68 s
-    /// on ext4). Other file systems may share extents or let a server copy.
+    /// Chooses how to copy chunks into a file. copy_file_range(2) holds the file's lock all the
+    /// while, so several workers take as long as one. Between read and write the lock is free (2
+    /// GiB, 2 workers: 1.03 s, not 1.31 s, on tmpfs; 0.50 s, not 0.68 s, on ext4). On other file
+    /// systems copy_file_range(2) may share extents or copy on the server.
     pub(super) fn for_chunks(file: &OwnedFd) -> Self {
         match file_system_type(file) {
             Some(TMPFS | EXT) => Self::ReadWrite,
@@ -96,10 +98,10 @@ impl CopyMethod {
 
 /// Returns true if a new, empty file can be written in chunks, in any order.
 ///
-/// A file system without holes fills the space before a chunk with zeros, which are then written
-/// over: for 200 MiB on FAT, 375 MiB were written. One without lasting inode numbers cannot prove
-/// that a file that is opened again is the same one. FUSE may be both, and so may a server behind
-/// SMB. Neither writes two parts of a file at one time.
+/// A file system without holes first fills the space before a chunk with zeros (FAT: 375 MiB
+/// written for 200 MiB). One without lasting inode numbers cannot prove that a reopened file is the
+/// same. FUSE and SMB may have both limits. None of these writes two parts of a file at once
+/// anyway.
 pub(super) fn takes_chunks(file: &OwnedFd) -> Result<bool, CopyError> {
     if let Some(MSDOS | EXFAT | CIFS | SMB2 | FUSE) = file_system_type(file) {
         return Ok(false);
@@ -111,9 +113,9 @@ pub(super) fn takes_chunks(file: &OwnedFd) -> Result<bool, CopyError> {
     Ok(stat.allocated < HOLE_PROBE)
 }
 
-/// Gives a chunked file its length (see [`lengthen`]) before its contents. Also reserves its space,
-/// if that makes writing chunks faster and a full disk known at once (ext4: 0.53 s instead of
-/// 0.73 s for 2 GiB). Returns false if a file can grow only by being written.
+/// Sets a chunked file's length before its contents (see [`lengthen`]). Also reserves its space, if
+/// that makes writing faster and shows a full disk at once (ext4, 2 GiB: 0.53 s, not 0.73 s).
+/// Returns false if the file system cannot extend a file without writing it.
 pub(super) fn preallocate(file: &OwnedFd, stat: &FileStat) -> Result<bool, CopyError> {
     if !lengthen(file, stat.size).at(Step::Reserve)? {
         return Ok(false);
@@ -129,12 +131,12 @@ pub(super) fn preallocate(file: &OwnedFd, stat: &FileStat) -> Result<bool, CopyE
     }
 }
 
-/// Makes a file longer, with a hole at its end, and by [`UNFINISHED`] too long. Returns false if
-/// the file system cannot do that. ftruncate(2) does not require it, and some FUSE file systems
-/// (FAT, object stores) cannot.
+/// Extends a file with a hole, to `size` and [`UNFINISHED`] more. Returns false if the file system
+/// cannot do that. ftruncate(2) does not require it, and some FUSE file systems (FAT, object
+/// stores) cannot.
 fn lengthen(file: &OwnedFd, size: u64) -> rustix::io::Result<bool> {
     let lengthened = match fs::ftruncate(file, (size + UNFINISHED).min(i64::MAX as u64)) {
-        // The file system allows no byte more. On FAT, many films have that size.
+        // `size` is the largest that the file system allows, as of many films on FAT.
         Err(Errno::FBIG) => fs::ftruncate(file, size),
         result => result,
     };
@@ -173,7 +175,7 @@ impl Copier {
             // Empty, or a file of /proc, which does not know its size.
             let first = self.read_write(files, 0..BUFFER as u64, Zeros::Write)?;
             if first == BUFFER as u64 {
-                // A file that knows it by now may grow faster than it can be read.
+                // A file that has a size by now may grow faster than it can be read.
                 if fs::fstat(files.source).at(Step::Look)?.st_size != 0 {
                     return Err(CopyError::new(Step::Read, Reason::Changed));
                 }
@@ -185,7 +187,7 @@ impl Copier {
             return self.clone_whole(files).map(drop);
         }
         let copied = self.copy_range(files, stat, 0..stat.size, CopyMethod::CopyRange)?;
-        if copied < stat.size && !claims_size(files.source, stat) {
+        if copied < stat.size && !is_size_reported(files.source, stat) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
         Ok(())
@@ -238,16 +240,16 @@ impl Copier {
         method: CopyMethod,
     ) -> Result<u64, CopyError> {
         let Range { start, end } = range;
-        // First the size, with the hole at the end: XFS takes a write beyond the end for the
-        // start of a long file and reserves space for the hole (15 times the data).
+        // Set the size first, with the hole at the end. Otherwise XFS takes a write beyond the end
+        // for the start of a long file, and reserves space for the hole (15 times the data).
         let size = fs::fstat(files.new).at(Step::Write)?.st_size as u64;
         let is_short = size < end;
-        // Their drivers fill it with zeros, so that it would be written twice.
+        // FAT and exFAT fill the new space with zeros, so it would be written twice.
         let fills = matches!(file_system_type(files.new), Some(MSDOS | EXFAT));
         if is_short && !fills && !lengthen(files.new, end).at(Step::Write)? {
             return self.read_write(files, range, Zeros::Write);
         }
-        let zeros = if hides_holes(files.source) {
+        let zeros = if has_hidden_holes(files.source) {
             Zeros::Skip
         } else {
             Zeros::Write
@@ -267,7 +269,8 @@ impl Copier {
             }
             let hole = match fs::seek(files.source, SeekFrom::Hole(data)) {
                 Ok(hole) => hole.min(end),
-                // It knows of none, or the file has become shorter, which copying the data shows.
+                // The file system knows no holes, or the file has become shorter. Copying the data
+                // shows which.
                 Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NXIO) => end,
                 Err(errno) => return Err(CopyError::new(Step::Read, errno)),
             };
@@ -310,7 +313,8 @@ impl Copier {
             let request = pace.next_request(length - copied) as usize;
             let (source, new) = (files.source, files.new);
             match fs::copy_file_range(source, Some(&mut from), new, Some(&mut to), request) {
-                // The end of the file, or a file system that wrongly says so. Reading tells.
+                // The end of the file, or a file system that wrongly reports it. read(2) shows
+                // which.
                 Ok(0) => {
                     return Ok(copied + self.read_write(files, position..range.end, Zeros::Write)?);
                 }
@@ -319,7 +323,7 @@ impl Copier {
                     self.slot.add_bytes(count as u64);
                 }
                 Err(Errno::INTR) => {}
-                // Gone on either side. Reading tells.
+                // One of the files is gone on its server. read(2) shows which.
                 Err(Errno::STALE) => {
                     return Ok(copied + self.read_write(files, position..range.end, Zeros::Write)?);
                 }
@@ -408,7 +412,7 @@ fn expect_sequential(source: &OwnedFd) {
     let _ = fs::fadvise(source, 0, None, Advice::Sequential);
 }
 
-/// What to do with blocks of zeros.
+/// How to write blocks of zeros.
 #[derive(Clone, Copy)]
 enum Zeros {
     Write,
@@ -416,9 +420,9 @@ enum Zeros {
     Skip,
 }
 
-/// Returns true for a file with fewer blocks than bytes if lseek(2) takes all of it for data: NFS 3,
-/// SMB and some FUSE file systems do not know where its holes are.
-fn hides_holes(source: &OwnedFd) -> bool {
+/// Returns true if lseek(2) reports a file with holes as all data. NFS 3, SMB and some FUSE file
+/// systems do so. Call it for a file with fewer blocks than bytes.
+fn has_hidden_holes(source: &OwnedFd) -> bool {
     let is_all_data = match fs::seek(source, SeekFrom::Data(0)) {
         Ok(0) => {
             let hole = fs::seek(source, SeekFrom::Hole(0));
@@ -430,9 +434,9 @@ fn hides_holes(source: &OwnedFd) -> bool {
     is_all_data && file_system_type(source).is_none_or(|it| !KNOW_HOLES.contains(&it))
 }
 
-/// Returns true for a file that ended before its size and still claims that size. In /sys each
-/// file claims 4096 bytes and has fewer. Such file systems have no blocks.
-fn claims_size(source: &OwnedFd, stat: &FileStat) -> bool {
+/// Returns true if a file that ended early still reports its full size. In /sys each file reports
+/// 4096 bytes and has fewer. Such file systems have no blocks.
+fn is_size_reported(source: &OwnedFd, stat: &FileStat) -> bool {
     fs::fstat(source).is_ok_and(|now| stat.has_same_contents(&FileStat::of(&now)))
         && fs::fstatfs(source).is_ok_and(|statfs| statfs.f_blocks == 0)
 }

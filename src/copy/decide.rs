@@ -7,7 +7,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 
 use super::dir::DirPair;
 use super::handle::{Handle, Subject};
-use super::learned::{is_safe, may_be_clamped};
+use super::learned::{is_possibly_clamped, is_safe};
 use super::{Copier, Entry, EntryResult, file_type};
 use crate::config::Overwrite;
 use crate::fs::granularity::{Granularity, PROBE, Time};
@@ -19,8 +19,8 @@ use crate::protocol::metadata::Sort;
 impl Copier {
     /// Decides what to do with an entry. Breaks with the result if there is nothing to write.
     ///
-    /// The source is not examined if the destination has nothing of that name, which saves a
-    /// system call: the caller opens it next.
+    /// If the destination does not have the name, the source is not examined here. That saves a
+    /// system call, because the caller opens the source next.
     pub(super) fn decide(
         &mut self,
         dir: &mut DirPair,
@@ -69,7 +69,7 @@ impl Copier {
         Ok(ControlFlow::Continue(decision))
     }
 
-    /// Decides about an entry if the destination has something of that name.
+    /// Decides about an entry whose name exists at the destination.
     fn compare(
         &mut self,
         dir: &mut DirPair,
@@ -94,7 +94,7 @@ impl Copier {
         Ok(self.apply_overwrite(difference, old, new))
     }
 
-    /// Returns in which way the destination's entry differs from the source's.
+    /// Returns how the destination's entry differs from the source's.
     fn difference(
         &mut self,
         dir: &mut DirPair,
@@ -118,7 +118,7 @@ impl Copier {
         Ok((!self.is_same_time(dir, old, new)).then_some(Decision::ReplaceTime))
     }
 
-    /// Applies `--overwrite` to an existing entry that differs, or does not.
+    /// Applies `--overwrite` to an existing entry. `difference` is `None` if it is the same.
     pub(super) fn apply_overwrite(
         &self,
         difference: Option<Decision>,
@@ -129,7 +129,7 @@ impl Copier {
             Overwrite::Always => Decision::ReplaceAlways,
             Overwrite::Changed => difference.unwrap_or(Decision::LeaveUnchanged),
             Overwrite::Older | Overwrite::Never if difference.is_none() => Decision::LeaveUnchanged,
-            // Which of them is newer says nothing then. rsync --update does the same.
+            // Entries of different types are replaced whichever is newer, as with rsync --update.
             Overwrite::Older if difference == Some(Decision::ReplaceOtherKind) => {
                 Decision::ReplaceOtherKind
             }
@@ -139,9 +139,9 @@ impl Copier {
         }
     }
 
-    /// Returns true if `--overwrite` trusts every existing entry to be complete. So nothing
-    /// incomplete may stand under its own name even for a moment: a kill would leave it there for
-    /// good.
+    /// Returns true if `--overwrite` treats every existing entry as complete. Then no incomplete
+    /// entry may have its final name even for a moment: after a kill, no later run would replace
+    /// it.
     pub(super) fn is_existing_trusted(&self) -> bool {
         matches!(
             self.context.config.overwrite,
@@ -157,7 +157,7 @@ impl Copier {
                 || self.is_same_time(dir, old, new))
     }
 
-    /// Returns true for one of several hard links that the parent has to decide about.
+    /// Returns true for a hard link that the parent must decide about.
     pub(super) fn should_report(&self, stat: &FileStat, hard_links: HardLinks) -> bool {
         hard_links == HardLinks::Report
             && stat.links > 1
@@ -181,11 +181,11 @@ impl Copier {
         if old.mtime == new.mtime {
             return true;
         }
-        if !Granularity::may_keep(new.mtime, old.mtime) {
+        if !Granularity::is_possibly_stored_as(new.mtime, old.mtime) {
             return !is_safe(new.mtime) && self.is_clamped(dir, old, new);
         }
         let granularity = if self.context.config.dry_run {
-            // Asked only if the times differ by less than a step.
+            // Reached only if the times differ by less than a step.
             let known = dir.destination().ok().and_then(file_system_type);
             known
                 .and_then(Granularity::of_type)
@@ -212,11 +212,11 @@ impl Copier {
         granularity
     }
 
-    /// Returns true if the destination's time is what its file system stores instead of the
-    /// source's: one beyond what it can store. That is warned of at each run.
+    /// Returns true if the file system stored its limit instead of the source's time. Each run
+    /// warns of that.
     fn is_clamped(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
         if self.context.config.dry_run {
-            return may_be_clamped(new, old);
+            return is_possibly_clamped(new, old);
         }
         let device = dir.devices().destination;
         if !self.learned(device).clamps(new.mtime, old.mtime) {

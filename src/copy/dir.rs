@@ -32,7 +32,7 @@ pub(crate) struct DirPair {
     /// The destination directory's mode when it was opened.
     destination_mode: u32,
     origin: DirOrigin,
-    /// Another run, or a twin of an entry, has put something here meanwhile.
+    /// Another run, or a twin of an entry, has created an entry here meanwhile.
     is_shared: bool,
     /// The owner that the kernel gives to new entries here, once observed. A set-group-id
     /// directory, a mount option or a server may decide it, so it cannot be computed.
@@ -41,8 +41,8 @@ pub(crate) struct DirPair {
     has_default_acl: Option<bool>,
     /// How the destination treats names, once observed.
     pub(super) naming: Option<Naming>,
-    /// The names at the destination and the source. Listed only if the destination takes some for
-    /// others.
+    /// The names at the destination and the source. Listed only if the destination treats some
+    /// names as equal.
     pub(super) stored: Option<Spellings>,
     pub(super) source_names: Option<Spellings>,
 }
@@ -91,7 +91,7 @@ impl DirPair {
         let source = source.at(Step::OpenDirectory)?;
         let stat = FileStat::of(&fs::fstat(&source).at(Step::OpenDirectory)?);
         let destination = match &target.destination {
-            // A dry run makes nothing: its "created" directories do not exist, on a retry either.
+            // The "created" directories of a dry run do not exist.
             Some(root) if !(config.dry_run && origin.created) => {
                 open_destination(root.as_fd(), path, config.dry_run)?
             }
@@ -119,10 +119,10 @@ impl DirPair {
     /// Checks that writing to the destination does not change a source. Skips that for a new
     /// directory, and sets the defaults that a new directory is known to have.
     ///
-    /// Both shortcuts need `known_empty`; `created` is not enough. It stays true for a retry, when
-    /// a crashed worker may have set the directory's final owner and default ACL already. New
-    /// entries do not get these. And a resumed directory is known only by mkdir(2) saying that
-    /// the name is taken, perhaps by another process.
+    /// Both shortcuts need `known_empty`. `created` is not enough, because it stays true for a
+    /// retry. By then a crashed worker may have set the final owner and default ACL, which new
+    /// entries do not get. And a resumed directory is known only by EEXIST, which another process
+    /// may have caused.
     fn examine_destination(&mut self, context: &Context) -> Result<(), CopyError> {
         let Some(destination) = &self.destination else {
             return Ok(());
@@ -134,9 +134,9 @@ impl DirPair {
         if self.origin.known_empty {
             // Its ACLs were removed when it was made.
             self.has_default_acl = Some(false);
-            // It was made in the same way as its entries will be, so they get the same owner. But
-            // if its group is not this process's group, a set-group-id directory above may have
-            // handed that down, and this directory need not do the same.
+            // Entries will be created in the same way as the directory, so they get its owner. But
+            // a foreign group may come from a set-group-id parent, and this directory may not hand
+            // it down.
             if stat.st_gid == context.identity.group {
                 self.default_owner = Some(Owner::of(&FileStat::of(&stat)));
             }
@@ -149,13 +149,13 @@ impl DirPair {
         Ok(())
     }
 
-    /// Returns the stat to finish the directory with: the source's, but if modes are not kept, with
-    /// the mode that the destination shall have. Call it before [`DirPair::make_writable`].
+    /// Returns the stat to finish the directory with. It is the source's. If modes are not kept, it
+    /// has the destination's final mode. Call it before [`DirPair::make_writable`].
     pub(crate) fn stat_to_apply(&self, context: &Context) -> FileStat {
         let mut stat = self.stat;
         if !context.config.preserve.mode.is_wanted() {
             let mode = if self.origin.created {
-                // Its owner had access only while it was being filled.
+                // The owner's extra access was only for filling the directory.
                 let denied = !self.stat.mode | context.identity.umask;
                 self.destination_mode & !(denied & 0o700)
             } else {
@@ -197,8 +197,7 @@ impl DirPair {
         self.source.as_fd()
     }
 
-    /// Returns the destination side. Fails in a dry run if it does not exist: nothing needs it
-    /// then.
+    /// Returns the destination directory. Fails in a dry run if it does not exist.
     pub(crate) fn destination(&self) -> Result<BorrowedFd<'_>, CopyError> {
         match &self.destination {
             Some(destination) => Ok(destination.as_fd()),
@@ -206,7 +205,7 @@ impl DirPair {
         }
     }
 
-    /// Returns the destination side for something that outlives a borrow.
+    /// Returns a shared handle of the destination directory.
     pub(super) fn share_destination(&self) -> Result<Rc<OwnedFd>, CopyError> {
         match &self.destination {
             Some(destination) => Ok(Rc::clone(destination)),
@@ -219,14 +218,14 @@ impl DirPair {
         self.origin.created || self.destination.is_none()
     }
 
-    /// Returns true if no entry can be at the destination yet, so that none has to be looked for.
+    /// Returns true if the destination directory cannot have an entry yet.
     pub(crate) fn is_known_empty(&self) -> bool {
         self.origin.known_empty && !self.is_shared || self.destination.is_none()
     }
 
-    /// Notes that something was in the way where nothing was. From now on this job looks before it
-    /// creates: another run copies to the same destination, or the destination takes two names of
-    /// the source for one.
+    /// Notes that a name was taken in a directory believed to be empty. From now on this job looks
+    /// before it creates. Another run may copy to the same destination, or the destination may
+    /// treat two source names as one.
     pub(super) fn expect_others(&mut self) {
         self.is_shared = true;
     }
@@ -259,7 +258,7 @@ impl DirPair {
         }
     }
 
-    /// Returns which directory it is on both sides.
+    /// Returns the IDs of both directories.
     pub(crate) fn ids(&self) -> DirIds {
         DirIds {
             source: self.stat.id,
@@ -328,7 +327,7 @@ impl DirPair {
         };
         self.observe_default_acl();
         if !is_mode_kept && context.identity.umask & 0o700 != 0 {
-            // Its owner must be able to fill it.
+            // The owner must be able to fill the directory.
             if let Ok(stat) = fs::statat(&destination, name, AtFlags::SYMLINK_NOFOLLOW)
                 && FileType::from_raw_mode(stat.st_mode) == FileType::Directory
             {
@@ -336,7 +335,7 @@ impl DirPair {
                 let _ = fs::chmodat(&destination, name, mode, AtFlags::empty());
             }
         }
-        // The worker that made a resumed one may have crashed before this.
+        // The worker that made a resumed directory may have crashed before this step.
         if is_mode_kept && self.has_default_acl() {
             let subdir =
                 fs::openat(&destination, name, DIRECTORY, Mode::empty()).at(Step::MakeDirectory)?;
@@ -381,8 +380,8 @@ fn open_destination(
     Err(CopyError::new(Step::OpenDestinationDirectory, reason))
 }
 
-/// Returns why a destination directory could not be opened with ENOTDIR. The kernel says that of
-/// a file, and of a link if that is the last name of the path.
+/// Returns the reason behind ENOTDIR for a destination directory. The kernel returns it for a file,
+/// and for a link that is the last name of the path.
 fn obstacle(root: BorrowedFd<'_>, path: &RelPath) -> Reason {
     let (parent, name) = path.split_last();
     let stat = open_dir(root, &parent)

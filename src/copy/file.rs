@@ -1,4 +1,4 @@
-//! Regular files.
+//! Copies regular files.
 
 use std::ffi::CStr;
 use std::ops::ControlFlow;
@@ -22,9 +22,8 @@ use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::protocol::metadata::Sort;
 use crate::scoreboard::WriteTarget;
 
-/// Seconds by which the copy of a file that grew is older than the file was. So the next run
-/// replaces it, whatever the source is then: no time that the source has had since is stored as
-/// this one, even in steps of two seconds, and all are newer.
+/// Seconds subtracted from the mtime of a file that grew while it was copied. So the next run
+/// replaces the copy, whatever the source's time is by then. One second would be too little on FAT.
 const GROWN_IS_OLDER: i64 = 2;
 
 /// An unfinished file at the destination, open.
@@ -34,10 +33,10 @@ pub(super) struct NewFile<'a> {
     pub(super) meta: InitialMeta,
 }
 
-/// How a file whose contents are there is finished.
+/// How to finish a file whose contents are complete.
 #[derive(Clone, Copy)]
 pub(super) struct Finish<'a> {
-    /// Its name at the destination.
+    /// The file's name at the destination.
     pub(super) to: &'a CStr,
     pub(super) decision: Decision,
     pub(super) attempt: Attempt,
@@ -53,8 +52,8 @@ struct Finished {
 impl Copier {
     /// Copies a regular file, or begins one that is to be copied in chunks.
     ///
-    /// A small new file takes nine system calls: openat, fstat and flistxattr on the source;
-    /// openat and copy_file_range for the new file; fstat once more, futimens, and close twice.
+    /// A small new file takes nine system calls. Source: openat, fstat, flistxattr, later fstat
+    /// again. New file: openat, copy_file_range, futimens. Both: close.
     pub(super) fn copy_file(
         &mut self,
         dir: &mut DirPair,
@@ -111,7 +110,7 @@ impl Copier {
         Ok(EntryResult::Done(decision))
     }
 
-    /// Creates a file at the destination, and observes the defaults it was created with.
+    /// Creates a file at the destination, and records the owner and ACL that it got.
     pub(super) fn create_file<'a>(
         &mut self,
         dir: &mut DirPair,
@@ -138,11 +137,11 @@ impl Copier {
         })
     }
 
-    /// Finishes a file whose contents are there: checks that the source has not changed meanwhile,
-    /// applies the metadata, closes the file and renames it into place.
+    /// Checks that the source has not changed, applies the metadata, closes the file and commits
+    /// it.
     ///
-    /// A file that has only grown at the last attempt too, such as a log, is kept as long as it was
-    /// when it was opened. That is an error all the same.
+    /// If the source has only grown at the last attempt too, such as a log, the copy keeps the
+    /// length at opening. That is still an error.
     pub(super) fn finish_file(
         &mut self,
         dir: &DirPair,
@@ -193,7 +192,7 @@ impl Copier {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
         if has_changed {
-            // Shared extents are those of a later moment.
+            // If extents were shared, the copy may hold the later, longer contents.
             fs::ftruncate(&new.fd, source.stat.size).at(Step::Write)?;
             source.stat.mtime.0 -= GROWN_IS_OLDER;
         }
@@ -234,8 +233,8 @@ impl Copier {
         }
         let open = |flags| fs::openat(dir.source(), from, flags, Mode::empty());
         if self.context.identity.is_root {
-            // This keeps the source's access times. Other users may ask for it too, but only for
-            // their own files: for every other file they would pay with a call that fails.
+            // This keeps the source's access times. Other users may use it only for their own
+            // files. For every other file the call fails and must be repeated.
             match open(flags | OFlags::NOATIME) {
                 Err(Errno::PERM | Errno::AGAIN) => {}
                 result => return result,

@@ -112,13 +112,13 @@ impl<'a> Handle<'a> {
 
     /// Returns true for an entry that is immutable or append-only: it refuses every change,
     /// whatever its file system can hold.
-    pub(super) fn refuses_changes(&self) -> bool {
+    pub(super) fn is_immutable(&self) -> bool {
         fs::statx(self.fd(), c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE)
             .is_ok_and(|found| found.stx_attributes.bits() & REFUSES_CHANGES != 0)
     }
 }
 
-/// An entry at the destination that gets metadata.
+/// An entry whose metadata is read or set, with the device that grants are noted for.
 pub(super) struct Subject<'a> {
     pub(super) handle: Handle<'a>,
     pub(super) device: u64,

@@ -15,7 +15,7 @@ use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::scoreboard::WriteTarget;
 
-/// The copy of an entry's other name, to which it becomes a hard link.
+/// The copied file that an entry becomes a hard link to.
 #[derive(Clone, Copy)]
 pub(crate) struct LinkTarget<'a> {
     pub(crate) dir: &'a DirPair,
@@ -24,8 +24,8 @@ pub(crate) struct LinkTarget<'a> {
 }
 
 impl Copier {
-    /// Makes an entry a hard link to the copy of its other name. Copies it if that is not possible:
-    /// [`Copier::unlinked`] says why then.
+    /// Makes an entry a hard link to the copy of its other name. If that is not possible, copies it
+    /// and sets [`Copier::unlinked`].
     pub(crate) fn hard_link(
         &mut self,
         dir: &mut DirPair,
@@ -40,9 +40,8 @@ impl Copier {
                     if is_linked(dir, target, entry) {
                         break;
                     }
-                    // Another run has replaced one of the two meanwhile: it may have linked them
-                    // the other way round. The run that renames last also looks last, so one
-                    // of them sees it.
+                    // Another run has replaced one of the two names, perhaps linking them the other
+                    // way round. The run that renames last also checks last, so it notices.
                 }
                 Ok(EntryResult::Done(Decision::LeaveUnchanged)) if has_linked => break,
                 Err(error) if is_name_taken(&error) => dir.expect_others(),
@@ -82,7 +81,7 @@ impl Copier {
         if let (Some(old), Some(leader)) = (&old, &leader)
             && (old.id == leader.id || has_fleeting_numbers(dir) && is_alike(target, dir, entry.to))
         {
-            // In a dry run they are the same even if the leader would be replaced.
+            // A dry run has not replaced the leader, so equal IDs do not mean unchanged.
             let is_replaced = config.dry_run && self.would_replace(dir, entry, leader)?;
             return Ok(EntryResult::Done(if is_replaced {
                 Decision::HardLink
@@ -163,7 +162,7 @@ impl Copier {
             )
             .at(Step::Link)?;
         } else if !unfinished.commit_link(entry.to, decision)? {
-            // The inode numbers that this file system shows are its own invention.
+            // The file system invents inode numbers: both names were one file already.
             return Ok(EntryResult::Done(Decision::LeaveUnchanged));
         }
         *has_replaced = decision != Decision::Create;
@@ -196,11 +195,11 @@ impl Copier {
     }
 }
 
-/// How long a leader that is gone is waited for.
+/// Pause before looking for a missing leader again.
 const LEADER_PAUSE: Duration = Duration::from_millis(2);
 
-/// Returns true if the two names are those of one file. It is looked at only if another entry has
-/// been replaced: a new name is made in one step.
+/// Returns true if both names belong to one file. Needed only after a replacement: creating a new
+/// name is atomic.
 fn is_linked(dir: &DirPair, target: LinkTarget<'_>, entry: Entry<'_>) -> bool {
     let id = |dir: &DirPair, name| dir.stat_destination(name).ok().flatten();
     let id = |dir, name| id(dir, name).map(|stat| FileId::of(&stat));

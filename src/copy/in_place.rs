@@ -1,8 +1,8 @@
-//! `--inplace`: existing entries are not replaced by a rename, for destinations that refuse that.
+//! `--inplace`: writes into existing files, for destinations that cannot rename.
 //!
-//! A file is emptied and written anew. Its times are set last, as those of a new file, so a run
-//! that was killed leaves it different from its source, and the next run writes it again. Any
-//! other entry is removed first. Other hard links to an existing file show the new contents.
+//! A file is emptied and written anew. Its times are set last. If the run is killed, the file
+//! differs from its source, and the next run writes it again. Any other entry is removed first.
+//! Other hard links to an existing file show the new contents.
 
 use std::ffi::CStr;
 use std::os::fd::AsFd;
@@ -54,7 +54,7 @@ impl Copier {
             return Err(CopyError::new(Step::Write, Reason::Replaced));
         }
         if config.preserve.mode.is_wanted() {
-            // Others must not read what the source does not let them read. The final mode follows.
+            // Other users must not read more than the source allows. The final mode follows.
             let _ = fs::fchmod(&fd, Mode::RUSR | Mode::WUSR);
         }
         fs::ftruncate(&fd, 0).at(Step::Write)?;
@@ -75,7 +75,7 @@ impl Copier {
         }))
     }
 
-    /// Removes an existing entry that no rename is to replace.
+    /// Removes the existing entry with `--inplace`, because no rename replaces it.
     pub(super) fn make_room(
         &self,
         dir: &DirPair,

@@ -1,9 +1,8 @@
-//! Notes what could not be kept of an entry, and what was.
+//! Notes metadata that could not be kept, and changes that were granted.
 //!
-//! Each step of applying metadata is tried, whatever became of the others. If one fails, it is
-//! noted as a failure of the entry or as a refusal, about which the parent decides
-//! (`scheduler/refusals.rs`). For that it needs to know what was granted. Each grant is noted
-//! once: nothing is added for most entries.
+//! Each step is tried, even if others fail. A failed step is noted as a failure of the entry or as
+//! a refusal. The parent judges refusals (`scheduler/refusals.rs`), by comparing them with grants.
+//! Each grant is noted once, so most entries add nothing.
 
 use std::ffi::CStr;
 
@@ -17,10 +16,10 @@ use crate::protocol::metadata::{
     Attribute, AttributeClass, Cause, Grant, MetadataError, Property, Refusal,
 };
 
-/// So many failures and refusals of one entry are noted. A line must end somewhere.
+/// The most failures, and the most refusals, that are noted of one entry.
 const MOST: usize = 16;
 
-/// What could not be kept of an entry.
+/// Metadata of an entry that could not be kept.
 #[derive(Debug, Default)]
 pub(crate) struct Issues {
     pub(crate) failures: Vec<MetadataError>,
@@ -70,8 +69,8 @@ impl Problem {
 impl Copier {
     /// Notes that metadata could not be set.
     ///
-    /// It is a failure if `--preserve` names it, and for an errno that says nothing about what
-    /// can be held (EIO, ENOSPC). A normal user keeps foreign owners as far as allowed.
+    /// It is a failure if `--preserve` names the property, or if the errno says nothing about the
+    /// file system (EIO, ENOSPC). An owner that a normal user may not set is not noted.
     pub(super) fn refuse(&mut self, subject: &Subject<'_>, problem: Problem, errno: Errno) {
         let cause = match errno {
             Errno::PERM | Errno::ACCESS => Some(Cause::Denied),
@@ -89,7 +88,7 @@ impl Copier {
                     return;
                 }
                 let is_at_destination = problem.step.is_at_destination();
-                if is_denied && is_at_destination && subject.handle.refuses_changes() {
+                if is_denied && is_at_destination && subject.handle.is_immutable() {
                     self.fail(problem, errno.into());
                 } else {
                     self.add_refusal(subject, problem, cause, errno.into());
@@ -99,7 +98,7 @@ impl Copier {
         }
     }
 
-    /// Notes that metadata was accepted, and is not there.
+    /// Notes that metadata was accepted but not stored.
     pub(super) fn note_ineffective(&mut self, subject: &Subject<'_>, problem: Problem) {
         if problem.keep == Keep::Required {
             self.fail(problem, Reason::Ineffective);
@@ -152,12 +151,12 @@ impl Copier {
         }
     }
 
-    /// Takes out what was noted of the last entry.
+    /// Takes the issues of the last entry.
     pub(crate) fn take_issues(&mut self) -> Issues {
         std::mem::take(&mut self.issues)
     }
 
-    /// Takes out what was granted for the first time since the last report.
+    /// Takes the grants that were new since the last report.
     pub(crate) fn take_grants(&mut self) -> Vec<Grant> {
         std::mem::take(&mut self.newly_granted)
     }

@@ -1,10 +1,10 @@
-//! What a worker has learned of the destination's file systems by looking.
+//! Observed behaviour of the destination's file systems.
 //!
-//! A server can accept metadata and do nothing, or something else: its umask cuts modes, its
-//! range of times ends in 2038, it sets times when it writes the data. To look at each file would
-//! cost a system call for each. So a worker looks at the first file of its kind on a device, and at
-//! values that are unlike those it has seen: new mode bits, a new owner, a time far away. If it
-//! finds a lie, it mends that for all files and looks at each of them from then on.
+//! A server can accept metadata and store something else. Its umask may cut modes, its times may
+//! end in 2038, or it may set times when it writes the data. Verifying each file would cost a
+//! system call. So a worker verifies the first file of each type on a device. It also verifies
+//! values unlike those before: new mode bits, a new owner, a time far away. If one was not stored,
+//! the worker corrects and verifies every file from then on.
 
 use super::Copier;
 use super::dir::Owner;
@@ -27,41 +27,41 @@ const LIMITS: [i64; 9] = [
     15_032_385_535,
     16_299_260_424,
 ];
-/// So many owners are remembered as kept by a device.
+/// The most owners remembered for one device.
 const OWNERS: usize = 64;
-/// So many times are remembered that a device stores as others.
+/// The most clamped times remembered for one device.
 const CLAMPED: usize = 16;
 
 /// Seconds and nanoseconds.
 type Time = (i64, i64);
 
-/// What was learned of one device.
+/// The observed behaviour of one device.
 #[derive(Debug, Default)]
 pub(super) struct Learned {
     device: u64,
-    /// Mode bits that files are created with as asked for.
+    /// Mode bits that creating a file was seen to set correctly.
     created: Bits,
-    /// Mode bits that chmod(2) sets as asked for, by type of entry.
+    /// Mode bits that chmod(2) was seen to set correctly, by type of entry.
     changed: [Bits; 4],
     /// New files do not get the mode that they are created with.
     pub(super) cuts_modes: bool,
     /// chmod(2) was accepted and had no effect.
     pub(super) ignores_modes: bool,
-    /// Owners that entries got as asked for, the latest last.
+    /// Owners that were seen to be set correctly, the latest last.
     owners: Vec<Owner>,
     /// The times of an empty file, and of one with data, stay when the file is closed.
     pub(super) keeps_times: [bool; 2],
     /// The times of files change when they are closed, and are set again.
     pub(super) resets_times: bool,
-    /// Even then they are not right.
+    /// Setting the times again has no effect either.
     pub(super) ignores_times: bool,
-    /// Times, and what the device stores instead: they are beyond what it can store.
+    /// Times beyond the limits of the device, and the times that it stores instead.
     pub(super) clamped: Vec<(Time, Time)>,
     /// It is FAT or exFAT, which hold neither owners nor modes.
     pub(super) is_fat: Option<bool>,
 }
 
-/// Mode bits that were seen set, and seen clear, as asked for.
+/// Mode bits that were correctly stored as 1, and as 0.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bits {
     set: u32,
@@ -94,8 +94,8 @@ impl Learned {
         }
     }
 
-    /// Returns true if a mode need not be looked at.
-    pub(super) fn trusts_mode(&mut self, by: SetBy, mode: u32) -> bool {
+    /// Returns true if a mode need not be verified.
+    pub(super) fn is_mode_trusted(&mut self, by: SetBy, mode: u32) -> bool {
         !self.ignores_modes && self.bits(by).cover(mode)
     }
 
@@ -103,8 +103,8 @@ impl Learned {
         self.bits(by).add(mode);
     }
 
-    /// Returns true if an owner need not be looked at. A server may know some and not others.
-    pub(super) fn trusts_owner(&self, owner: Owner) -> bool {
+    /// Returns true if an owner need not be verified. A server may know some owners and not others.
+    pub(super) fn is_owner_trusted(&self, owner: Owner) -> bool {
         self.owners.contains(&owner)
     }
 
@@ -154,7 +154,7 @@ pub(super) fn is_safe((seconds, _): Time) -> bool {
 
 /// Guesses whether a time was stored as the limit of a file system, without a probe: a dry run
 /// must not write one.
-pub(super) fn may_be_clamped(new: &FileStat, old: &FileStat) -> bool {
+pub(super) fn is_possibly_clamped(new: &FileStat, old: &FileStat) -> bool {
     LIMITS.contains(&old.mtime.0) && !is_safe(new.mtime)
         || LIMITS.contains(&(old.mtime.0 + 1)) && !is_safe(new.mtime)
 }
@@ -167,14 +167,14 @@ mod tests {
     fn a_mode_is_trusted_once_each_of_its_bits_was_seen() {
         let mut learned = Learned::default();
         let by = SetBy::Create;
-        assert!(!learned.trusts_mode(by, 0o644));
+        assert!(!learned.is_mode_trusted(by, 0o644));
         learned.add_mode(by, 0o644);
-        assert!(learned.trusts_mode(by, 0o644));
-        assert!(!learned.trusts_mode(by, 0o600), "0044 might be added");
-        assert!(!learned.trusts_mode(by, 0o755));
+        assert!(learned.is_mode_trusted(by, 0o644));
+        assert!(!learned.is_mode_trusted(by, 0o600), "0044 might be added");
+        assert!(!learned.is_mode_trusted(by, 0o755));
         learned.add_mode(by, 0o600);
-        assert!(learned.trusts_mode(by, 0o640));
-        assert!(!learned.trusts_mode(SetBy::Chmod(Sort::File), 0o644));
+        assert!(learned.is_mode_trusted(by, 0o640));
+        assert!(!learned.is_mode_trusted(SetBy::Chmod(Sort::File), 0o644));
     }
 
     #[test]
@@ -193,7 +193,7 @@ mod tests {
         for uid in 0..=OWNERS as u32 {
             learned.add_owner(Owner { uid, gid: 0 });
         }
-        assert!(!learned.trusts_owner(Owner { uid: 0, gid: 0 }));
-        assert!(learned.trusts_owner(Owner { uid: 1, gid: 0 }));
+        assert!(!learned.is_owner_trusted(Owner { uid: 0, gid: 0 }));
+        assert!(learned.is_owner_trusted(Owner { uid: 1, gid: 0 }));
     }
 }

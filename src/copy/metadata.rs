@@ -1,13 +1,12 @@
-//! Owner, attributes, mode, times.
+//! Applies metadata: owner, attributes, mode, times.
 //!
 //! The order matters. The owner comes first, because chown(2) clears set-user-id bits and file
 //! capabilities. Then come attributes, among them ACLs, which change the mode. Then comes the mode.
-//! The times come last, because they tell a later run that the entry is complete: if a kill
-//! interrupts anything before, that run copies the entry again.
+//! The times come last, because they mark the entry as complete. If the run is killed before, the
+//! next run copies the entry again.
 //!
-//! Each step is tried, whatever became of those before it: what cannot be kept must not cost what
-//! can. What fails is noted (`issues.rs`). What succeeds is looked at, as far as there is reason to
-//! (`learned.rs`).
+//! Each step is tried, even if an earlier one failed. A failure is noted (`issues.rs`). A success
+//! is verified if there is reason to (`learned.rs`).
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -48,17 +47,17 @@ pub(super) struct Wanted<'a> {
     pub(super) source: &'a Handle<'a>,
     pub(super) stat: &'a FileStat,
     pub(super) attributes: &'a Attributes,
-    /// What the destination's entry has.
+    /// The metadata that the destination's entry already has.
     pub(super) initial: InitialMeta,
-    /// The entry that it replaces, if properties are to be left as they are.
+    /// The entry being replaced, if some of its properties are to be kept.
     pub(super) replaced: Option<&'a Replaced>,
     pub(super) set_times: bool,
     /// Read attributes back, and set only those that differ.
     pub(super) verify: bool,
 }
 
-/// An existing entry that is about to be replaced. What is not copied from the source is taken
-/// over from it: a private file stays private with `--no-preserve=mode`.
+/// An existing entry that is about to be replaced. Properties that are not copied from the source
+/// come from it: with `--no-preserve=mode`, a private file stays private.
 pub(super) struct Replaced {
     entry: OwnedFd,
     stat: FileStat,
@@ -67,7 +66,7 @@ pub(super) struct Replaced {
 /// The result of applying metadata.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Applied {
-    /// The times are as they should be, as far as could be seen.
+    /// The times were set, and no check has found them wrong.
     pub(super) are_times_set: bool,
     /// Attributes were set.
     pub(super) set_attributes: bool,
@@ -83,7 +82,7 @@ pub(super) struct InitialMeta {
 }
 
 impl InitialMeta {
-    /// Makes that of an entry that was looked at.
+    /// Takes the metadata from an entry's stat.
     pub(super) fn of(stat: &FileStat) -> Self {
         Self {
             owner: Some(Owner::of(stat)),
@@ -106,9 +105,9 @@ pub(super) fn attainable_owner(
     Owner { uid, gid: stat.gid }
 }
 
-/// Returns the mode that an entry may get with this owner. If the owner or group could not be
-/// kept, a program must not run with the rights of a user or group that it did not have at the
-/// source.
+/// Returns the mode that an entry may get with this owner. If the owner or group differs from the
+/// source's, set-user-id or set-group-id is dropped. Otherwise a program would run with the rights
+/// of the wrong user or group.
 pub(super) fn permissible_mode(stat: &FileStat, denied: u32, owner: Option<Owner>) -> u32 {
     let mode = stat.mode & 0o7777 & !denied;
     match owner {
@@ -127,7 +126,7 @@ pub(super) fn times(stat: &FileStat) -> Timestamps {
 }
 
 impl Copier {
-    /// Lists what is to be kept of an open source file.
+    /// Lists the attributes to keep of an open source file.
     pub(super) fn source_file(&mut self, dir: &DirPair, fd: OwnedFd, stat: FileStat) -> SourceFile {
         let handle = Handle::Open(fd.as_fd());
         let subject = Subject {
@@ -154,7 +153,7 @@ impl Copier {
         if initial.mode.is_none()
             && preserve.mode.is_wanted()
             && let Err(errno) = subject.handle.remove(ACCESS_ACL)
-            // There can be none.
+            // The file system has no ACLs.
             && !matches!(errno, Errno::OPNOTSUPP | Errno::NOSYS)
         {
             let step = Step::SetAttributes;
@@ -169,7 +168,7 @@ impl Copier {
         let mode = match wanted.replaced {
             _ if subject.sort == Sort::Link => None,
             _ if preserve.mode.is_wanted() => Some(permissible_mode(stat, copied.denied, owner)),
-            // `stat` says what a directory shall have.
+            // For a directory, `stat` holds the final mode.
             _ if subject.sort == Sort::Directory => Some(stat.mode & 0o7777),
             Some(old) => Some(permissible_mode(&old.stat, 0, owner)),
             None => None,
@@ -180,7 +179,7 @@ impl Copier {
                 has_owner_changed && mode & 0o6000 != 0 || !wanted.attributes.is_empty();
             let cuts = subject.sort == Sort::File && self.learned(subject.device).cuts_modes;
             if initial.mode == Some(mode) && !is_touched && !cuts && wanted.replaced.is_none() {
-                // It was looked at, unless it is a file that was just created.
+                // The mode is known from a stat, except for a file that was just created.
                 let is_assumed = subject.sort == Sort::File && !wanted.verify;
                 return is_assumed.then_some((mode, SetBy::Create));
             }
@@ -198,7 +197,7 @@ impl Copier {
         }
     }
 
-    /// Looks at an entry whose metadata was set, if there is reason to.
+    /// Verifies the metadata that was set, if there is reason to.
     fn look(
         &mut self,
         subject: &Subject<'_>,
@@ -211,8 +210,8 @@ impl Copier {
         let learned = self.learned(subject.device);
         let looks_at_mode = mode_by.is_some_and(|(mode, by)| {
             preserve.mode == Keep::Required
-                || !learned.trusts_mode(by, mode)
-                // chmod(2) silently leaves out what a user may not set.
+                || !learned.is_mode_trusted(by, mode)
+                // chmod(2) silently drops bits that a user may not set.
                 || !is_root && mode & 0o7000 != 0
         });
         let looks_at_times = *are_times_set
@@ -241,7 +240,7 @@ impl Copier {
         }
     }
 
-    /// Checks a mode that was set. If files are created with another one, it is set by chmod(2).
+    /// Checks a mode that was set. If creating the file did not set it, sets it by chmod(2).
     fn check_mode(
         &mut self,
         subject: &Subject<'_>,
@@ -309,7 +308,7 @@ impl Copier {
             return old;
         }
         // Before the mode is set: another owner must not get set-user-id bits.
-        if keep == Keep::Required || !self.learned(subject.device).trusts_owner(owner) {
+        if keep == Keep::Required || !self.learned(subject.device).is_owner_trusted(owner) {
             if let Ok(now) = subject.handle.stat().map(|now| Owner::of(&now))
                 && now != owner
             {
@@ -320,14 +319,14 @@ impl Copier {
             }
             self.learned(subject.device).add_owner(owner);
         }
-        if old.is_some_and(|old| self.needs_privilege(old, owner)) {
+        if old.is_some_and(|old| self.is_privileged_change(old, owner)) {
             self.grant(subject, Property::Ownership);
         }
         Some(owner)
     }
 
     /// Returns true if a normal user could not change the owner in this way.
-    fn needs_privilege(&mut self, old: Owner, new: Owner) -> bool {
+    fn is_privileged_change(&mut self, old: Owner, new: Owner) -> bool {
         old.uid != new.uid || old.gid != new.gid && !self.is_own_group(new.gid)
     }
 
@@ -371,8 +370,8 @@ impl Copier {
         Problem::new(keep, Property::Timestamps, Step::SetTimes)
     }
 
-    /// Checks the times of a file that was closed, and sets them again if need be: a store may set
-    /// them itself when it writes the data.
+    /// Checks the times of a closed file, and sets them again if they changed. Some stores set them
+    /// when they write the data.
     pub(super) fn settle_times(
         &mut self,
         dir: &DirPair,
@@ -454,8 +453,7 @@ impl Copier {
     }
 
     /// Applies the source's metadata to a directory whose entries are done. `stat` is the source
-    /// directory's stat before it was listed; without modes to keep, its mode is the one that the
-    /// directory shall have.
+    /// directory's stat before it was listed. If modes are not kept, its mode is the final one.
     pub(crate) fn finish_dir(&mut self, dir: &DirPair, stat: &FileStat) -> Result<(), CopyError> {
         let config = &self.context.config;
         if config.dry_run {
@@ -551,5 +549,5 @@ fn mode_problem(keep: Keep, mode: u32) -> Problem {
 
 /// Returns true if a time was stored, perhaps rounded down to a step that file systems have.
 fn is_stored(time: (i64, i64), stored: (i64, i64)) -> bool {
-    time == stored || Granularity::may_keep(time, stored)
+    time == stored || Granularity::is_possibly_stored_as(time, stored)
 }

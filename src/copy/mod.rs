@@ -57,15 +57,15 @@ pub(crate) struct Entry<'a> {
     pub(crate) to: &'a CStr,
     pub(crate) hard_links: HardLinks,
     /// A worker crashed while it wrote this entry. An existing copy may be incomplete although its
-    /// size and time look right, so it is replaced in any case. Under `--overwrite=older` and
-    /// `never` this changes nothing: there, nothing incomplete ever stands under its own name.
+    /// size and time look right, so it is always replaced. Under `--overwrite=older` and `never`
+    /// this has no effect: they never write under the final name.
     pub(crate) suspect: bool,
     pub(crate) attempt: Attempt,
     /// Set if the source is a pipe, to be read to its end.
     pub(crate) stream: Option<Stream<'a>>,
 }
 
-/// What follows if the source changes while it is being copied.
+/// Whether a copy is tried again if its source changes meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {
     /// The entry is tried once more.
@@ -104,19 +104,19 @@ pub(crate) struct Copier {
     namings: Vec<(u64, Naming)>,
     /// The other entry, after an error with [`Reason::SameName`].
     pub(crate) twin: Option<Name>,
-    /// The next file is copied in one go, although it may be large.
+    /// The next file is not divided into chunks, even if it is large.
     is_undivided: bool,
     /// Why the last entry was copied although it should have become a hard link.
     pub(crate) unlinked: Option<Unlinkable>,
-    /// What was learned of the destination's file systems by looking.
+    /// Observed behaviour of the destination's file systems.
     learned: Vec<Learned>,
     /// Whether two devices hold file systems of one kind.
     same_kind: Vec<(Devices, bool)>,
     /// The groups of this process, once they are needed.
     own_groups: Option<Vec<u32>>,
-    /// What could not be kept of the current entry.
+    /// Metadata of the current entry that could not be kept.
     issues: Issues,
-    /// What was granted so far, and what of that was not reported.
+    /// Metadata changes granted so far, and those not yet reported.
     granted: Vec<Grant>,
     newly_granted: Vec<Grant>,
 }
@@ -161,7 +161,7 @@ impl Copier {
                     entry.attempt = Attempt::Last;
                 }
                 Err(error) if is_name_taken(&error) && taken < MAX_TAKEN => {
-                    // Something is there now, so look before the next attempt.
+                    // Another entry has the name now, so the next attempt examines it first.
                     dir.expect_others();
                     taken += 1;
                 }
@@ -186,11 +186,11 @@ impl Copier {
     }
 }
 
-/// How often an entry is looked at again because its name was taken meanwhile.
+/// How often an entry is tried again because its name was taken meanwhile.
 const MAX_TAKEN: u32 = 3;
 
-/// Returns true if something had the entry's name although nothing had it at first: another run
-/// copies to the same destination, or the destination takes two names for one.
+/// Returns true if the name was taken after it was found free. Another run may copy to the same
+/// destination, or the destination may treat two names as one.
 fn is_name_taken(error: &CopyError) -> bool {
     matches!(error.step, Step::Create | Step::Link | Step::Rename)
         && error.reason == Errno::EXIST.into()

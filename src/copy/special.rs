@@ -19,7 +19,7 @@ impl Copier {
     ) -> Result<EntryResult, CopyError> {
         let stat = self.stat_source(dir, entry.from)?;
         let file_type = file_type(&stat);
-        // The listing may have said something else.
+        // The entry may have changed its type since it was listed.
         match file_type {
             FileType::RegularFile => return self.copy_file(dir, entry),
             FileType::Directory => return Err(CopyError::new(Step::Look, Reason::Changed)),
@@ -51,8 +51,8 @@ impl Copier {
         Ok(EntryResult::Done(decision))
     }
 
-    /// Returns the mode to create a FIFO, socket or device with. Other users must not use it before
-    /// its owner is right.
+    /// Returns the mode to create a FIFO, socket or device with. Other users must not open the
+    /// entry before its owner is set.
     fn initial_special_mode(&self, stat: &FileStat) -> u32 {
         let config = &self.context.config;
         match config.preserve.mode {

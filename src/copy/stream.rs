@@ -79,7 +79,7 @@ impl Copier {
         })
     }
 
-    /// Returns the length.
+    /// Copies the stream to a file and returns its length.
     fn read_to_end(&mut self, stream: &OwnedFd, file: &OwnedFd) -> Result<u64, CopyError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         if buffer.is_empty() {
@@ -116,7 +116,7 @@ impl Copier {
         }
     }
 
-    /// Waits until there is something to read. The writer may take its time: that is no stall.
+    /// Waits until the stream can be read. A slow writer is not a stall.
     fn await_data(&self, stream: &OwnedFd) -> Result<(), CopyError> {
         let moment = Timespec {
             tv_sec: 0,
@@ -127,7 +127,7 @@ impl Copier {
             self.slot.heartbeat();
             match poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&moment)) {
                 Ok(0) | Err(Errno::INTR) => {}
-                // Whatever it is, reading tells.
+                // read(2) shows whether it is data, the end or an error.
                 _ => return Ok(()),
             }
         }

@@ -1,18 +1,18 @@
-//! Temporary names: the only file that knows their protocol.
+//! Creates, commits and removes unfinished entries. Only this file knows the protocol of temporary
+//! names.
 //!
-//! An entry is written under a temporary name, and renamed into place once it is complete, if it
-//! replaces another one or is copied in chunks. Under `--overwrite=older` and `never` this holds
-//! for all entries, because these trust every existing one.
+//! An entry that replaces another one, or is copied in chunks, is written under a temporary name
+//! and renamed into place. Under `--overwrite=older` and `never` every entry is, because these
+//! treat every existing entry as complete.
 //!
 //! - The name is `.pcopy.RUN.WORKER.NUMBER.tmp`. No name is used twice in a run.
 //! - A worker's slot says which name it is writing under. So the parent can remove the file if the
 //!   worker crashes.
-//! - RUN says which process of which machine the run's parent is (`run_number.rs`). So a later
-//!   run can see whether a temporary file is in use: if that process lives, all of its files are,
-//!   from their creation to the rename, whichever worker has them open or none has. Those of
-//!   another machine or container count as in use until nobody has touched them for an hour.
-//! - Nobody but the run itself removes a file that is in use. Two runs may write the same entry at
-//!   one time: each has its own temporary file, and the last rename wins.
+//! - RUN identifies the parent process of the run (`run_number.rs`), so a later run can tell
+//!   whether a file is in use. All files of a live run are in use, from creation to rename. Files
+//!   of another machine or container count as in use until they have not changed for an hour.
+//! - Only the run itself removes a file that is in use. Two runs may write the same entry at once.
+//!   Each has its own temporary file, and the last rename wins.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
@@ -34,19 +34,18 @@ use crate::protocol::error::{CopyError, Reason, Step};
 use crate::run_number::{Liveness, RunNumber};
 use crate::scoreboard::{WorkerSlot, WriteTarget};
 
-/// A temporary file of another machine counts as in use until nobody has touched it for so long.
+/// A temporary file of another machine is stale if it has not changed for this long.
 const MAX_IDLE: Duration = Duration::from_secs(60 * 60);
 
-/// Returns a worker's temporary name of this number. Each entry gets a name of its own: that of a
-/// chunked file is in use until all chunks are there, and its worker goes on to other entries.
+/// Returns a worker's temporary name with this number. Each entry gets its own name: a chunked file
+/// keeps its name while the worker goes on to other entries.
 pub(crate) fn name(context: &Context, worker: usize, number: u32) -> CString {
     let run = context.run().digits();
     let name = format!(".pcopy.{run}.{worker}.{number}.tmp");
     CString::new(name).unwrap_or_default()
 }
 
-/// Returns the number of the run that has made a temporary file. `None` for every name that
-/// [`name`] cannot return.
+/// Returns the run number in a temporary name. `None` if [`name`] cannot return that name.
 fn run_of(name: &[u8]) -> Option<RunNumber> {
     let parts = name.strip_prefix(b".pcopy.")?.strip_suffix(b".tmp")?;
     let (run, numbers) = parts.split_at_checked(16)?;
@@ -63,7 +62,7 @@ fn is_temporary(name: &CStr) -> bool {
     run_of(name.to_bytes()).is_some()
 }
 
-/// Returns true if nobody is going to use a run's temporary file any more.
+/// Returns true if no run uses this temporary file any more.
 fn is_stale(run: RunNumber, dir: BorrowedFd<'_>, name: &CStr) -> bool {
     match run.liveness() {
         Liveness::Alive => false,
@@ -73,8 +72,8 @@ fn is_stale(run: RunNumber, dir: BorrowedFd<'_>, name: &CStr) -> bool {
     }
 }
 
-/// Returns true if a file has not changed for [`MAX_IDLE`]. Its change time says so: the
-/// modification time is set to the source's before the rename.
+/// Returns true if a file has not changed for [`MAX_IDLE`], by its ctime. The mtime does not tell:
+/// it is set to the source's before the rename.
 fn is_old(stat: &FileStat, now: SystemTime) -> bool {
     let changed = u64::try_from(stat.ctime.0).map(Duration::from_secs);
     let now = now.duration_since(UNIX_EPOCH);
@@ -102,9 +101,9 @@ pub(crate) fn remove_leftovers(
     let mut listing = Listing::of(list::path_to(destination, own_cwd));
     while let Some((_, name)) = listing.read() {
         heartbeat();
-        // If the user names one as a source, it is to be rescued.
+        // A leftover that the user names as a source must stay.
         let is_source = || context.targets.is_single(name.to_bytes());
-        // This run's own are in use, or soon removed by the worker that made them.
+        // This run's own files are in use, or about to be removed by their worker.
         if let Some(run) = run_of(name.to_bytes())
             && run != context.run()
             && !is_source()
@@ -123,7 +122,8 @@ pub(crate) fn remove_leftovers(
 pub(super) struct Unfinished<'a> {
     dir: Rc<OwnedFd>,
     name: Cow<'a, CStr>,
-    /// The slot that shows it. None for a chunked file that another worker has begun.
+    /// The slot that shows the entry's name. `None` for a chunked file that another worker has
+    /// begun.
     slot: Option<WorkerSlot>,
     remove_on_drop: bool,
 }
@@ -149,8 +149,8 @@ impl Unfinished<'_> {
         &self.name
     }
 
-    /// Renames the finished entry into place. Fails with EEXIST if something has got its name
-    /// although there was nothing to replace.
+    /// Renames the finished entry into place, unless it was written there. Fails with EEXIST if the
+    /// name was free and is taken now.
     pub(super) fn commit(self, to: &CStr, decision: Decision) -> Result<(), CopyError> {
         if *self.name != *to {
             let renamed = if decision == Decision::Create {
@@ -200,19 +200,19 @@ impl Unfinished<'_> {
         }
     }
 
-    /// Leaves the entry as it is.
+    /// Keeps the entry when this is dropped.
     pub(super) fn keep(mut self) {
         self.remove_on_drop = false;
     }
 
-    /// Leaves the entry to other workers. The slot goes on showing the name: if this worker crashes
-    /// before the parent knows of the file, the parent can still remove it.
+    /// Hands the entry over to other workers. The slot keeps the name: if this worker crashes
+    /// before it reports the file, the parent can remove it.
     pub(super) fn hand_over(mut self) {
         self.slot = None;
         self.remove_on_drop = false;
     }
 
-    /// Returns true if the name stands for another file than the given one.
+    /// Returns true if the name belongs to another file now.
     pub(super) fn is_replaced(&self, id: FileId) -> bool {
         fs::statat(&self.dir, &*self.name, AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|stat| FileId::of(&stat) != id)
@@ -249,7 +249,7 @@ impl Copier {
             WriteTarget::Final | WriteTarget::None => Cow::Borrowed(to),
         };
         let dir = dir.share_destination()?;
-        // The slot shows it first, so that the parent knows of it even if this worker crashes.
+        // The slot shows the name first, so that the parent knows it even if this worker crashes.
         self.slot.set_writing(target);
         let created =
             create(dir.as_fd(), &name).inspect_err(|_| self.slot.set_writing(WriteTarget::None))?;
@@ -262,10 +262,10 @@ impl Copier {
         Ok((created, unfinished))
     }
 
-    /// Prepares the removal of a file that could not be completed.
+    /// Makes sure that dropping `unfinished` removes this run's file and no other.
     ///
-    /// Another run may have replaced it by its own complete copy, at this very moment even. So what
-    /// has the name is renamed first, looked at, and renamed back if it is another file.
+    /// Another run may replace the file with its own complete copy at any moment. So the file is
+    /// first renamed and then examined. If it is another file, it is renamed back.
     pub(super) fn abandon(&mut self, unfinished: &mut Unfinished<'_>, file: BorrowedFd<'_>) {
         let Ok(id) = fs::fstat(file).map(|stat| FileId::of(&stat)) else {
             return;

@@ -1,4 +1,4 @@
-//! What a retry relies on: suspect entries, resumed directories, temporary names.
+//! Tests the conditions of a retry: suspect entries, resumed directories, temporary names.
 
 use std::ffi::{CStr, CString, OsString};
 use std::os::unix::fs::MetadataExt;
@@ -43,7 +43,7 @@ impl Setup {
         let args = args.iter().map(OsString::from);
         let cli = Cli::try_parse_from(args.chain(paths.map(PathBuf::into_os_string))).unwrap();
         let config = Config::new(cli).unwrap();
-        let identity = Identity::take_over();
+        let identity = Identity::read();
         let context: &'static Context = Box::leak(Box::new(Context {
             targets: Targets::open(&config, identity.umask).unwrap(),
             scoreboard: Scoreboard::new(1, 1, 1).unwrap(),

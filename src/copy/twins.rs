@@ -1,18 +1,19 @@
-//! Two names of one source directory that the destination takes for one: `README` and `readme` on
-//! FAT, exFAT, NTFS and SMB, Unicode normal forms, dots at the end that a server strips.
+//! Detects two names of a source directory that the destination treats as one. Examples: `README`
+//! and `readme` on FAT, exFAT, NTFS and SMB; Unicode normal forms; dots at the end that a server
+//! strips.
 //!
-//! If the destination has something of an entry's name, it must be the same entry, and not another
-//! one of this run. The listing of the destination shows under which spelling it is stored there:
+//! If the destination has an entry's name, that must be the same entry, not another one of this
+//! run. The destination's listing shows the stored spelling:
 //!
 //! - The entry's own spelling: it is the same entry.
-//! - Another spelling, and it belongs to another source name, exactly or as the destination sees it:
-//!   a twin. It fails and names the other one. So what is there stays at every run, in whatever order
-//!   and by whichever workers the two are copied.
+//! - The spelling of another source name, exactly or as the destination compares names: a twin. The
+//!   entry fails, and its error names the twin. So the existing entry stays at every run, in any
+//!   order of copying.
 //! - Another spelling that the source does not have, such as the capitals of FAT: the same entry.
 //!
-//! On file systems that keep names apart, this must cost nothing. Whether one does is known from
-//! its type, from a directory's casefold flag, or from one lookup of an existing name with swapped
-//! case. That is done once for each worker and device, or directory.
+//! On file systems that keep names apart, this must cost nothing. The type shows it, or a
+//! directory's casefold flag, or one lookup of an existing name with swapped case. Each worker
+//! checks once for a device or directory.
 
 use std::ffi::{CStr, CString};
 
@@ -37,8 +38,8 @@ pub(super) enum Naming {
     PerDirectory,
     /// Not known from its type. A lookup has not been possible yet.
     Unknown,
-    /// A lookup has shown that it keeps names apart that differ only in case. So those of plain
-    /// letters and digits are kept apart.
+    /// A lookup has shown that it keeps names apart that differ only in case. So plain names are
+    /// kept apart ([`is_plain`]).
     PlainExact,
     /// It takes some names for others.
     Folding,
@@ -49,10 +50,10 @@ const CASEFOLD: u32 = 0x4000_0000;
 
 /// Types of statfs(2) that never ignore case: btrfs, ramfs.
 const EXACT: [u64; 2] = [0x9123_683E, 0x8584_58F6];
-/// Those of which some directories do: ext4, F2FS, tmpfs, bcachefs, overlayfs.
+/// Types on which single directories may ignore case: ext4, F2FS, tmpfs, bcachefs, overlayfs.
 const PER_DIRECTORY: [u64; 5] = [0xEF53, 0xF2F5_2010, 0x0102_1994, 0xCA45_1A4E, 0x794C_7630];
 
-/// Returns true for a name that only its case can make equal to another one.
+/// Returns true for a name that file systems can only confuse by its case.
 fn is_plain(name: &[u8]) -> bool {
     let is_plain = |&b: &u8| b.is_ascii_alphanumeric() || b"._-+=,@#%&()[]{}!$^ ".contains(&b);
     name.iter().all(is_plain) && !name.ends_with(b".") && !name.ends_with(b" ")
@@ -104,7 +105,7 @@ impl Copier {
     /// Fails if the destination's entry of this name is another entry of the source directory.
     /// [`Copier::twin`] names that one then.
     fn refuse_twin(&mut self, dir: &mut DirPair, to: &CStr, step: Step) -> Result<(), CopyError> {
-        if !self.may_fold(dir, to) {
+        if !self.is_possibly_folded(dir, to) {
             return Ok(());
         }
         match find_twin(self.context, dir, to).at(Step::LookAtDestination)? {
@@ -156,13 +157,13 @@ impl Copier {
         Some(CopyError::new(step, Reason::SameName))
     }
 
-    /// Returns false if the destination keeps this existing name apart from all others.
-    fn may_fold(&mut self, dir: &mut DirPair, name: &CStr) -> bool {
+    /// Returns true if the destination may treat this existing name as another one.
+    fn is_possibly_folded(&mut self, dir: &mut DirPair, name: &CStr) -> bool {
         let naming = match dir.naming {
             Some(naming) => naming,
             None => {
                 let naming = self.naming(dir, name);
-                // An unknown one is looked at again with the next name.
+                // If unknown, it is determined with the next name.
                 dir.naming = (naming != Naming::Unknown).then_some(naming);
                 naming
             }
@@ -174,7 +175,7 @@ impl Copier {
         }
     }
 
-    /// Finds out how the destination directory treats names. It has an entry of this name.
+    /// Finds out how the destination treats names. `name` must exist there.
     fn naming(&mut self, dir: &mut DirPair, name: &CStr) -> Naming {
         let device = dir.devices().destination;
         let known = self.namings.iter().find(|(known, _)| *known == device);
@@ -238,8 +239,8 @@ fn stored_names(dir: &mut DirPair, again: bool) -> rustix::io::Result<&Spellings
     Ok(dir.stored.get_or_insert_default())
 }
 
-/// Returns the entry of the source directory, or at least of the destination, that the destination
-/// takes this one for. `None` if the destination's entry is this one.
+/// Returns the other entry that the destination confuses with this one, by its source name if
+/// possible. `None` if the existing entry is this one.
 fn find_twin(context: &Context, dir: &mut DirPair, to: &CStr) -> rustix::io::Result<Option<Name>> {
     let name = to.to_bytes();
     let mut stored = stored_names(dir, false)?;

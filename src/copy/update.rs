@@ -1,9 +1,9 @@
-//! Entries whose contents are the same, and whose metadata is not.
+//! Updates metadata of entries whose contents are the same.
 //!
-//! They are given the source's owner, attributes and mode where they are: nothing is copied, and
-//! hard links stay. A change of metadata leaves the modification time alone, so it can only be
-//! found by comparing. Owner and mode come with the stat that is needed anyway. Attributes cost a
-//! list of their names on each side; if there are none, that is all.
+//! The entry gets the source's owner, attributes and mode in place. Nothing is copied, and hard
+//! links stay. A change of metadata leaves the modification time alone, so it can only be found by
+//! comparing. Owner and mode come with the stat that is needed anyway. Attributes cost one call for
+//! their names on each side, and no more if there are none.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
@@ -11,7 +11,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{self, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::attributes::{is_removable, keeps_attributes};
+use super::attributes::{has_wanted_attributes, is_removable};
 use super::dir::{DirPair, Owner};
 use super::handle::{Handle, Subject};
 use super::metadata::{InitialMeta, Wanted, attainable_owner, permissible_mode};
@@ -28,7 +28,7 @@ use crate::protocol::metadata::Sort;
 const FAT: [u64; 2] = [0x4D44, 0x2011_BAB0];
 
 impl Copier {
-    /// Returns true if an entry that has the source's contents and time has other metadata.
+    /// Returns true if an entry with the source's contents and time differs in other metadata.
     pub(super) fn has_other_metadata(
         &mut self,
         dir: &DirPair,
@@ -37,7 +37,7 @@ impl Copier {
         new: &FileStat,
     ) -> bool {
         let is_other = self.has_other_owner(old, new) || self.has_other_mode(old, new);
-        // A dry run foretells nothing that cannot be done.
+        // A dry run must not announce an update that FAT cannot store.
         if is_other && !(self.context.config.dry_run && self.is_fat(dir)) {
             return true;
         }
@@ -80,7 +80,7 @@ impl Copier {
         let Ok(destination) = dir.destination() else {
             return false;
         };
-        if !keeps_attributes(config) {
+        if !has_wanted_attributes(config) {
             return false;
         }
         let follow = config.dereference;
@@ -122,8 +122,8 @@ impl Copier {
         })
     }
 
-    /// Gives an existing entry the source's metadata. Returns that it is unchanged if nothing
-    /// could be changed: what the destination cannot hold differs at every run.
+    /// Applies the source's metadata to an existing entry. Returns `LeaveUnchanged` if nothing
+    /// changed, because metadata that the destination cannot hold differs at every run.
     pub(super) fn update_metadata(
         &mut self,
         dir: &DirPair,
@@ -159,7 +159,7 @@ impl Copier {
         if let Some(flags) = &flags {
             flags.unseal();
         }
-        let removed = keeps_attributes(&self.context.config)
+        let removed = has_wanted_attributes(&self.context.config)
             && self.remove_other_attributes(dir, &subject, &attributes.names);
         let before = subject.handle.stat().at(Step::LookAtDestination)?;
         let wanted = Wanted {

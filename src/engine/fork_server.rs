@@ -1,9 +1,9 @@
-//! The fork server of process mode, and what its children do.
+//! The fork server of process mode, and the main loop of the worker processes.
 //!
-//! The parent has threads and must not fork. So before it has any it forks the fork server, a
-//! small process with one thread, and that one forks the workers: when there is work for one, and
-//! when one must be replaced. Workers are siblings of the fork server (CLONE_PARENT), so the
-//! parent learns how they end, and they go on if the fork server dies.
+//! The parent will have threads, and must not fork then. So it first forks the fork server, a small
+//! process with one thread. On request the fork server forks a worker. Workers are siblings of the
+//! fork server (CLONE_PARENT), so the parent learns how they end, and they go on if the fork server
+//! dies.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -39,8 +39,8 @@ impl ForkServer {
     /// # Errors
     /// If the system allows no further process or descriptor.
     pub(super) fn start(context: &'static Context) -> Result<Self> {
-        // A SIGSTOP that comes during a fork reaches the child once it runs. The SIGCONT that
-        // follows cancels it only if it has a handler; without one the child would stay stopped
+        // A SIGSTOP that comes during a fork reaches the child once it runs. The following SIGCONT
+        // cancels the stop only if SIGCONT has a handler. Without one the child would stay stopped
         // (Linux 6.18, __send_signal_locked). All forked processes inherit the handler.
         signal_hook::flag::register(SIGCONT, Arc::default()).context("cannot handle signals")?;
         let (here, there) = Wire::pair().context("cannot make a socket")?;
@@ -55,8 +55,8 @@ impl ForkServer {
         }
     }
 
-    /// Asks for a worker of this number that listens to this socket. Messages can be sent to it
-    /// at once. If the worker does not come to life, the other end of the socket is closed.
+    /// Asks for a worker with this number and socket. Messages can be sent at once. If the worker
+    /// cannot be forked, its end of the socket is closed.
     ///
     /// # Errors
     /// If the fork server has ended.
@@ -126,8 +126,8 @@ fn work(context: &'static Context, number: usize, socket: OwnedFd, parent: Pid) 
 struct Socket<'a>(&'a mut Wire);
 
 impl ReportSink for Socket<'_> {
-    /// Ends the process if the report cannot be sent. The parent then takes everything that was
-    /// not reported for not done, and gives it to another worker.
+    /// Ends the process if the report cannot be sent. The parent then gives all unreported work to
+    /// another worker.
     fn send(&mut self, report: Report) {
         if self.0.send(&report, true).is_err() {
             sys::exit_now(1);
@@ -142,9 +142,9 @@ fn become_child(name: &str, title: &str, parent: Pid) {
     if died_with.is_err() || getppid() != Some(parent) {
         sys::exit_now(1);
     }
-    // Ctrl-C reaches the whole group, but the parent decides what to stop and to tidy up. A
-    // handler that does nothing is not inherited by programs, as ignoring would be.
-    // SIGXFSZ: a file larger than `ulimit -f` allows is an error, not the end.
+    // Ctrl-C reaches the whole group, but the parent decides what to stop and to tidy up. A handler
+    // that does nothing is reset by exec, but an ignored signal would stay ignored. SIGXFSZ: a file
+    // larger than `ulimit -f` allows is an error, not the end.
     for signal in STOP_SIGNALS.into_iter().chain([SIGXFSZ]) {
         let _ = signal_hook::flag::register(signal, Arc::default());
     }
@@ -155,7 +155,7 @@ fn become_child(name: &str, title: &str, parent: Pid) {
 }
 
 /// Closes the standard streams of the fork server and so of all workers. A process that cannot be
-/// killed must not keep the reader of a pipe waiting.
+/// killed must not hold a pipe open, or its reader would wait.
 fn leave_stdio() {
     if let Ok(null) = fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
         let _ = rustix::stdio::dup2_stdin(&null);

@@ -1,6 +1,5 @@
-//! Engines run jobs on workers and return their reports: [`threads`] on a rayon pool,
-//! [`processes`] on forked processes. Another way to carry jobs, over a network say, would be a
-//! third one.
+//! Engines run jobs on workers and return their reports: [`threads`] on a rayon pool, [`processes`]
+//! on forked processes. (delete: speculation)
 
 mod fork_server;
 pub(crate) mod processes;
@@ -12,14 +11,14 @@ use std::time::{Duration, Instant};
 use crate::protocol::error::Death;
 use crate::protocol::{Job, Report};
 
-/// How long a killed worker may take to die before it is given up. On a busy machine that takes a
-/// while; only one that hangs in a call to a dead disk or server takes longer than this.
+/// How long a killed worker may take to die before it is given up. Even on a busy machine, only a
+/// worker that hangs in a call to a dead disk or server takes longer.
 pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs batches of jobs.
 pub(crate) trait Engine {
-    /// Returns how many batches can be sent now: one for each idle worker, including those that
-    /// have not been started, and some more so that no worker waits for the parent.
+    /// Returns how many batches can be sent now. That is one for each idle worker, started or not,
+    /// and some more so that no worker waits for the parent.
     fn free_slots(&self) -> usize;
 
     /// Returns how many workers have nothing to do, including those that have not been started.
@@ -31,16 +30,16 @@ pub(crate) trait Engine {
     /// Sends a batch to a worker. Starts a worker if all are busy and the limit allows.
     fn send(&mut self, batch: Vec<Arc<Job>>) -> Sent;
 
-    /// Returns the next thing that happens, or `None` if that takes longer than `timeout`.
+    /// Returns the next event, or `None` after `timeout`.
     fn next(&mut self, timeout: Duration) -> Option<Event>;
 
-    /// Sets the most workers from now on.
+    /// Sets the maximum number of workers.
     fn set_limit(&mut self, workers: usize);
 
-    /// Sends nothing more to a worker that makes no progress, or again to one that does.
+    /// Marks a worker as stuck or not. A stuck one gets no batches in process mode.
     fn set_stuck(&mut self, worker: usize, is_stuck: bool);
 
-    /// Returns true if a worker got jobs that it has not ended.
+    /// Returns true if a worker has unfinished jobs.
     fn has_work(&self, worker: usize) -> bool;
 
     /// Returns how many workers have been started so far: their slots on the scoreboard.
@@ -99,7 +98,7 @@ pub(crate) enum Sent {
     NoWorkers,
 }
 
-/// What happens in an engine.
+/// An event in an engine.
 pub(crate) enum Event {
     Report {
         worker: usize,

@@ -24,15 +24,15 @@ use crate::protocol::{Job, Report};
 const QUEUE_DEPTH: usize = 2;
 /// How long a worker that closed its socket may take to end before it is killed.
 const EXIT_TIMEOUT: Duration = Duration::from_millis(200);
-/// How often to look for ended processes that no event has announced, in waits for reports: each
-/// look is a system call.
+/// Number of waits between two checks for processes that ended without an event. Each check is a
+/// system call.
 const REAP_EVERY: u32 = 64;
 /// How often to look at the workers if poll(2) fails.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
-/// Workers in a row that never came to life, until no more are started.
+/// No more workers are started after this many in a row never ran.
 const MAX_STILLBORN: usize = 3;
-/// Workers in a row that were lost before any worker reported, until no more are started: it
-/// would not end if no report can be sent.
+/// No more workers are started after this many in a row were lost without a report. Otherwise a run
+/// that cannot send reports would never end.
 const MAX_SILENT: usize = 100;
 
 /// The engine of `--mode process`.
@@ -68,8 +68,8 @@ struct Ending {
     is_killed: bool,
 }
 
-/// A child of this process. Its pidfd, on kernels that have it (Linux 5.4), names exactly this
-/// process. Its number does so too until it is reaped, and only this file reaps it.
+/// A child of this process. Its pidfd (Linux 5.4) identifies exactly this process. So does its PID
+/// until the process is reaped, and only this file reaps it.
 struct ChildProcess {
     pid: Pid,
     pidfd: Option<OwnedFd>,
@@ -83,7 +83,7 @@ impl ChildProcess {
         if waitid(WaitId::Pid(pid), look).is_err_and(|errno| errno == Errno::CHILD) {
             return None;
         }
-        // It stays this process's child until it is reaped, so the number cannot change its meaning.
+        // A PID is not reused before the child is reaped.
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok();
         Some(Self { pid, pidfd })
     }
@@ -138,7 +138,7 @@ impl Processes {
         })
     }
 
-    /// Starts a worker. Returns `None` if that cannot be done any more.
+    /// Starts a worker. Returns `None` if no more can be started.
     fn start_one(&mut self) -> Option<usize> {
         let scoreboard = &self.context.scoreboard;
         let is_hopeless = self.stillborn >= MAX_STILLBORN || self.lost_since_report >= MAX_SILENT;
@@ -148,7 +148,7 @@ impl Processes {
         let fork_server = self.fork_server.as_ref()?;
         let (here, there) = Wire::pair().ok()?;
         if fork_server.start_worker(self.started, &there).is_err() {
-            // It is dead: no more replacements. The workers that live go on.
+            // The fork server is dead, so no more workers can be started. The live ones go on.
             let _ = waitpid(Some(fork_server.pid), WaitOptions::NOHANG);
             self.fork_server = None;
             return None;
@@ -172,7 +172,7 @@ impl Processes {
         }
     }
 
-    /// Reads what a worker has to say, or that it has closed its socket.
+    /// Reads a worker's report, or notices that it has closed its socket.
     fn listen(&mut self, at: usize) {
         let worker = &mut self.workers[at];
         match worker.wire.receive::<Report>(false) {
@@ -187,7 +187,7 @@ impl Processes {
             }
             Err(WireError::Nothing) => {}
             Err(WireError::Closed) => self.dismiss(at, false),
-            // It must not go on with jobs that others are about to get.
+            // The worker must stop before other workers get its jobs.
             Err(WireError::Garbage) => self.dismiss(at, true),
         }
     }
@@ -244,7 +244,7 @@ impl Processes {
         }
     }
 
-    /// Leaves no zombie: neither a worker that took its time to die nor the fork server.
+    /// Reaps workers that died late, and the fork server.
     fn reap_late(&mut self) {
         self.left_behind.retain(|process| process.reap().is_none());
         let has_ended = |pid| !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None));
@@ -292,7 +292,8 @@ impl Processes {
             .collect();
         drop(fds);
         let ready = polled.unwrap_or_else(|_| {
-            // No memory, or fewer descriptors allowed than workers: each worker is looked at.
+            // poll(2) failed, because of memory or the descriptor limit. So every worker is
+            // checked.
             std::thread::sleep(POLL_INTERVAL);
             0
         });
@@ -321,7 +322,8 @@ impl Engine for Processes {
         self.limit.saturating_sub(busy.count())
     }
 
-    /// Counts a worker that is on its way out as one batch: its jobs are to be done again.
+    /// Returns the batches in flight. A worker that is ending counts as one, because its jobs must
+    /// be done again.
     fn busy(&self) -> usize {
         let in_flight: usize = self.workers.iter().map(|worker| worker.in_flight).sum();
         in_flight + self.ending.len()
@@ -336,7 +338,7 @@ impl Engine for Processes {
         worker.in_flight += 1;
         let batch: Vec<&Job> = batch.iter().map(AsRef::as_ref).collect();
         if worker.wire.send(&batch, false).is_err() {
-            // It may have closed its socket. What it said before is read first.
+            // The worker may have ended. Its earlier reports are read first.
             self.kill(number);
         }
         Sent::To(number)
@@ -373,7 +375,7 @@ impl Engine for Processes {
         }
     }
 
-    /// A process may be stopped before it has claimed anything of its batch.
+    /// Returns true if a batch is in flight: a process may be stopped before it claims a job of it.
     fn has_work(&self, worker: usize) -> bool {
         let at = self.position(worker);
         at.is_some_and(|at| self.workers[at].in_flight > 0)

@@ -15,8 +15,8 @@ use crate::protocol::{Job, Report};
 use crate::worker::{ReportSink, Worker};
 
 /// Batches in flight for each thread. They wait in one queue for any free thread, so a long queue
-/// delays nobody. With two, threads waited 3 % of the time for the parent to be scheduled, with
-/// six 0.3 % (kernel tree, 2 cores).
+/// delays no job. With two, threads waited 3 % of the time for the parent to be scheduled, with six
+/// 0.3 % (kernel tree, 2 cores).
 const QUEUE_DEPTH: usize = 6;
 
 /// Reports that may wait for the parent. If the reader of the output is slow, the workers wait,
@@ -30,10 +30,10 @@ thread_local! {
 
 /// A rayon pool whose threads are started when there is work for them.
 ///
-/// A pool's threads are started one by one, through its spawn handler, because 64 of them at once
-/// take as long as ten small files. A pool cannot grow, so a larger one takes over when more
-/// workers pay; batches are in a queue of the engine's own, which the larger pool inherits.
-/// (Measured: ten files take 0.91 times as long as with 64 threads from the start.)
+/// The spawn handler keeps the threads, and the engine starts them one by one. Starting 64 at once
+/// takes as long as copying ten small files. A pool cannot grow, so a larger one replaces it when
+/// more workers pay. Batches wait in a queue of the engine's own, which both pools use. (Measured:
+/// ten files take 0.91 times as long as with 64 threads from the start.)
 pub(crate) struct Threads {
     context: &'static Context,
     pool: ThreadPool,
@@ -52,8 +52,8 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// Makes a pool for `limit` threads and starts one: without any the run would wait for ever.
-    /// There may be `max` later.
+    /// Makes a pool for `limit` threads and starts one, without which the run would wait forever. A
+    /// later pool may have `max` threads.
     ///
     /// # Errors
     /// If rayon cannot make a pool, or the system allows no thread.
@@ -85,20 +85,20 @@ impl Threads {
         let Ok((pool, mut unstarted)) = make_pool(self.max, retired) else {
             return;
         };
-        // Fewer threads than now would be a loss, if the system allows no more of them.
+        // If the system does not allow as many threads as now, the old pool stays.
         if !(0..self.started).all(|_| start_one(&mut unstarted).is_ok()) {
             return;
         }
         self.pool = pool;
         self.unstarted = unstarted;
         self.retired = retired;
-        // The threads of the earlier pool may hang and never come to these.
+        // The old pool's threads may hang, so the new pool must take the queued batches.
         for _ in 0..self.queued.len() {
             self.wake_one();
         }
     }
 
-    /// Makes one more thread, or one that is free, run the next batch.
+    /// Has one thread of the pool run the next batch.
     fn wake_one(&mut self) {
         let (context, retired, sender) = (self.context, self.retired, self.sender.clone());
         let queued = self.queued.clone();
@@ -118,7 +118,7 @@ impl Threads {
         if start_one(&mut self.unstarted).is_ok() {
             self.started += 1;
         } else {
-            // The system allows no further thread: these must do.
+            // The system allows no further thread, so the limit stays here.
             self.unstarted.clear();
             self.limit = self.started;
         }
@@ -140,8 +140,8 @@ fn start_one(unstarted: &mut Vec<ThreadBuilder>) -> std::io::Result<()> {
     builder.spawn(|| thread.run()).map(drop)
 }
 
-/// Makes a pool whose threads are to be started by hand; the first one is the last in the list.
-/// Slots of the scoreboard up to `retired` belong to other threads.
+/// Makes a pool and returns its unstarted threads, the first one last. Worker numbers below
+/// `retired` belong to earlier pools.
 fn make_pool(
     threads: usize,
     retired: usize,
@@ -210,7 +210,7 @@ impl Engine for Threads {
         if self.in_flight > self.started {
             self.start_another();
         }
-        // The other end of the queue is here too, so it is open.
+        // This cannot fail: the receiver is in this struct too.
         let _ = self.queue.send(batch);
         self.wake_one();
         Sent::ToAll
@@ -229,17 +229,17 @@ impl Engine for Threads {
             self.grow();
         }
         self.limit = workers.min(self.size());
-        // If all threads are stuck, nobody else comes for what is queued, and nothing more may be
-        // sent.
+        // If all threads are stuck, only new threads can take the queued batches, and `send` may
+        // not be called again.
         for _ in 0..self.queued.len() {
             self.start_another();
         }
     }
 
-    /// Nothing is sent to a thread by name.
+    /// Does nothing: all threads take batches from one queue.
     fn set_stuck(&mut self, _worker: usize, _is_stuck: bool) {}
 
-    /// A thread takes a batch when it is free, so it has work only while it runs a job.
+    /// Returns true while the thread runs a job. It takes a batch only when it is free.
     fn has_work(&self, worker: usize) -> bool {
         self.context.scoreboard.slot(worker).job().is_some()
     }

@@ -7,7 +7,7 @@ use crate::fs::stat::FileStat;
 pub(crate) type Time = (i64, i64);
 
 const SECOND: i128 = 1_000_000_000;
-/// The known steps in nanoseconds: FAT; ext3 and SFTP; exFAT; object stores; UDF; NTFS.
+/// The known steps in nanoseconds, of FAT, ext3 and SFTP, exFAT, object stores, UDF, and NTFS.
 const STEPS: [i128; 6] = [2 * SECOND, SECOND, 10_000_000, 1_000_000, 1_000, 100];
 /// A time that each of the steps rounds to a different value.
 pub(crate) const PROBE: Time = (1_000_000_001, 999_999_999);
@@ -37,8 +37,8 @@ impl Granularity {
         step.map_or(Self::Exact, Self::Step)
     }
 
-    /// Returns the granularity of a file system of this type (statfs(2)), if the type decides it.
-    /// A change time in memory can be finer than what is stored, so this is surer than a guess.
+    /// Returns the granularity of a file system of this type (statfs(2)), if the type decides it. A
+    /// change time in memory can be finer than the stored one, so the type is safer than a guess.
     pub(crate) fn of_type(file_system: u64) -> Option<Self> {
         match file_system {
             0x4d44 => Some(Self::Step(2 * SECOND)),             // FAT
@@ -58,7 +58,7 @@ impl Granularity {
     }
 
     /// Returns true if some known granularity stores `time` as `stored`.
-    pub(crate) fn may_keep(time: Time, stored: Time) -> bool {
+    pub(crate) fn is_possibly_stored_as(time: Time, stored: Time) -> bool {
         STEPS
             .iter()
             .any(|&step| Self::Step(step).keeps(time, stored))

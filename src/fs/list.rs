@@ -1,4 +1,4 @@
-//! Lists a directory.
+//! Lists directories.
 
 use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -1,4 +1,4 @@
-//! What Linux offers for files and directories. Knows nothing of the rest of pcopy.
+//! Files and directories on Linux. Independent of the rest of pcopy.
 
 pub(crate) mod granularity;
 pub(crate) mod list;

@@ -21,7 +21,7 @@ pub(crate) const ENTRY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFla
 
 /// Opens the directory at `path` below `root`.
 ///
-/// Fails with ELOOP or ENOTDIR if a name on the way is a symbolic link or no directory.
+/// Fails with ELOOP or ENOTDIR if a name on the way is a symbolic link or not a directory.
 pub(crate) fn open_dir(root: BorrowedFd<'_>, path: &RelPath) -> Result<OwnedFd> {
     let path = path.as_bytes();
     if path.is_empty() {

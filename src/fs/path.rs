@@ -209,7 +209,7 @@ impl Names {
         Some((kind, name))
     }
 
-    /// Returns the list that these untrusted bytes are, or `None` if they are not one.
+    /// Parses untrusted bytes as a list of names.
     fn checked(bytes: Vec<u8>) -> Option<Self> {
         if bytes.last().is_some_and(|&last| last != 0) {
             return None;
@@ -253,7 +253,7 @@ impl Name {
         Self(bytes.to_vec())
     }
 
-    /// Returns the name that these untrusted bytes are, or `None` if they are not one.
+    /// Parses untrusted bytes as a name.
     pub(crate) fn checked(bytes: Vec<u8>) -> Option<Self> {
         is_name(&bytes).then_some(Self(bytes))
     }

@@ -1,4 +1,4 @@
-//! Spellings of names that some file systems take for the same one.
+//! Finds names that some file systems treat as equal.
 
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
@@ -8,10 +8,10 @@ use unicode_normalization::UnicodeNormalization;
 use crate::fs::list::{self, Listing};
 use crate::fs::path::Name;
 
-/// The names of a directory, by what they become if case, normal form and dots are ignored.
+/// The names of a directory, grouped by their folded form ([`fold`]).
 ///
-/// That is coarser than what any file system ignores. It is used only to find the partner of a
-/// name that the file system is known to take for another one.
+/// Folding ignores more than any file system does. It only finds the partner of a name that is
+/// known to have one.
 #[derive(Default)]
 pub(crate) struct Spellings {
     by_folded: HashMap<Vec<u8>, Vec<Name>>,
@@ -46,7 +46,7 @@ impl Spellings {
     }
 }
 
-/// Returns what a name becomes if case, normal form, and dots and spaces at its end are ignored.
+/// Folds a name: removes differences of case and normal form, and dots and spaces at its end.
 pub(crate) fn fold(name: &[u8]) -> Vec<u8> {
     let end = name.iter().rposition(|b| !matches!(b, b'.' | b' '));
     let name = &name[..end.map_or(0, |end| end + 1)];

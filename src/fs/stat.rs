@@ -77,7 +77,7 @@ impl FileStat {
         }
     }
 
-    /// Returns true if a later stat of the same file shows no sign of a change of its contents.
+    /// Returns true if a later stat of the same file shows no change of its contents.
     pub(crate) fn has_same_contents(&self, later: &Self) -> bool {
         (self.size, self.mtime, self.ctime) == (later.size, later.mtime, later.ctime)
     }

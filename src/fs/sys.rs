@@ -65,11 +65,11 @@ pub(crate) enum Fork {
 
 /// Panics in debug builds if this process has more than one thread.
 ///
-/// Only a process with one thread may fork and go on running Rust code: a lock that another
-/// thread held during the fork would stay locked in the child forever.
+/// Only a process with one thread may fork and go on running Rust code. A lock that another thread
+/// held would stay locked in the child forever.
 fn assert_single_threaded() {
     if cfg!(debug_assertions) {
-        // If they cannot be listed, nothing is known.
+        // If the threads cannot be listed, assume one.
         let tasks =
             std::fs::read_dir("/proc/self/task").and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let threads = tasks.map_or(1, |tasks| tasks.len());
@@ -77,7 +77,7 @@ fn assert_single_threaded() {
     }
 }
 
-/// Forks. The caller must be the only thread of its process.
+/// Forks this process. The caller must be its only thread.
 pub(crate) fn fork() -> io::Result<Fork> {
     assert_single_threaded();
     // SAFETY: with one thread, no other thread can hold a lock, so the child may run any code.
@@ -96,7 +96,7 @@ pub(crate) fn fork_sibling() -> io::Result<Fork> {
     assert_single_threaded();
     let flags = libc::CLONE_PARENT | libc::SIGCHLD;
     // SAFETY: without CLONE_VM and with a null stack this is fork(2), except for the child's
-    // parent: the child goes on with a copy of this stack. With one thread, glibc's own state needs
+    // parent. The child goes on with a copy of this stack. With one thread, glibc's own state needs
     // no care: its malloc locks are free, and it caches no process ID.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match i32::try_from(pid) {
@@ -154,8 +154,8 @@ pub(crate) fn duplicate(number: i32) -> rustix::io::Result<OwnedFd> {
     if number < 0 {
         return Err(rustix::io::Errno::BADF);
     }
-    // SAFETY: it is only used for the call, by one thread, and nothing is closed meanwhile. If it
-    // is not open, the call fails (EBADF).
+    // SAFETY: the borrow lasts for this call, and no other thread closes a descriptor meanwhile. If
+    // the number is not open, the call fails (EBADF).
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_dupfd_cloexec(borrowed, 3)
 }
@@ -164,8 +164,8 @@ pub(crate) fn duplicate(number: i32) -> rustix::io::Result<OwnedFd> {
 static WAS_STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// Returns true if stdout was closed when the program was started. Before `main`, the standard
-/// library opens /dev/null in its place, where what is printed would be lost in silence.
-pub(crate) fn was_stdout_closed() -> bool {
+/// library opens /dev/null in its place. Output would be lost silently there.
+pub(crate) fn is_stdout_closed_at_start() -> bool {
     // Uses the array, so that the linker keeps it.
     std::hint::black_box(&AT_START);
     WAS_STDOUT_CLOSED.load(Relaxed)

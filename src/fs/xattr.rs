@@ -43,8 +43,8 @@ pub(crate) fn all_attributes(list: impl Fn(&mut [u8]) -> Result<usize>) -> Resul
         .collect())
 }
 
-/// Lists the attributes of an entry that is not open. Fails with ENOENT if an old kernel has no
-/// other way than /proc, and that is not mounted.
+/// Lists the attributes of an entry that is not open. An old kernel needs /proc for this. If that
+/// is not mounted, it fails with ENOENT.
 pub(crate) fn list_at(dir: BorrowedFd<'_>, name: &CStr, follow: bool) -> Result<Vec<CString>> {
     all_attributes(|buffer| match sys::listxattrat(dir, name, follow, buffer) {
         Err(Errno::NOSYS | Errno::PERM) if follow => fs::listxattr(&*path_in(dir, name), buffer),
@@ -94,7 +94,7 @@ pub(crate) fn has_default_acl(dir: BorrowedFd<'_>) -> bool {
     matches!(found, Ok(_) | Err(Errno::RANGE))
 }
 
-/// Removes an ACL from an open entry. An ACL that is not there, or cannot be, is no error.
+/// Removes an ACL from an open entry. A missing or unsupported ACL is not an error.
 pub(crate) fn remove_acl(entry: BorrowedFd<'_>, acl: &CStr) -> Result<()> {
     match fs::fremovexattr(entry, acl) {
         Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
@@ -102,8 +102,8 @@ pub(crate) fn remove_acl(entry: BorrowedFd<'_>, acl: &CStr) -> Result<()> {
     }
 }
 
-/// Removes the ACLs that a new directory has inherited, and sets its mode. Its own ACLs are set
-/// once its entries are done. Until then those must not inherit anything.
+/// Removes the ACLs that a new directory has inherited, and sets its mode. The final ACLs are set
+/// once its entries are complete. Until then new entries must not inherit an ACL.
 pub(crate) fn strip_acls(dir: BorrowedFd<'_>, mode: Mode) -> Result<()> {
     remove_acl(dir, DEFAULT_ACL)?;
     remove_acl(dir, ACCESS_ACL)?;
@@ -112,7 +112,7 @@ pub(crate) fn strip_acls(dir: BorrowedFd<'_>, mode: Mode) -> Result<()> {
     Ok(())
 }
 
-/// Returns the group's mode bits that an access ACL does not grant to the owning group itself.
+/// Returns the group mode bits that an access ACL denies to the owning group.
 pub(crate) fn denied_to_group(acl: &[u8]) -> u32 {
     // A header of four bytes, then entries of eight: tag, rights, ID, all little-endian
     // (linux/posix_acl_xattr.h).

@@ -11,7 +11,7 @@ const CHUNK_SIZE: u64 = 16 << 20;
 /// Chunks begin at multiples of this.
 const CHUNK_ALIGNMENT: u64 = 1 << 20;
 
-/// What to do with an entry, or what was done, and why. Printed by `-n` and `-v`.
+/// The action on an entry, planned or done, and its reason. Printed by `-n` and `-v`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Decision {
     Create,
@@ -22,7 +22,7 @@ pub(crate) enum Decision {
     ReplaceAlways,
     ReplaceOlder,
     HardLink,
-    /// The contents are the same: owner, mode or attributes are brought.
+    /// The contents are the same: owner, mode or attributes are updated.
     UpdateMetadata,
     LeaveUnchanged,
     LeaveSame,
@@ -108,15 +108,15 @@ pub(crate) struct DirOrigin {
     pub(crate) known_empty: bool,
 }
 
-/// A file that several workers copy in chunks. It stands under a temporary name until all of them
-/// are there.
+/// A file that several workers copy in chunks. It has a temporary name until all chunks are
+/// written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ChunkedFile {
     /// The source's name.
     pub(crate) name: Name,
     /// The temporary name at the destination.
     pub(crate) temp: Name,
-    /// The file that stands under the temporary name.
+    /// The ID of the file at the destination.
     pub(crate) id: FileId,
     /// The source's stat when it was opened. Boxed, because queued jobs should be small.
     pub(crate) stat: Box<FileStat>,

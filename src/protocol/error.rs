@@ -1,4 +1,4 @@
-//! The one error type: what failed, and why. It travels from a worker to the parent, which prints it.
+//! The error type: an operation and a reason. Workers report it, and the parent prints it.
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -15,15 +15,15 @@ pub(crate) struct CopyError {
 }
 
 impl CopyError {
-    /// An error that pcopy itself detected, or one from the system.
+    /// Makes an error from an errno, or from a reason that pcopy found.
     pub(crate) fn new(step: Step, reason: impl Into<Reason>) -> Self {
         let reason = reason.into();
         Self { step, reason }
     }
 
     /// Returns true if the destination is full, so that everything after it would fail too. An
-    /// attribute that is too large for its file system fails with the same numbers and says
-    /// nothing about the rest.
+    /// attribute that is too large fails with the same errnos, but does not mean that the disk is
+    /// full.
     pub(crate) fn is_full_destination(&self) -> bool {
         self.step.is_at_destination() && self.step != Step::SetAttributes && self.reason.is_full()
     }
@@ -36,7 +36,7 @@ impl CopyError {
         };
         let errno = Errno::from_raw_os_error(errno);
         match self.step {
-            // What was a directory when its parent was listed is a file or a link now.
+            // The directory has become a file or a link since its parent was listed.
             Step::OpenDirectory if matches!(errno, Errno::NOTDIR | Errno::LOOP) => true,
             // Not `Copy`: that may be an error of the destination.
             Step::OpenDirectory
@@ -50,7 +50,7 @@ impl CopyError {
         }
     }
 
-    /// Returns true if the entry is at the destination all the same, though not as it should be.
+    /// Returns true if the entry was copied despite the error.
     pub(crate) fn is_copied(&self) -> bool {
         matches!(self.reason, Reason::Grown(_))
     }
@@ -67,7 +67,7 @@ impl<T> At<T> for rustix::io::Result<T> {
     }
 }
 
-/// An operation on an entry. Its text is what messages call it.
+/// An operation on an entry. Messages contain its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub(crate) enum Step {
     #[error("open directory")]
@@ -153,11 +153,11 @@ pub(crate) enum Reason {
     /// With `--dereference`.
     #[error("symbolic link to nothing")]
     DanglingLink,
-    /// A directory that may not be entered is listed by its descriptor.
+    /// A directory without search permission can be listed only through /proc.
     #[error("cannot be listed without /proc")]
     NoProc,
     /// A pipe, and another worker has read from it.
-    #[error("a worker was lost while reading it, and it can be read only once")]
+    #[error("pipe can be read only once, and a worker was lost while reading")]
     ReadOnce,
     /// Two source names that the destination takes for one. The [`EntryError`] names the other.
     ///
@@ -176,15 +176,15 @@ pub(crate) enum Reason {
     #[error("a symbolic link is in the way; pcopy does not follow it")]
     LinkInTheWay,
     /// Another process renamed something over a file that this run was writing.
-    #[error("another process replaced it; run pcopy again")]
+    #[error("replaced by another process; run pcopy again")]
     Replaced,
     /// The source directory is the destination itself, or one that is being copied to.
-    #[error("this directory is the destination itself")]
+    #[error("directory is the destination itself")]
     IsDestination,
-    #[error("it would replace another source of this run")]
+    #[error("would replace another source of this run")]
     IsSource,
     /// The destination directory is the source, or lies inside it.
-    #[error("this directory belongs to the source")]
+    #[error("directory belongs to the source")]
     LandsOnSource,
     #[error("symbolic links lead back to a parent directory")]
     Loop,
@@ -193,7 +193,7 @@ pub(crate) enum Reason {
     /// No progress for this many seconds.
     #[error("no progress for {0} s (2 attempts)")]
     Stalled(u64),
-    /// A call to set metadata succeeded, and a look afterwards shows something else.
+    /// Setting metadata succeeded, but it was not stored.
     #[error("accepted by the file system, but not kept")]
     Ineffective,
     /// A panic. Its message is on stderr in thread mode.

@@ -1,8 +1,8 @@
-//! Metadata that could not be kept: what a worker reports of an entry whose contents are there.
+//! Reports of metadata that could not be kept, of entries whose contents were copied.
 //!
-//! A **failure** is the entry's own: it is printed and counted at once. A **refusal** may be
-//! the entry's own, or a limit of the file system. A worker sees only its own entries, so the
-//! parent decides, by what other entries on the device were **granted**
+//! A **failure** is the entry's own: it is printed and counted at once. A **refusal** may be the
+//! entry's own, or a limit of the file system. A worker sees only its own entries. So the parent
+//! decides, by comparing with the **grants** of other entries on the device
 //! (`scheduler/refusals.rs`).
 
 use std::fmt;
@@ -15,7 +15,7 @@ use super::error::{Reason, Step};
 use crate::fs::path::Name;
 use crate::quote::quote;
 
-/// A kind of metadata. What is granted in one kind says nothing of another.
+/// A kind of metadata. A grant of one kind says nothing about another kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) enum Property {
     Ownership,
@@ -116,7 +116,7 @@ pub(crate) enum Cause {
 /// One property of an entry that was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Refusal {
-    /// What would have been granted.
+    /// The grant that the entry did not get.
     pub(crate) grant: Grant,
     pub(crate) cause: Cause,
     pub(crate) error: MetadataError,
@@ -154,7 +154,7 @@ impl fmt::Display for MetadataError {
     }
 }
 
-/// An entry whose contents are at the destination, and not all of its metadata.
+/// An entry that was copied without all of its metadata.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Incomplete {
     /// `None` stands for the job's directory.
@@ -166,7 +166,7 @@ pub(crate) struct Incomplete {
 }
 
 impl Incomplete {
-    /// What failed and what was refused.
+    /// Returns the errors of all failures and refusals.
     pub(crate) fn errors(&self) -> impl Iterator<Item = &MetadataError> {
         let refused = self.refusals.iter().map(|refusal| &refusal.error);
         self.failures.iter().chain(refused)

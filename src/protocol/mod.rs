@@ -1,5 +1,5 @@
-//! What the parent and the workers say to each other: jobs one way, reports the other. Both modes
-//! use the same types; in process mode they cross a socket ([`wire`]).
+//! Messages between the parent and the workers: jobs one way, reports the other. Both modes use the
+//! same types; in process mode they cross a socket ([`wire`]).
 //!
 //! **What has not been reported has not happened.** Counters, `-v` lines and errors travel
 //! together in a [`JobUpdate`], and the parent applies each update once. If a worker crashes, its
@@ -25,7 +25,7 @@ use metadata::{Grant, Incomplete};
 /// A job's number: never 0, never used twice in a run.
 pub(crate) type JobId = u64;
 
-/// Some work in one directory.
+/// A unit of work in one directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Job {
     pub(crate) id: JobId,
@@ -37,22 +37,22 @@ pub(crate) struct Job {
     pub(crate) path: RelPath,
     pub(crate) origin: DirOrigin,
     pub(crate) kind: JobKind,
-    /// Entries of the directory at which workers crashed, and that nobody has examined since.
+    /// Entries of the directory at which workers crashed, and that no worker has examined since.
     ///
-    /// **A retry needs no cleaning first.** Times are set last, so an entry that a crash left
-    /// incomplete under its own name differs from its source and is replaced. Only the entry that
-    /// the worker was at could look complete without being so. It is always treated as different.
+    /// **A retry needs no cleaning first.** Times are set last, so an incomplete entry differs from
+    /// its source and is replaced. Only the entry that the worker was writing could look complete.
+    /// It is always treated as different.
     pub(crate) suspects: Vec<Name>,
 }
 
-/// What to do in a directory.
+/// The kind of work in a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum JobKind {
     /// List the source directory, make its subdirectories, copy its entries.
     Directory {
         /// The directories above this one, to notice loops.
         ancestors: Vec<DirIds>,
-        /// What a worker before this one reported of the listing, if it did.
+        /// The progress that an earlier worker reported of the listing.
         resume: Resume,
     },
     /// Copy these entries.
@@ -64,7 +64,7 @@ pub(crate) enum JobKind {
     /// Every chunk is there: set the file's metadata and rename it into place.
     Commit {
         file: ChunkedFile,
-        /// A worker saw the source change: the chunks are worth nothing.
+        /// A worker saw the source change, so the whole file is copied again.
         changed: bool,
     },
     /// A chunk failed: remove the file.
@@ -73,17 +73,17 @@ pub(crate) enum JobKind {
     Remove { name: Name },
     /// Everything below is done: set the directory's owner, attributes, mode and times.
     FinishDirectory {
-        /// What the source directory was before it was listed.
+        /// The source directory's stat before it was listed.
         stat: FileStat,
     },
 }
 
-/// What is known of a directory that was listed before, when its listing is repeated.
+/// The reported progress of a listing that is repeated.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Resume {
-    /// So many entries at the start of the listing were handed out or reported. They are
-    /// examined again without being counted: only if the source directory changed meanwhile is
-    /// there one among them that nobody has copied.
+    /// How many entries at the start of the listing were handed out or reported. They are examined
+    /// again but not counted. One of them is uncopied only if the source directory has changed
+    /// meanwhile.
     pub(crate) reported: u64,
     /// Entries to leave out: other jobs have them, or they failed.
     pub(crate) skip: HashSet<Name>,
@@ -99,19 +99,19 @@ pub(crate) struct Leader {
     pub(crate) name: Name,
 }
 
-/// What a worker says.
+/// A message from a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Report {
     /// In the order in which they happened.
     pub(crate) updates: Vec<JobUpdate>,
-    /// Metadata that this worker has seen granted for the first time. True whatever becomes of
-    /// the updates.
+    /// Metadata that this worker has seen granted for the first time. Valid even if the updates are
+    /// rejected.
     pub(crate) granted: Vec<Grant>,
     /// The last report of a batch of jobs.
     pub(crate) is_batch_done: bool,
 }
 
-/// What happened in a job since its last update.
+/// The events of a job since its last update.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct JobUpdate {
     pub(crate) job: JobId,
@@ -124,21 +124,21 @@ pub(crate) struct JobUpdate {
     /// The directory's ids, with the first of its subdirectories.
     pub(crate) dir_ids: Option<DirIds>,
     pub(crate) subdirs: Subdirs,
-    /// Entries that another worker shall copy: the last ones of the job's list.
+    /// Entries handed over to another worker: the last ones of the job's list.
     pub(crate) shared: Names,
     pub(crate) hard_links: Vec<HardLinkEntry>,
     /// The first entry that was copied although it should be a hard link ([`Counts::unlinked`]).
     pub(crate) unlinked: Option<Name>,
-    /// The copied entry that further names become links to: the leader has as many as it can get.
+    /// The copied entry that leads from now on, because the leader can take no more links.
     pub(crate) next_leader: Option<Name>,
     /// Files that are ready to be copied in chunks.
     pub(crate) chunked: Vec<ChunkedFile>,
     pub(crate) errors: Vec<EntryError>,
-    /// Suspects that were examined and did not fail: nothing incomplete is left of them.
+    /// Suspects that were examined and are complete now.
     pub(crate) settled_suspects: Vec<Name>,
-    /// Entries that are there, and not all of their metadata.
+    /// Entries that were copied without all of their metadata.
     pub(crate) incomplete: Vec<Incomplete>,
-    /// What `-v` or `-n` prints.
+    /// Lines for `-v` or `-n`.
     pub(crate) lines: Vec<Line>,
     /// The directory's stat, if other jobs must end before it can be finished. `None` once the
     /// worker has finished it itself.
@@ -146,7 +146,7 @@ pub(crate) struct JobUpdate {
 }
 
 impl JobUpdate {
-    /// Returns true if it names work for other jobs in the same directory.
+    /// Returns true if the update adds jobs in the same directory.
     pub(crate) fn has_children(&self) -> bool {
         !(self.subdirs.is_empty()
             && self.shared.is_empty()
@@ -155,7 +155,7 @@ impl JobUpdate {
     }
 }
 
-/// How far a job is that is not done.
+/// The progress of an unfinished job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Progress {
     #[default]
@@ -167,11 +167,11 @@ pub(crate) enum Progress {
         /// Of these, the ones that the worker copies itself and has not reported.
         own: Names,
     },
-    /// Of a list of names: so many at its start are settled.
+    /// Of a list of names: how many at its start are settled.
     Settled(u64),
 }
 
-/// Subdirectories that the destination has now, by how they came to be there.
+/// Subdirectories that exist at the destination now, by origin.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Subdirs {
     /// Made by this job.
@@ -187,7 +187,7 @@ impl Subdirs {
         self.new.is_empty() && self.resumed.is_empty() && self.merged.is_empty()
     }
 
-    /// Returns the lists with what is known about the directories in each.
+    /// Returns each list with the origin of its directories.
     pub(crate) fn into_lists(self) -> [(Names, DirOrigin); 3] {
         let origin = |created, known_empty| DirOrigin {
             created,
@@ -255,7 +255,7 @@ pub(crate) struct Line {
     pub(crate) decision: Decision,
 }
 
-/// What a worker, or the whole run, has counted.
+/// Counters of a worker, or of the whole run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     /// Entries that listings have shown so far, without directories.

@@ -1,5 +1,4 @@
-//! Jobs and reports as bytes over a SOCK_SEQPACKET socket, each message in as many packets as it
-//! needs.
+//! Sends jobs and reports as bytes over a SOCK_SEQPACKET socket, in as many packets as needed.
 //!
 //! A worker's memory may be damaged, so the parent trusts nothing: a message that is not
 //! well-formed is an error, whatever it claims to hold.
@@ -22,8 +21,8 @@ const PACKET: usize = 16 << 10;
 const ENDS: u8 = 0;
 const CONTINUES: u8 = 1;
 
-/// The longest message from a worker, in bytes. A report holds at most 16 KiB and one entry
-/// besides twice 512 names of up to 765 bytes. A worker that sends more is damaged.
+/// The longest message from a worker, in bytes. A report holds at most 16 KiB, one more entry, and
+/// 1024 names of up to 765 bytes. A worker that sends more is damaged.
 pub(crate) const LONGEST_REPORT: usize = 1 << 20;
 
 /// How often a send is tried again if the kernel has no memory for it, with growing pauses.
@@ -131,8 +130,8 @@ impl Wire {
             match recv(&self.socket, spare_capacity(&mut self.buffer), flags) {
                 Ok((_, 0)) => return Err(WireError::Closed),
                 Ok(_) => {}
-                // ECONNRESET: the other side has closed with something unread. The kernel says so
-                // once and first; what the other side has sent can still be read.
+                // ECONNRESET: the other side has closed with something unread. The kernel reports
+                // it once. Messages that were sent before can still be read.
                 Err(Errno::INTR | Errno::CONNRESET) => continue,
                 Err(Errno::AGAIN) => return Err(WireError::Nothing),
                 Err(_) => return Err(WireError::Closed),
@@ -160,7 +159,7 @@ impl AsFd for Wire {
     }
 }
 
-/// Sends, and tries again if a signal interrupted it or the kernel had no memory for a moment.
+/// Sends, and tries again after EINTR, ENOBUFS or ENOMEM.
 ///
 /// # Errors
 /// Any other error, or the last one after about an eighth of a second.
@@ -343,8 +342,7 @@ mod tests {
             let _ = decode::<Vec<Job>>(&bytes);
         }
 
-        /// One damaged byte gives an error or another well-formed message, never a name that
-        /// leads out of its directory.
+        /// Checks that one damaged byte never gives a name that leads out of its directory.
         #[test]
         fn damaged_messages_hold_only_names(at in 0_usize..200, to: u8) {
             let mut bytes = postcard::to_stdvec(&jobs()).unwrap();

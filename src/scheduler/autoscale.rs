@@ -25,7 +25,7 @@ use crate::fs::sys;
 use crate::scoreboard::gate::Limit;
 use crate::scoreboard::{GateState, Scoreboard, WorkerSlot};
 
-/// The most workers without `-j`. Measured in `benches/README.md`.
+/// The maximum number of workers without `-j`. Measured in `benches/README.md`.
 const MAX: usize = 64;
 /// How often to look.
 pub(super) const PERIOD: Duration = Duration::from_millis(20);
@@ -59,7 +59,7 @@ pub(super) struct Changes {
 }
 
 impl WorkerLimit {
-    /// Starts with what the user says, or with one worker for each core.
+    /// Starts with the user's number, or with one worker for each core.
     pub(crate) fn new(jobs: Option<usize>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let max = jobs.unwrap_or(MAX.max(cores));
@@ -81,7 +81,7 @@ impl WorkerLimit {
         self.limit
     }
 
-    /// Returns how many there may ever be.
+    /// Returns the highest limit that the run can reach.
     pub(crate) fn max(&self) -> usize {
         self.max
     }

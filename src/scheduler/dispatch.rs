@@ -1,8 +1,7 @@
 //! The queue, and sending jobs.
 //!
-//! A batch of jobs is only transport. A job that was sent and not claimed can be sent again, to
-//! any worker: to idle ones, past a stuck one, and after a worker was lost. Whoever claims it
-//! first runs it, and the others skip it.
+//! A batch is only transport. An unclaimed job can be sent again to any worker: to an idle one,
+//! past a stuck one, or after a loss. The first worker to claim it runs it, and the others skip it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -38,7 +37,7 @@ pub(super) struct Running {
     batch: u64,
     /// The number of the next update.
     pub(super) next_update: u32,
-    /// How many names at the start of its list are settled.
+    /// How many names at the start of the job's list are settled.
     pub(super) settled: usize,
     /// How many names at the end of its list were given to other jobs.
     pub(super) shared: usize,
@@ -52,7 +51,8 @@ pub(super) struct Queue {
     jobs: usize,
     last_job: JobId,
     last_batch: u64,
-    /// Unused words in the table of claims: those below `unused_from`, and all after it.
+    /// Words of the table of claims that are free again. All words from `unused_from` on are free
+    /// too.
     free_claims: Vec<u32>,
     unused_from: usize,
     claims: usize,
@@ -125,8 +125,8 @@ impl Queue {
         rest.len()
     }
 
-    /// Drops everything that a stopped run does not do any more. Returns the jobs that remove
-    /// temporary files: what they remove must go all the same.
+    /// Drops all queued work except finishing directories. Returns the jobs that remove temporary
+    /// files, because these files must still be removed.
     pub(super) fn drop_rest(&mut self) -> Vec<NewJob> {
         let mut removals = Vec::new();
         for queued in std::mem::take(&mut self.entries) {
@@ -148,7 +148,7 @@ impl Queue {
         self.entries.is_empty()
     }
 
-    /// Queues a job that was sent before, to be sent again if nobody has claimed it by then.
+    /// Queues a sent job again. It is skipped if a worker has claimed it by then.
     pub(super) fn push_again(&mut self, id: JobId) {
         self.push(Queued::Again(id), 1);
     }
@@ -193,7 +193,7 @@ impl Scheduler {
         while self.phase == Phase::Running && self.engine.free_slots() > 0 {
             let share = self.queue.jobs / (4 * self.limit.limit());
             let batch = self.take_batch(share.clamp(1, BATCH_JOBS));
-            // These wait behind another job, or behind another batch.
+            // Jobs that will wait behind another job or batch.
             let waiting = usize::from(self.engine.idle() > 0);
             let ids: Vec<JobId> = batch.iter().skip(waiting).map(|job| job.id).collect();
             if batch.is_empty() || !self.send(batch) {
@@ -346,7 +346,7 @@ impl Scheduler {
         Some(running)
     }
 
-    /// Looks who has claimed a job that was sent.
+    /// Returns who has claimed a sent job.
     pub(super) fn claim_of(&self, id: JobId) -> Option<Claim> {
         let running = self.running.get(&id)?;
         Some(self.context.scoreboard.claims.look(running.job.claim, id))
@@ -382,7 +382,7 @@ impl Scheduler {
         let current = self.context.scoreboard.slot(worker).job();
         let batch = current.and_then(|id| Some(self.running.get(&id)?.batch));
         let is_with_it = |running: &Running| {
-            // Workers with one queue: what is left of the batch that it took.
+            // Workers that share a queue: the rest of the batch that this one took.
             running.sent_to == Some(worker)
                 || running.sent_to.is_none() && batch == Some(running.batch)
         };
@@ -392,7 +392,7 @@ impl Scheduler {
             .filter(|(_, running)| is_with_it(running));
         let mut ids: Vec<JobId> = with_it.map(|(&id, _)| id).collect();
         ids.retain(|&id| self.unclaimed(id).is_some());
-        // What is queued last is sent first.
+        // The queue is last in, first out.
         ids.sort_unstable_by_key(|&id| std::cmp::Reverse(id));
         for id in ids {
             self.queue.push_again(id);
@@ -400,7 +400,7 @@ impl Scheduler {
     }
 }
 
-/// What was taken from the queue.
+/// A job taken from the queue.
 pub(super) enum Popped {
     New(Box<NewJob>),
     Again(JobId),

@@ -26,7 +26,7 @@ struct Group {
     unseen: u64,
 }
 
-/// What becomes of a name.
+/// The role of a name in its group.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// It is copied, and leads its group.
@@ -41,7 +41,7 @@ pub(super) enum Role {
 #[derive(Default)]
 pub(super) struct HardLinkGroups {
     groups: HashMap<FileId, Group>,
-    /// Leaders that have as many links as they can have, and those that lead after them.
+    /// Leaders that can take no more links, each with its successor.
     successors: HashMap<Leader, Leader>,
 }
 
@@ -83,7 +83,7 @@ impl HardLinkGroups {
         waiting
     }
 
-    /// Notes that a leader has as many links as it can have. From now on another copy leads.
+    /// Notes that a leader can take no more links. From now on another copy leads.
     pub(super) fn leader_full(&mut self, full: &Leader, next: &Leader) {
         for group in self.groups.values_mut() {
             if group.leader.as_ref() == Some(full) {
@@ -94,10 +94,10 @@ impl HardLinkGroups {
         self.successors.entry(full.clone()).or_insert(next);
     }
 
-    /// Returns the entry that leads in place of one that had as many links as it can have.
+    /// Returns the successor of a leader that could take no more links.
     pub(super) fn successor(&self, full: &Leader) -> Option<Leader> {
         let mut last = self.successors.get(full)?;
-        // A worker's report cannot be trusted not to lead back.
+        // A damaged report could make a cycle, so the number of steps is bounded.
         for _ in 0..self.successors.len() {
             match self.successors.get(last) {
                 Some(next) => last = next,

@@ -1,10 +1,10 @@
 //! The parent's side of a run: sends jobs to the engine and applies reports until every directory
 //! is finished.
 //!
-//! Four rules keep it right, each with its argument where it is kept:
+//! Four rules keep a run correct. Each is explained in the file where it is kept:
 //!
-//! 1. A job is run by whoever claims it (`scoreboard/claims.rs`). So any job may be sent again at
-//!    any time: [`dispatch`].
+//! 1. A job is run by the worker that claims it (`scoreboard/claims.rs`). So any job may be sent
+//!    again at any time: [`dispatch`].
 //! 2. What has not been reported has not happened (`protocol/mod.rs`): [`report`].
 //! 3. A retry needs no cleaning first (`protocol/mod.rs`, `Job::suspects`): [`retry`].
 //! 4. A node completes when nothing of it is pending ([`tree`]).
@@ -71,7 +71,7 @@ pub(crate) struct Scheduler {
     queue: Queue,
     /// Jobs that were sent and are not reported done.
     running: HashMap<JobId, Running>,
-    /// What each worker has reported so far; `None` once it is lost.
+    /// The counts that each worker has reported. `None` once it is lost.
     reported: Vec<Option<Counts>>,
     watchdog: Watchdog,
     roots: Roots,
@@ -126,7 +126,7 @@ impl Scheduler {
             started: now,
             is_solo: true,
         };
-        // The last one first: what is queued last is sent first.
+        // In reverse: the queue is last in, first out.
         for (index, target) in context.targets.list.iter().enumerate().rev() {
             let origin = DirOrigin {
                 created: target.created,
@@ -198,7 +198,7 @@ impl Scheduler {
         timeout
     }
 
-    /// Does what must be done from time to time.
+    /// Checks signals, the worker limit and stalls, and updates the bar.
     fn tick(&mut self) {
         if self.summary.signal.is_none()
             && let Some(signal) = self.signals.caught()
@@ -285,8 +285,7 @@ impl Scheduler {
         Activity::Copying(entry.unwrap_or_default())
     }
 
-    /// Returns what the workers have counted and not reported. What a lost worker has not
-    /// reported has not happened.
+    /// Returns the counts that live workers have not reported yet.
     fn unreported(&self) -> Counts {
         let mut sum = Counts::default();
         for worker in 0..self.engine.started() {
@@ -298,7 +297,7 @@ impl Scheduler {
         sum
     }
 
-    /// Returns what a worker has reported so far, to be added to; `None` if it is lost.
+    /// Returns the counts that a worker has reported. `None` if it is lost.
     fn reported_by(&mut self, worker: usize) -> &mut Option<Counts> {
         if self.reported.len() <= worker {
             self.reported.resize(worker + 1, Some(Counts::default()));

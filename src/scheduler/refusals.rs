@@ -1,15 +1,15 @@
-//! Tells what a file system cannot hold from what one entry refused.
+//! Tells the limits of a file system from the failures of single entries.
 //!
-//! The errno does not tell: EPERM comes from an immutable file, from FAT, and from a server that
-//! gives root no rights. What the other entries on the device were granted does, and that is
-//! known when the run ends. Until then refusals are remembered.
+//! The errno is not enough: EPERM comes from an immutable file, from FAT, and from a server that
+//! gives root no rights. The grants of other entries on the device decide. They are all known only
+//! when the run ends, so refusals are remembered until then.
 //!
-//! What is comparable:
+//! Refusals are compared with grants by these rules:
 //!
-//! - **Only what was changed was granted.** To set the owner that an entry has already is granted
-//!   on FAT too. Workers note a grant if the call was needed and had an effect (`copy/issues.rs`).
-//! - **Ownership** is granted by a change that needs a privilege. Every user may give a file to a
-//!   group of his own; that shows nothing of the others.
+//! - **Only a real change is a grant.** Even FAT accepts an owner that the entry already has. So
+//!   workers note a grant only if the call was needed and had an effect (`copy/issues.rs`).
+//! - **Ownership** is granted by a change that needs a privilege. Every user may set their own
+//!   groups, which proves nothing.
 //! - **Modes** with set-user-id and the like are a property of their own: servers refuse them and
 //!   accept permissions. **Attributes** are compared within their namespace, and capabilities and
 //!   ACLs each by themselves.
@@ -28,22 +28,22 @@ use crate::protocol::Job;
 use crate::protocol::entry::Outcome;
 use crate::protocol::metadata::{Cause, Grant, Incomplete, Lacking, MetadataError, Refusal, Sort};
 
-/// So many entries with refusals are remembered by name.
+/// The most entries with refusals that are remembered by name.
 const REMEMBERED: usize = 1_000;
-/// So many combinations of refusals are told apart. There are hardly ever more than ten.
+/// The most combinations of refusals that are told apart. There are hardly ever more than ten.
 const PATTERNS: usize = 10_000;
 
-/// What was granted and what was refused in a run.
+/// The grants and refusals of a run.
 #[derive(Default)]
 pub(super) struct Refusals {
     granted: HashSet<Grant>,
-    /// Entries by the combination of what they were refused.
+    /// Refused entries, grouped by their combination of refusals.
     patterns: BTreeMap<Vec<Key>, Pattern>,
     remembered: usize,
     entries: u64,
 }
 
-/// What was refused, and how.
+/// A refused grant, and its cause.
 type Key = (Grant, Cause);
 
 #[derive(Default)]
@@ -64,20 +64,20 @@ pub(super) struct Entry {
     refusals: Vec<Refusal>,
 }
 
-/// An entry that fails because others were granted what it was refused.
+/// An entry that fails because others were granted the same change.
 pub(super) struct Failure {
     pub(super) entry: Entry,
     pub(super) errors: Vec<MetadataError>,
 }
 
-/// What the refusals of a run amount to.
+/// The judgement of all refusals of a run.
 #[derive(Default)]
 pub(super) struct Verdict {
     /// The entries that fail, as far as they are remembered.
     pub(super) failures: Vec<Failure>,
     /// How many entries fail in all, by how they were counted before.
     pub(super) failed: BTreeMap<Option<Outcome>, u64>,
-    /// What the destination cannot hold.
+    /// Metadata that the destination cannot hold.
     pub(super) lacking: BTreeMap<Lacking, Lack>,
 }
 
@@ -95,7 +95,7 @@ impl Refusals {
         self.granted.extend(grants);
     }
 
-    /// Returns true if other entries were granted what this one was refused.
+    /// Returns true if another entry was granted the same change.
     fn is_granted(&self, (grant, cause): &Key) -> bool {
         let by_sort = |sort| self.granted.contains(&Grant { sort, ..*grant });
         match cause {
@@ -108,7 +108,7 @@ impl Refusals {
         }
     }
 
-    /// Takes out of an entry's refusals what is known to be its own failure by now.
+    /// Turns those refusals of an entry into failures that are known to be its own.
     pub(super) fn take_known_failures(&self, incomplete: &mut Incomplete) {
         let refusals = std::mem::take(&mut incomplete.refusals);
         for refusal in refusals {

@@ -1,9 +1,9 @@
-//! Applies the reports of workers, and queues what follows from them.
+//! Applies the reports of workers, and queues the jobs that follow.
 //!
-//! **What has not been reported has not happened.** An update carries counters, lines and errors
-//! of the same entries, and says how far the job is then. It is applied as a whole, once, and
-//! only from the worker that has claimed the job. So the figures of a run are exact at any time,
-//! whatever becomes of a worker: nothing was counted that a retry counts again.
+//! **What has not been reported has not happened.** An update carries counters, lines and errors of
+//! the same entries, and the job's progress. It is applied as a whole, once, and only from the
+//! worker that has claimed the job. So the counts are exact at any time, and a retry counts nothing
+//! twice.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -37,8 +37,8 @@ impl Scheduler {
         }
     }
 
-    /// Returns true for an update to apply: each one once, and only from the worker that has
-    /// claimed the job.
+    /// Returns true if an update must be applied: once, and only from the worker that claimed the
+    /// job.
     fn accept(&mut self, worker: usize, update: &JobUpdate) -> bool {
         let claim = self.claim_of(update.job);
         let Some(running) = self.running.get_mut(&update.job) else {
@@ -143,7 +143,7 @@ impl Scheduler {
         }
     }
 
-    /// Prints what -v or -n prints of a job's entries.
+    /// Prints a job's lines for `-v` or `-n`.
     fn print_lines(&mut self, worker: usize, job: &Job, lines: &[Line]) {
         if lines.is_empty() {
             return;
@@ -193,7 +193,7 @@ impl Scheduler {
         }
     }
 
-    /// Reports what an entry lacks, as far as that is known to be its own failure.
+    /// Reports metadata that an entry lacks, if that is known to be its own failure.
     fn handle_incomplete(&mut self, job: &Job, mut incomplete: Incomplete) {
         self.refusals.take_known_failures(&mut incomplete);
         let is_gone = incomplete
@@ -230,7 +230,7 @@ impl Scheduler {
         *counted = counted.saturating_sub(entries);
     }
 
-    /// Decides at the end of the run what each refusal was, prints and counts it.
+    /// Judges the refusals at the end of the run, and prints and counts them.
     pub(super) fn conclude_refusals(&mut self) {
         let verdict = self.refusals.decide();
         for Failure { entry, errors } in &verdict.failures {
@@ -264,7 +264,7 @@ impl Scheduler {
         let node = running.node;
         match &running.job.kind {
             JobKind::Directory { .. } => {
-                // A directory that could be opened is not why its workers crashed.
+                // A directory that was listed is not the cause of a crash.
                 self.tree.forgive(node);
                 self.tree.dir_mut(node).listing = Listing::Done;
             }
@@ -278,7 +278,7 @@ impl Scheduler {
         self.complete_one(node);
     }
 
-    /// Completes one thing that was pending of a node, and every node that completes with it.
+    /// Completes one pending item of a node, and each node that becomes complete.
     pub(super) fn complete_one(&mut self, node: NodeKey) {
         let next = self.tree.complete_one(node);
         self.follow(node, next);
@@ -341,8 +341,7 @@ impl Scheduler {
         });
     }
 
-    /// Takes the leaders among the entries of a job that are settled now. A job either leads with
-    /// all of its entries or with none.
+    /// Takes the leaders that are settled now. Either all entries of a job are leaders, or none.
     fn take_settled_leads(&mut self, update: &JobUpdate) -> VecDeque<(Name, FileId)> {
         let Some(running) = self.running.get_mut(&update.job) else {
             return VecDeque::new();
@@ -361,7 +360,7 @@ impl Scheduler {
             .collect()
     }
 
-    /// Lets the groups of these leaders go on: they were copied, unless there is an error.
+    /// Continues the groups of these leaders. A leader without an error was copied.
     fn settle_leads(
         &mut self,
         dir: NodeKey,
@@ -389,7 +388,7 @@ impl Scheduler {
         }
     }
 
-    /// Makes the others of the group links to their leader.
+    /// Queues links to the leader for the names that wait.
     fn on_leader_copied(&mut self, dir: NodeKey, name: Name, id: FileId) {
         let directory = self.tree.dir(dir);
         let leader = Leader {
@@ -455,7 +454,7 @@ impl Scheduler {
     }
 }
 
-/// Returns the entries of an update that failed or that other jobs have from now on.
+/// Returns the entries of an update that failed or were handed to other jobs.
 fn handed_out(update: &JobUpdate) -> Vec<Name> {
     let subdirs = [
         &update.subdirs.new,

@@ -1,4 +1,4 @@
-//! Workers that are lost: what they had claimed and not reported is done again, or given up.
+//! Handles lost workers: their claimed and unreported work is done again, or given up.
 //!
 //! A retry needs no cleaning first, and no order. The entry that the worker was at is suspect from
 //! then on, and the retry replaces it whatever it looks like. A job of its own removes a temporary
@@ -19,7 +19,7 @@ use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;
 use crate::ui::Side;
 
-/// What a retry leaves out, after the second crash at one place.
+/// The part that a retry leaves out after a second crash at one site.
 enum GivenUp {
     Nothing,
     Entry(Name),
@@ -79,7 +79,7 @@ impl Scheduler {
         self.push_removal(node, name);
     }
 
-    /// Removes what a crashed worker left under the own name of an entry that failed after all.
+    /// Removes the incomplete copy that a crashed worker left of an entry that failed.
     pub(super) fn give_up_suspect(&mut self, node: NodeKey, name: &Name) {
         let directory = self.tree.dir_mut(node);
         let target = directory.target;
@@ -154,8 +154,8 @@ impl Scheduler {
         self.retry(running, given_up);
     }
 
-    /// Reports what is given up with a job: the entry, or each entry that the job was to copy and
-    /// the directory that it was to list.
+    /// Reports everything that is given up with a job. That is one entry, or all remaining entries
+    /// and the directory.
     fn report_given_up(&mut self, running: &Running, entry: Option<Name>, error: CopyError) {
         let is_of_directory = entry.is_none();
         let mut names: Vec<Name> = entry.into_iter().collect();
@@ -233,8 +233,7 @@ impl Scheduler {
         }
     }
 
-    /// Lists a directory again. A job of its own copies the entries that the lister had kept to
-    /// itself.
+    /// Lists a directory again. A separate job copies the entries that the lister had kept.
     fn retry_listing(&mut self, node: NodeKey, given_up: GivenUp) {
         let listing = &mut self.tree.dir_mut(node).listing;
         let (Listing::Running(mut listed) | Listing::Repeat(mut listed)) =
@@ -247,7 +246,7 @@ impl Scheduler {
             GivenUp::Nothing => {}
             GivenUp::Entry(name) => {
                 if !contains(&own, &name) {
-                    // It was listed, and no worker lived to report that.
+                    // The entry was listed, but its worker died before it reported that.
                     self.summary.counts.found += 1;
                 }
                 own.remove_all(&[name].into());

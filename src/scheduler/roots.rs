@@ -1,5 +1,5 @@
-//! Looks at the roots of a target, if entries fail or hang as they do when a whole file system is
-//! gone: an unplugged stick, a server that is away.
+//! Examines the roots of a target when errors or stalls suggest that a whole file system is gone.
+//! Examples: an unplugged stick, an unreachable server.
 
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
@@ -18,10 +18,10 @@ use crate::protocol::Job;
 use crate::protocol::error::{CopyError, Reason};
 use crate::ui::Side;
 
-/// How long a root may take to answer. The parent waits so long once for each root that hangs.
+/// How long a root may take to answer. The parent waits that long once for each root that hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// What became of a root.
+/// The state of a root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Health {
     Well,
@@ -64,8 +64,8 @@ impl Roots {
         }
     }
 
-    /// Returns the side of a target that hangs. That is the source if both answer: a single entry
-    /// of it may hang.
+    /// Returns the side of a target that hangs. If both roots answer, that is the source: one of
+    /// its entries may hang.
     pub(super) fn hanging_side(&mut self, context: &'static Context, target: u32) -> Side {
         let is_silent =
             |roots: &mut Self, side| roots.examine(context, target, side) == Health::Silent;
@@ -90,7 +90,8 @@ impl Scheduler {
             return false;
         };
         let errno = Errno::from_raw_os_error(errno);
-        // Entries of the source vanish one by one. To look at its root each time costs too much.
+        // Single entries of a source often vanish. Examining its root each time would cost too
+        // much.
         if !is_gone(errno) || errno == Errno::NOENT && first == Side::Source {
             return false;
         }
@@ -117,7 +118,7 @@ impl Scheduler {
     }
 }
 
-/// Returns true for what the system says of everything on a file system that is gone.
+/// Returns true for an errno that every entry gives if its file system is gone.
 fn is_gone(errno: Errno) -> bool {
     matches!(
         errno,
@@ -134,7 +135,8 @@ fn is_gone(errno: Errno) -> bool {
     )
 }
 
-/// Asks a root for what needs its server or device. Much of the rest is answered from memory.
+/// Examines a root by calls that reach its server or device. Many others are answered from the
+/// cache.
 fn look(context: &Context, target: u32, side: Side) -> io::Result<()> {
     let target = &context.targets.list[target as usize];
     let root = match (side, &target.destination) {

@@ -19,10 +19,10 @@ use crate::scoreboard::claims::Claim;
 const STOP_TIMEOUT: Duration = Duration::from_millis(600);
 /// How long it then waits for a worker to begin to tidy up, and for all workers to end.
 const TIDY_TIMEOUT: Duration = Duration::from_millis(300);
-/// How long it tidies up if that is begun. On a network file system it can take seconds; a second
-/// signal ends it at once.
+/// How long it tidies up once that has begun. On a network file system tidying up can take seconds.
+/// A second signal ends it at once.
 const LONGEST_TIDY: Duration = Duration::from_secs(5);
-/// How much longer it waits if the destination is full: nobody waits for the prompt.
+/// Factor for [`STOP_TIMEOUT`] if the destination is full, because no user waits for the prompt.
 const PATIENCE_IF_FULL: u32 = 100;
 
 /// An incomplete file at the destination.
@@ -60,7 +60,7 @@ impl Scheduler {
         }
     }
 
-    /// Drops what is queued, but for directories that only must be finished.
+    /// Drops the queue, except for directories that only need their metadata.
     pub(super) fn drop_queue(&mut self) {
         for job in self.queue.drop_rest() {
             if let JobKind::Remove { name } = job.kind {
@@ -93,7 +93,7 @@ impl Scheduler {
         if self.engine.busy() > 0 && self.engine.now() - since <= timeout {
             return false;
         }
-        // Reports that came at the same moment.
+        // Handle reports that arrived meanwhile.
         while self.engine.busy() == 0
             && let Some(event) = self.engine.next(Duration::ZERO)
         {
@@ -113,7 +113,7 @@ impl Scheduler {
         for (node, stat) in self.tree.take_unfinished().into_iter().rev() {
             self.push(node, JobKind::FinishDirectory { stat });
         }
-        // Those that wait with a stuck worker.
+        // Send again the jobs that wait with a stuck worker.
         let is_last =
             |running: &&Running| matches!(running.job.kind, JobKind::FinishDirectory { .. });
         let mut waiting: Vec<JobId> = self
@@ -181,7 +181,7 @@ impl Scheduler {
         busy
     }
 
-    /// Notes what is incomplete: what these workers are writing, and files that miss chunks.
+    /// Notes incomplete files: those that these workers are writing, and chunked files.
     fn note_unfinished(&mut self, workers: &[usize]) {
         for &worker in workers {
             let job = self.context.scoreboard.slot(worker).job();
@@ -192,7 +192,7 @@ impl Scheduler {
                 self.unfinished.push(Unfinished::of_job(&running.job, name));
             }
         }
-        // Removals that were sent, or that nobody could be found for.
+        // Removals that were sent, or for which no worker was found.
         for running in self.running.values() {
             if let JobKind::Remove { name } = &running.job.kind {
                 self.unfinished
@@ -225,8 +225,8 @@ impl Scheduler {
         }
     }
 
-    /// Removes incomplete files. This is done in a thread of its own, because the file system may
-    /// be why a worker hangs, and not by workers, because none may be free in time.
+    /// Removes incomplete files. A separate thread does it, because the file system may hang.
+    /// Workers do not, because none may be free in time.
     fn remove_unfinished(&mut self) {
         let unfinished = std::mem::take(&mut self.unfinished);
         if unfinished.is_empty() {
@@ -249,8 +249,8 @@ impl Scheduler {
         }
     }
 
-    /// Ends all workers. Returns how many do not die. One that is only slow to die, on a busy
-    /// machine, is not among them.
+    /// Ends all workers. Returns how many do not die, without those that are only slow on a busy
+    /// machine.
     pub(super) fn shut_down(&mut self) -> u64 {
         let is_impatient = self.summary.signal.is_some();
         let timeout = match self.phase {

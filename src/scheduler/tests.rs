@@ -1,4 +1,4 @@
-//! What follows when workers crash, with an engine that only takes notes.
+//! Tests crashes of workers, with an engine that only records jobs.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -101,7 +101,7 @@ impl Stage {
         let args = [OsString::from("pcopy"), OsString::from("-q")];
         let cli = Cli::try_parse_from(args.into_iter().chain(paths)).unwrap();
         let config = Config::new(cli).unwrap();
-        let identity = Identity::take_over();
+        let identity = Identity::read();
         let targets = Targets::open(&config, identity.umask).unwrap();
         let scoreboard = Scoreboard::new(WORKERS, 256, WORKERS).unwrap();
         let context: &'static Context = Box::leak(Box::new(Context {

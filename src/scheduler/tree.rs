@@ -1,11 +1,11 @@
 //! The directories and chunked files in progress.
 //!
-//! **A node completes when nothing of it is pending.** Each node counts what is pending of it: its
-//! jobs, its child nodes, and hard links that wait for their leader. Code that adds work adds to
-//! the counter in the same step, and completes each counted thing once. At zero, one more job gives
-//! a directory its metadata, or commits or discards a chunked file. Then the node is removed, and
-//! its parent has one less pending. So every node is removed in the end, children before their
-//! parent, and a directory's metadata comes last.
+//! **A node completes when nothing of it is pending.** Each node counts its pending items: jobs,
+//! child nodes, and hard links that wait for their leader. Code that adds work adds to the counter
+//! in the same step, and completes each item once. At zero, one more job applies a directory's
+//! metadata, or commits or discards a chunked file. Then the node is removed, and its parent has
+//! one pending item less. So every node is removed in the end, children before their parent, and a
+//! directory's metadata comes last.
 //!
 //! A node exists only while it is in progress, so memory does not grow with the tree.
 
@@ -65,12 +65,12 @@ pub(super) enum Listing {
 /// An entry at which a worker crashed, and that was not examined since.
 pub(super) struct Suspect {
     pub(super) name: Name,
-    /// The worker was writing it under its own name, which was free before. If nobody copies it
+    /// The worker was writing it under its own name, which was free before. If no worker copies it
     /// again, it must be removed.
     pub(super) is_incomplete: bool,
 }
 
-/// What has been reported of a listing.
+/// The reported progress of a listing.
 #[derive(Default)]
 pub(super) struct Listed {
     /// Entries listed, in the order of the listing.
@@ -94,21 +94,21 @@ pub(super) struct Chunked {
     is_settling: bool,
 }
 
-/// Where a worker crashed: at an entry, or at the directory itself after so many entries; in a
-/// chunked file at the chunk with this offset.
+/// Where a worker crashed. `position` is the chunk's offset, or for the directory itself the number
+/// of entries done. It is 0 for any other entry.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct CrashSite {
     pub(super) entry: Option<Name>,
     pub(super) position: u64,
 }
 
-/// What follows when something of a node completes.
+/// The next step when a pending item of a node completes.
 pub(super) enum Next {
     /// More of it is pending.
     Wait,
     /// Its listing is to be repeated.
     RepeatListing,
-    /// This job, which is pending now, ends it.
+    /// This last job of the node is pending now.
     Finish(JobKind),
     /// It is complete and gone; its parent has one less pending.
     Closed(Option<NodeKey>),
@@ -195,7 +195,7 @@ impl Tree {
         })
     }
 
-    /// Returns the directory that a node is, or that a chunked file is in.
+    /// Returns the key of a node's directory: the node itself, or its parent for a chunked file.
     pub(super) fn dir_key(&self, key: NodeKey) -> NodeKey {
         match (&self.nodes[key].kind, self.nodes[key].parent) {
             (NodeKind::Chunked(_), Some(parent)) => parent,
@@ -253,12 +253,12 @@ impl Tree {
         listings.nth(most).is_some()
     }
 
-    /// Counts more that is pending of a node.
+    /// Adds pending items to a node.
     pub(super) fn add_pending(&mut self, key: NodeKey, count: usize) {
         self.nodes[key].pending += count as u64;
     }
 
-    /// Returns true if a listing waits to be repeated and nothing else of it is pending.
+    /// Returns true if a listing must be repeated and nothing else in its directory is pending.
     fn should_repeat(&self, key: NodeKey) -> bool {
         let node = &self.nodes[key];
         let NodeKind::Directory(directory) = &node.kind else {
@@ -277,7 +277,7 @@ impl Tree {
         }
     }
 
-    /// Counts one thing that was pending of a node as completed.
+    /// Completes one pending item of a node.
     pub(super) fn complete_one(&mut self, key: NodeKey) -> Next {
         self.nodes[key].pending -= 1;
         if self.should_repeat(key) {
@@ -301,7 +301,7 @@ impl Tree {
         Next::Closed(self.nodes.remove(key).parent)
     }
 
-    /// Notes that a worker crashed there. Returns false at the second crash at one place.
+    /// Notes a crash. Returns false if a worker has crashed at this site before.
     pub(super) fn add_strike(&mut self, key: NodeKey, site: CrashSite) -> bool {
         let strikes = &mut self.nodes[key].strikes;
         let is_first = !strikes.contains(&site);

@@ -7,13 +7,13 @@ use crate::scoreboard::Scoreboard;
 
 /// How often to check.
 const PERIOD: Duration = Duration::from_millis(250);
-/// After this long without progress, other workers do what a worker has not begun.
+/// After this long without progress, other workers get a worker's unclaimed jobs.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
 
-/// What the watchdog has noticed of a worker.
+/// A change that the watchdog has noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stall {
-    /// No progress for a moment: others should do what it has not begun.
+    /// No progress for [`SLOW_AFTER`]: other workers get its unclaimed jobs.
     Slow,
     /// It makes progress again.
     Over,
@@ -124,7 +124,7 @@ impl Watchdog {
         self.workers.resize(workers.max(self.workers.len()), new);
     }
 
-    /// Watches a worker no more. Returns the timeout if that is why it was killed.
+    /// Stops watching a worker. Returns the timeout if the worker was killed for it.
     pub(super) fn forget(&mut self, worker: usize, now: Instant) -> Option<Duration> {
         // It may have died before the first check.
         self.watch(worker + 1, now);
@@ -141,7 +141,7 @@ impl Watchdog {
         times.max_by_key(|&(_, time)| time)
     }
 
-    /// Returns how many workers have made no progress for so long.
+    /// Returns how many workers have made no progress for at least `time`.
     pub(super) fn stalled(&self, now: Instant, time: Duration) -> usize {
         let is_stalled = |it: &&Watched| {
             !it.is_gone && it.is_slow && now.saturating_duration_since(it.since) >= time

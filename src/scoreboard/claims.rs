@@ -1,15 +1,14 @@
 //! Who runs a job: one word of shared memory for each job in flight.
 //!
-//! **A job is run by whoever claims it.** The parent publishes a job before it sends it, and a
-//! worker begins it with one compare-exchange. So the parent may send the same job to anybody, at
-//! any time, as often as it likes: at most one worker runs it.
+//! **A job is run by the worker that claims it.** The parent publishes a job before it sends it,
+//! and a worker begins it with one compare-exchange. So the parent may send the same job to any
+//! worker, at any time, and repeatedly. At most one worker runs it.
 //!
-//! Why this holds: a word equals `open(J)` only from `publish(J)` until the first successful
-//! compare-exchange from `open(J)`, because job numbers are never used twice and only `publish`
-//! stores an open word. The compare-exchange replaces `open(J)`, so a second one fails. Reusing
-//! the word for a later job does not change that: a late copy of J compares with `open(J)`, and
-//! the word never has that value again. The tests below check this with loom, which tries every
-//! interleaving.
+//! Why this holds: only `publish` stores an open word, and job numbers are never used twice. So a
+//! word equals `open(J)` only from `publish(J)` until the first successful compare-exchange. That
+//! replaces `open(J)`, so a second one fails. Reusing the word for a later job changes nothing: a
+//! late copy of J still compares with `open(J)`. The tests below check this with loom, which tries
+//! every interleaving.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
@@ -23,7 +22,7 @@ const FREE: u64 = 0;
 /// Who has claimed a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
-    /// Nobody yet: whoever gets it first runs it.
+    /// No worker has claimed it.
     Open,
     By(usize),
     /// The word belongs to another job: this one has ended.

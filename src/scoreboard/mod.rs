@@ -38,7 +38,7 @@ pub(crate) struct Scoreboard {
 
 impl Scoreboard {
     /// Makes a scoreboard for at most `workers` workers, replacements included, `jobs` jobs in
-    /// flight, and `permits` workers that copy contents. Pages that nobody touches cost nothing.
+    /// flight, and `permits` workers that copy contents. Untouched pages cost nothing.
     ///
     /// # Errors
     /// ENOMEM.
@@ -82,7 +82,7 @@ impl Scoreboard {
         }
     }
 
-    /// Says how many more jobs idle workers would take at once.
+    /// Sets how many more jobs idle workers would take at once.
     pub(crate) fn set_wanted(&self, jobs: usize) {
         self.common[WANTED].store(jobs as u64, Relaxed);
     }
@@ -95,8 +95,7 @@ impl Scoreboard {
         wanted.load(Relaxed) != 0 && wanted.fetch_update(Relaxed, Relaxed, one_less).is_ok()
     }
 
-    /// Reserves one of the files that may be copied in chunks at one time. Returns false if
-    /// there are enough of them.
+    /// Reserves a place for a chunked file. Returns false if all places are taken.
     pub(crate) fn begin_chunked(&self) -> bool {
         let one_more = |files| (files < CHUNKED_AT_ONCE).then_some(files + 1);
         self.common[CHUNKED]
@@ -104,7 +103,7 @@ impl Scoreboard {
             .is_ok()
     }
 
-    /// Says that a file copied in chunks is complete or given up.
+    /// Frees the place of a chunked file.
     pub(crate) fn end_chunked(&self) {
         let one_less = |files: u64| files.checked_sub(1);
         let _ = self.common[CHUNKED].fetch_update(AcqRel, Acquire, one_less);

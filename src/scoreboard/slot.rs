@@ -1,8 +1,8 @@
-//! What one worker shows to the parent while it runs.
+//! The slot in which a worker shows its state to the parent.
 //!
-//! The parent reads a slot to draw the bar, to see whether the worker makes progress, and to find
-//! the entry at which a worker crashed. Nothing here decides whether an entry was copied: only
-//! reports do.
+//! The parent reads it for the bar, for signs of progress, and to find the entry of a crash. Only
+//! reports decide whether an entry was copied. A report's counts are differences of the counters
+//! here (`worker/current.rs`).
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -82,7 +82,7 @@ impl WorkerSlot {
         Self { words }
     }
 
-    /// Says that the worker is a process and lives.
+    /// Publishes the PID of a worker process.
     pub(crate) fn set_pid(&self, pid: Pid) {
         self.words[PID].store(pid.as_raw_nonzero().get() as u64, Release);
     }
@@ -307,7 +307,7 @@ impl WorkerSlot {
         Counts::from_array(std::array::from_fn(word))
     }
 
-    /// Sets the counters back to an earlier state: what was counted since is not to count.
+    /// Resets the counters to an earlier state.
     pub(crate) fn reset_counts(&self, counts: Counts) {
         for (index, count) in counts.to_array().into_iter().enumerate() {
             self.words[COUNTS + index].store(count, Relaxed);

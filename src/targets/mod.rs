@@ -141,8 +141,7 @@ impl Targets {
         Ok(())
     }
 
-    /// Refuses a directory that the destination takes for that of another source, because it does
-    /// not keep their names apart.
+    /// Refuses a directory whose name the destination treats as that of another source.
     fn refuse_twin(&self, path: &Path) -> Result<()> {
         let name = |path: &Path| path.file_name().map(|name| name.as_bytes().to_owned());
         let (Some(this), parent) = (name(path), parent_of(path)) else {
@@ -159,7 +158,7 @@ impl Targets {
             let parent = open_followed(&parent);
             let stored = parent.and_then(|parent| Spellings::list(parent.as_fd()));
             let stored = stored.map_err(Reason::from)?;
-            // If both are there, they are two directories.
+            // If both spellings are stored, they are two directories.
             let other_name = name(&other.destination_path).unwrap_or_default();
             if stored.like(&this).next().is_some()
                 && !(stored.has(&this) && stored.has(&other_name))
@@ -197,8 +196,8 @@ impl Targets {
         singles.any(|single| single.from.to_bytes() == name)
     }
 
-    /// Returns the names at the destination of all files of the command line that land in the same
-    /// directory as this target's file; `None` if the target is a directory.
+    /// Returns the destination names of all single files in this target's directory. `None` if the
+    /// target is a directory.
     pub(crate) fn names_beside(&self, target: usize) -> Option<impl Iterator<Item = &[u8]>> {
         let target = &self.list[target];
         target.single.as_ref()?;
@@ -236,16 +235,17 @@ fn is_complete(target: &Target, dir: BorrowedFd<'_>, path: &RelPath, name: &[u8]
 
 /// Creates a destination directory and its missing parents. Returns true if it did not exist.
 ///
-/// `copy_of` is the mode of the source directory that it becomes a copy of: its final mode is set at
-/// the end. A directory that only receives files gets the usual mode, as parents do: the umask cuts it, or a
-/// default ACL.
+/// `copy_of` is the mode of the source directory, if this becomes a copy of one. Its final mode is
+/// set at the end. Any other directory, and each parent, gets the usual mode, reduced by the umask
+/// or a default ACL.
 fn create_destination(
     path: &Path,
     copy_of: Option<u32>,
     config: &Config,
     umask: u32,
 ) -> Result<bool, Reason> {
-    // Even if the umask forbids it, the next directory must fit in. mkdir -p does the same.
+    // The owner must be able to create the next directory, even if the umask denies that. mkdir -p
+    // does the same.
     let usual = (Mode::from_raw_mode(0o777), umask & 0o300);
     let (mode, needed) = match copy_of {
         Some(source) => (config.new_dir_mode(source), umask & 0o700),
@@ -415,7 +415,7 @@ mod tests {
         let dir = tree();
         symlink("src", dir.path().join("link")).unwrap();
         let refused = |paths: &[&str]| open(dir.path(), &[], paths).err().unwrap_or_default();
-        let same = "they are the same directory";
+        let same = "source and destination are the same directory";
         let inside = "the destination lies inside the source";
         for (paths, reason) in [
             (["src", "src"], same),

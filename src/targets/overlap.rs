@@ -1,6 +1,6 @@
-//! Everything that is refused because sources and destinations overlap.
+//! Refuses sources and destinations that overlap.
 //!
-//! All questions are answered by device and inode number, so another name for a directory makes no
+//! Directories are compared by device and inode number, so another name for one makes no
 //! difference.
 
 use std::collections::HashSet;
@@ -154,7 +154,7 @@ impl Overlap {
 /// Returns the error for a destination that is a source directory, or lies in one.
 fn refuse(is_same: bool) -> Result<()> {
     if is_same {
-        bail!("they are the same directory");
+        bail!("source and destination are the same directory");
     }
     bail!("the destination lies inside the source")
 }
@@ -185,7 +185,7 @@ fn open_existing(destination: &Path) -> Result<Existing> {
         }
         let is_missing = errno == Errno::NOENT && found.is_err();
         if is_missing && path.ends_with("..") {
-            // Only once the missing directories exist is it known where this leads.
+            // Where `..` leads is unknown while the directories before it are missing.
             bail!(
                 "{}: leads through a directory that does not exist",
                 quote_path(destination)

@@ -1,4 +1,4 @@
-//! Resolves the paths of the command line: what each source is, and where it goes.
+//! Resolves the paths of the command line to open sources and destination paths.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -36,7 +36,7 @@ pub(super) struct Resolved {
     pub(super) source: Arc<OwnedFd>,
     /// The path of that directory, for messages.
     pub(super) source_path: PathBuf,
-    /// What the path on the command line leads to.
+    /// The stat of the entry that the path leads to.
     pub(super) stat: Stat,
     /// The destination directory, which may not exist yet.
     pub(super) destination: PathBuf,
@@ -126,7 +126,7 @@ fn refuse_existing(path: &Path) -> Result<()> {
 /// Opens one source. Symbolic links on the command line are followed, unless options say otherwise.
 fn resolve_one(path: &Path, config: &Config, parents: &mut Parents) -> Result<Resolved> {
     let destination = &config.destination;
-    // Not by opening it: opening a special file can block, or have effects.
+    // The path is not opened: opening a special file can block or have side effects.
     let stat = if config.links_as_links {
         fs::lstat(path)
     } else {
@@ -188,7 +188,7 @@ fn resolve_single(
         _ => path.canonicalize()?,
     };
     let (Some(parent), Some(from)) = (real.parent(), real.file_name()) else {
-        bail!("it has no parent directory");
+        bail!("path has no parent directory");
     };
     let source = match parents.get(parent) {
         Some(source) => Arc::clone(source),
@@ -271,7 +271,7 @@ fn split_target(target: &Path, source: FileType) -> Result<(PathBuf, OsString)> 
 
 /// Refuses to replace a device, FIFO or socket by something else.
 ///
-/// Someone who names a device as DST expects the data to be written to it.
+/// A user who names a device as DST expects the data to be written to it.
 fn refuse_special(target: &Path, source: FileType) -> Result<()> {
     let existing = fs::lstat(target).map(|stat| FileType::from_raw_mode(stat.st_mode));
     match existing {

@@ -1,7 +1,7 @@
 //! Sources that are descriptors: `/dev/stdin`, `/dev/fd/N`, the `<(...)` of a shell.
 //!
-//! What they lead to is read to its end, once. A FIFO or device that is named by its own path is
-//! copied as what it is, like those in a tree.
+//! Their data is read once, to its end. A FIFO or device with a path of its own is copied as a FIFO
+//! or device, like those in a tree.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -12,7 +12,7 @@ use rustix::fs::{self, FileType, Mode, OFlags, Stat};
 use crate::fs::sys;
 use crate::protocol::error::Reason;
 
-/// Opens what a path leads to, if it names a descriptor that is to be read like a pipe.
+/// Opens a path that names a descriptor to be read like a pipe. `None` for any other path.
 ///
 /// This happens before any worker is forked: workers have other descriptors.
 pub(super) fn open(path: &Path, stat: &Stat) -> Result<Option<OwnedFd>> {
@@ -27,8 +27,8 @@ pub(super) fn open(path: &Path, stat: &Stat) -> Result<Option<OwnedFd>> {
         _ => return Ok(None),
     }
     let opened = match descriptor {
-        // Opened by its path, a regular file is read from its start. A socket cannot be opened so,
-        // and opening a FIFO waits for a writer, who may have ended.
+        // A regular file is opened by its path, and so read from its start. A socket has no such
+        // path, and opening a FIFO would wait for a writer that may have ended.
         Descriptor::Own(number) if kind != FileType::RegularFile => sys::duplicate(number),
         _ => fs::open(
             path,

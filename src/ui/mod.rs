@@ -1,4 +1,4 @@
-//! What a person sees: messages, progress, `-v` and `-n` lines, the summary.
+//! The user interface: messages, progress, `-v` and `-n` lines, the summary.
 
 pub(crate) mod output;
 mod paths;
@@ -23,7 +23,7 @@ use progress::Progress;
 pub(crate) use progress::{Activity, Status};
 pub(crate) use summary::Summary;
 
-/// Prints everything that a run prints, with its lines above the bar.
+/// Prints all output of a run, with lines above the bar.
 pub(crate) struct Ui {
     context: &'static Context,
     progress: Progress,
@@ -55,7 +55,7 @@ impl Ui {
         self.error(&format!("{path}: {}", error.message()));
     }
 
-    /// Prints what an entry lacks whose contents are at the destination, as one line.
+    /// Prints the missing metadata of a copied entry, as one line.
     pub(crate) fn print_incomplete(
         &self,
         target: u32,
@@ -237,7 +237,7 @@ mod tests {
             let paths = ["src", "file", "dst"].map(|name| path(name).into_os_string());
             let args = ["pcopy".into(), option.into()].into_iter().chain(paths);
             let config = Config::new(Cli::try_parse_from(args).unwrap()).unwrap();
-            let identity = Identity::take_over();
+            let identity = Identity::read();
             let context = Context {
                 targets: Targets::open(&config, identity.umask).unwrap(),
                 scoreboard: Scoreboard::new(1, 1, 1).unwrap(),

@@ -24,7 +24,7 @@ pub(super) fn print_lines(lines: &str) -> std::io::Result<()> {
     if captured::keep(captured::Stream::Out, lines) {
         return Ok(());
     }
-    if sys::was_stdout_closed() {
+    if sys::is_stdout_closed_at_start() {
         return Err(rustix::io::Errno::BADF.into());
     }
     let mut stdout = std::io::stdout().lock();

@@ -22,10 +22,11 @@ pub(super) mod exit {
 /// A rate measured over less time is noise.
 const RATE_DELAY: Duration = Duration::from_millis(100);
 
-/// What a run has done, and how it ended.
+/// The counts of a run, and how it ended.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Summary {
-    /// Entries that did not fail, and bytes copied.
+    /// (check) "found", "sized" and "unlinked" are in `Counts` too: "Counters of entries and bytes,
+    /// without failures."
     pub(crate) counts: Counts,
     /// Entries, directories included, that failed.
     pub(crate) failed: u64,

@@ -1,4 +1,4 @@
-//! The job that a worker runs, and what it has not reported of it.
+//! A worker's current job, and its pending update.
 
 use std::ffi::CStr;
 
@@ -12,9 +12,9 @@ use crate::scoreboard::WorkerSlot;
 /// State of the job that is being run.
 #[derive(Default)]
 pub(super) struct CurrentJob {
-    /// What has happened since the last update.
+    /// The pending update: everything since the last one.
     pub(super) update: JobUpdate,
-    /// What the slot had counted at the last update.
+    /// The slot's counters at the last update.
     counts: Counts,
     /// An update named work for other jobs.
     has_reported_children: bool,
@@ -93,7 +93,7 @@ impl CurrentJob {
         self.update.lines.push(Line { name, decision });
     }
 
-    /// Takes out what has happened since the last update; `None` if that is nothing.
+    /// Takes the pending update. `None` if it is empty.
     pub(super) fn take_update(&mut self, slot: WorkerSlot) -> Option<JobUpdate> {
         let counts = slot.counts();
         self.update.counts = counts - self.counts;
@@ -170,7 +170,7 @@ impl Remaining {
         }
     }
 
-    /// Takes the later half away.
+    /// Removes and returns the second half.
     pub(super) fn split_half(&mut self) -> Names {
         let half = self.count / 2;
         self.count -= half;
@@ -184,12 +184,12 @@ impl Remaining {
         self.count = 0;
     }
 
-    /// Says how far a list of names is.
+    /// Returns the progress of a list of names.
     pub(super) fn progress(&self) -> Progress {
         Progress::Settled(self.settled)
     }
 
-    /// Says how far a listing is of which these are to be copied here.
+    /// Returns the progress of a listing of which these entries remain.
     pub(super) fn progress_of_listing(&self, entries: u64) -> Progress {
         let own = self.names.clone().split_off(self.count);
         Progress::Listed { entries, own }

@@ -20,7 +20,7 @@ use crate::protocol::{Job, Progress, Resume};
 /// A directory's listing, and how far it has been read.
 struct Listed<'a> {
     listing: Listing,
-    /// Entries read, and those that a worker before this one reported.
+    /// Entries read so far, including skipped ones.
     entries: u64,
     skip: &'a HashSet<Name>,
 }
@@ -75,7 +75,7 @@ impl Worker {
                 temp::remove_leftovers(self.context, &dir, self.has_own_cwd, || slot.heartbeat());
             }
             if let Err(error) = self.list(job, &mut dir, resume, sink) {
-                // What could be listed is there, so the directory is finished all the same.
+                // The listed entries were copied, so the directory is still finished.
                 self.add_error(None, error);
             }
         }
@@ -142,7 +142,7 @@ impl Worker {
                 };
             }
             if self.current.has_unreported_subdirs() {
-                // First: if an entry hangs, others go on with the subdirectories.
+                // Report the subdirectories first, so that others can list them if an entry hangs.
                 self.send_update(remaining.progress_of_listing(listed.entries), sink);
             }
             self.copy_entries(
@@ -272,9 +272,9 @@ impl Worker {
         self.slot.begin_dir();
     }
 
-    /// Copies entries. While other workers are idle, it first lists more and then gives away the
-    /// later half of all. Otherwise the halves of one batch would become ever smaller, and each
-    /// costs its worker opening the directory.
+    /// Copies entries. While other workers are idle, it first lists more and then hands over the
+    /// second half. Without listing more, the halves would become ever smaller, and each costs
+    /// opening the directory.
     fn copy_entries(
         &mut self,
         job: &Job,
@@ -329,7 +329,7 @@ fn progress(remaining: &Remaining, listed: Option<&Listed<'_>>) -> Progress {
     }
 }
 
-/// Progress of a listing that has not got beyond what an earlier worker reported.
+/// Returns the progress of a listing that has not passed the reported entries.
 fn listed_progress(entries: u64) -> Progress {
     Progress::Listed {
         entries,

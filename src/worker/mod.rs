@@ -25,8 +25,8 @@ use crate::scoreboard::{WorkerSlot, WriteTarget};
 use current::{CurrentJob, Remaining};
 use order::Order;
 
-/// Entries that are listed before they are copied, and the most in one job. Enough that opening
-/// a directory again for a job costs nothing, and few enough for a message.
+/// Entries that are listed before they are copied, and the maximum in one job. So many that opening
+/// the directory again costs little, and so few that they fit in a message.
 pub(crate) const BATCH: usize = 256;
 /// A report is sent once it is this old; sooner if other workers wait for work.
 const REPORT_AFTER: Duration = Duration::from_millis(20);
@@ -36,7 +36,7 @@ const REPORT_SIZE: usize = 16 << 10;
 /// system call, one for each entry would cost as much as everything else but the data.
 const CLOCK_EVERY: u32 = 16;
 
-/// Takes a worker's reports to the parent.
+/// Delivers a worker's reports to the parent.
 ///
 /// A worker whose report cannot be delivered must not go on: the parent gives its jobs to others.
 /// In process mode `send` ends the process then and does not return.
@@ -92,7 +92,8 @@ impl Worker {
         }
         self.report.is_batch_done = true;
         self.send_report(sink);
-        // Not before: the slot of a worker that dies with an unsent report names its last job.
+        // Only after the report is sent. If the worker dies before, its slot still names the last
+        // job.
         self.slot.become_idle();
     }
 
@@ -137,7 +138,7 @@ impl Worker {
         opened.map_err(|error| self.copier.explain_missing(target, &job.path, error))
     }
 
-    /// Returns true if the run is to stop.
+    /// Returns true if the run is stopping.
     fn should_end(&self) -> bool {
         self.context.scoreboard.is_stopping()
     }
@@ -208,7 +209,7 @@ impl Worker {
         self.slot.end_entry();
     }
 
-    /// Notes what could not be kept of an entry. Returns true if the entry has failed.
+    /// Notes metadata of an entry that could not be kept. Returns true if the entry has failed.
     fn note_incomplete(&mut self, name: Option<&CStr>, outcome: Option<Outcome>) -> bool {
         let Issues { failures, refusals } = self.copier.take_issues();
         if failures.is_empty() && refusals.is_empty() {
@@ -312,7 +313,8 @@ impl Worker {
         })
     }
 
-    /// Opens the directory of a chunked file and works on the file. An error is the file's.
+    /// Opens the directory of a chunked file and works on the file. Errors are reported for the
+    /// file.
     fn at_chunked(
         &mut self,
         job: &Job,
@@ -343,7 +345,7 @@ impl Worker {
     fn add_error(&mut self, name: Option<&CStr>, error: CopyError) {
         self.size += size_of::<EntryError>() + name.map_or(0, CStr::count_bytes);
         if error.is_full_destination() {
-            // At once, not when the parent reads the report: everything begun now fails too.
+            // Stops now, not when the parent reads the report: every further write would fail too.
             self.context.scoreboard.stop();
         }
         let twin = self.copier.twin.take();
@@ -351,10 +353,10 @@ impl Worker {
         self.current.add_error(name, error, twin);
     }
 
-    /// Sends what is due after an entry.
+    /// Sends an update after an entry, if one is due.
     fn after_entry(&mut self, progress: impl FnOnce() -> Progress, sink: &mut dyn ReportSink) {
         if !self.current.update.chunked.is_empty() {
-            // At once: if this worker dies, nobody else knows what it has prepared.
+            // Sent at once, so that the parent knows the prepared file if this worker dies.
             self.send_update(progress(), sink);
             self.slot.set_writing(WriteTarget::None);
             return;
@@ -367,7 +369,7 @@ impl Worker {
         }
     }
 
-    /// Reports what has happened in the job so far.
+    /// Sends the pending update of the job.
     fn send_update(&mut self, progress: Progress, sink: &mut dyn ReportSink) {
         self.current.update.progress = progress;
         self.put_update();

@@ -16,7 +16,7 @@ fn precious(env: &Env) {
     env.at("src").mtime(1_000, 4);
 }
 
-const SAME: &str = "they are the same directory";
+const SAME: &str = "source and destination are the same directory";
 const INSIDE: &str = "the destination lies inside the source";
 
 /// Runs pcopy, which must refuse for this reason before it writes anything into the source.
@@ -148,7 +148,7 @@ both_modes!(
 both_modes!(a_followed_link_to_the_destination_fails_alone, |env| {
     env.file("src/a/file", "x");
     env.symlink("src/a/link", env.inner_path("dst/a"));
-    let reason = "this directory is the destination itself";
+    let reason = "directory is the destination itself";
     env.pcopy(["-L", "src", "dst"])
         .exits(1)
         .fails_only(&[("src/a/link", reason)]);
@@ -161,7 +161,7 @@ both_modes!(the_destination_mounted_in_the_source_fails_alone, |env| {
     else {
         return;
     };
-    let reason = "this directory is the destination itself";
+    let reason = "directory is the destination itself";
     env.pcopy(["src", "dst"])
         .exits(1)
         .fails_only(&[("src/a/mnt", reason)]);
@@ -230,7 +230,7 @@ both_modes!(a_source_is_not_replaced_by_another_one, |env| {
     env.file("new/b/f", "other");
     env.file("x/b/f", "mine");
     let run = env.pcopy(["new/b", "x/b/f", "x"]).exits(1);
-    run.fails_only(&[("x/b/f", "it would replace another source of this run")]);
+    run.fails_only(&[("x/b/f", "would replace another source of this run")]);
     assert_eq!(env.read("x/b/f"), b"mine");
     assert_eq!(env.read("x/f"), b"mine");
 });

@@ -105,7 +105,7 @@ fn a_pipe_is_not_read_twice() {
     running.workers()[0].signal(Signal::KILL);
     running.wait().exits(1).fails_only(&[(
         "/dev/stdin",
-        "a worker was lost while reading it, and it can be read only once",
+        "pipe can be read only once, and a worker was lost while reading",
     )]);
 }
 

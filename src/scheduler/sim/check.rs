@@ -1,11 +1,11 @@
-//! What must hold when a simulated run has ended.
+//! Checks the rules when a simulated run has ended.
 
 use std::collections::{HashMap, HashSet};
 
 use super::model::{Broken, Outcome, Rule, TEMPORARY, World};
 use super::tree::{Before, Entry, Item, Sort, Trouble};
 
-/// What was printed of entries and directories.
+/// The printed lines, by entry and directory.
 #[derive(Default)]
 struct Printed {
     failed: HashMap<usize, u32>,
@@ -17,7 +17,7 @@ struct Printed {
 }
 
 impl World {
-    /// Returns what does not hold.
+    /// Returns the broken rules.
     pub(super) fn check(mut self, outcome: &Outcome) -> Vec<Broken> {
         self.end_mirror();
         let printed = self.read(outcome);
@@ -82,12 +82,12 @@ impl World {
         }
     }
 
-    /// Returns true if a retry may take a directory for one that was there before the run, and
-    /// what is complete in it for unchanged. That is so for those that were there. In these, a
-    /// retry takes new subdirectories for old ones, because nobody lived to report them.
-    fn may_be_taken_for_old(&self, dir: usize) -> bool {
+    /// Returns true if a retry may count complete entries of a directory as unchanged. That is so
+    /// in directories from before the run. There a retry also takes a new subdirectory for an old
+    /// one, if the worker that made it died before its report.
+    fn is_possibly_old(&self, dir: usize) -> bool {
         let above = self.tree.dirs[dir].parent;
-        let is_below_old = || above.is_some_and(|above| self.may_be_taken_for_old(above));
+        let is_below_old = || above.is_some_and(|above| self.is_possibly_old(above));
         self.has_losses && (!self.dirs[dir].is_new || is_below_old())
     }
 
@@ -97,7 +97,7 @@ impl World {
         inode.is_some_and(|inode| self.is_copy(inode, entry))
     }
 
-    fn died_twice(&self, dir: usize, name: Option<&[u8]>) -> bool {
+    fn has_died_twice(&self, dir: usize, name: Option<&[u8]>) -> bool {
         let place = (dir, name.map(<[u8]>::to_vec));
         self.deaths.get(&place).is_some_and(|&deaths| deaths >= 2)
     }
@@ -121,8 +121,8 @@ impl World {
             }
             let may_fail = matches!(trouble, Trouble::Fails | Trouble::ChunkFails(_))
                 || self.full.contains(&number)
-                || self.died_twice(dir, Some(&name))
-                || self.died_twice(dir, None);
+                || self.has_died_twice(dir, Some(&name))
+                || self.has_died_twice(dir, None);
             if failures > 0 && !may_fail {
                 let message = outcome
                     .err
@@ -146,7 +146,7 @@ impl World {
             if failures == 0 && (!is_complete || self.missed.contains(&number)) {
                 self.broke(Rule::CompleteOrFailed, shown.clone());
             }
-            let may_be_found = self.may_be_taken_for_old(dir);
+            let may_be_found = self.is_possibly_old(dir);
             if is_complete && failures == 0 && lines == 0 && before != Before::Same && !may_be_found
             {
                 self.broke(Rule::LineIsPrinted, shown);
@@ -201,7 +201,7 @@ impl World {
         for number in 0..self.tree.dirs.len() {
             let dir = self.dirs[number];
             let shown = self.tree.dirs[number].path.escape_ascii().to_string();
-            if printed.failed_dirs.contains(&number) && !self.died_twice(number, None) {
+            if printed.failed_dirs.contains(&number) && !self.has_died_twice(number, None) {
                 let messages: Vec<_> = outcome
                     .err
                     .iter()
@@ -222,7 +222,7 @@ impl World {
             }
             let lines = printed.dir_lines.get(&number).copied().unwrap_or(0);
             let above = self.tree.dirs[number].parent;
-            let may_be_found = above.is_some_and(|above| self.may_be_taken_for_old(above));
+            let may_be_found = above.is_some_and(|above| self.is_possibly_old(above));
             if lines != u32::from(dir.is_new) && !(lines == 0 && may_be_found) {
                 self.broke(Rule::DirectoryLine, format!("{lines} of {shown}/"));
             }
@@ -288,7 +288,7 @@ impl World {
                     _ => is_suspect(&number),
                 };
             same += u64::from(entry.before == Before::Same && is_whole);
-            let is_certain = !self.may_be_taken_for_old(entry.dir);
+            let is_certain = !self.is_possibly_old(entry.dir);
             certain += u64::from(is_certain && entry.before != Before::Same);
         }
         if copied < certain || unchanged < same {

@@ -1,5 +1,5 @@
-//! The simulated engine: which worker does something next, what the parent hears of it and when,
-//! and what goes wrong meanwhile.
+//! The simulated engine. It chooses the worker that steps next, the time at which the parent gets
+//! an event, and the faults.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -81,8 +81,7 @@ impl SimEngine {
         self.workers.iter().position(|w| w.number == worker)
     }
 
-    /// Returns the workers from which the parent can receive something now: a report, or the news
-    /// that they have ended.
+    /// Returns the workers with an event for the parent: a report, or their end.
     fn ready(&self) -> Vec<usize> {
         let env = self.env.borrow();
         if !env.is_process {
@@ -137,7 +136,7 @@ impl SimEngine {
         }
     }
 
-    /// One worker does a few small things.
+    /// Advances one worker by a few steps.
     fn step(&mut self, at: usize) {
         let mut env = self.env.borrow_mut();
         let env = &mut *env;

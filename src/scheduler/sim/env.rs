@@ -1,4 +1,4 @@
-//! What a simulated run and its workers share: the time, the world, and what goes wrong.
+//! State that a simulated run shares with its workers: the time, the world, and the faults.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -10,7 +10,7 @@ use super::tree::Rng;
 use crate::context::Context;
 use crate::protocol::Report;
 
-/// What goes wrong in a run.
+/// The faults of a run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Faults {
     /// Probability, in each step, that some process is killed.
@@ -32,7 +32,7 @@ pub(super) struct Faults {
     pub(super) starts: usize,
 }
 
-/// What all workers of a run share.
+/// State that all workers of a run share.
 pub(super) struct Env {
     pub(super) rng: Rng,
     pub(super) now: Instant,

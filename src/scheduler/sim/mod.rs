@@ -113,7 +113,7 @@ impl Setup {
     }
 }
 
-/// Simulates one run and returns what does not hold.
+/// Simulates one run and returns the broken rules.
 fn simulate(seed: u64) -> (Setup, Vec<Broken>) {
     let mut rng = Rng::new(seed);
     let setup = Setup::random(&mut rng);
@@ -133,7 +133,7 @@ fn simulate(seed: u64) -> (Setup, Vec<Broken>) {
     }
     args.extend([source.clone().into(), destination.clone().into()]);
     let config = Config::new(Cli::try_parse_from(args).unwrap()).unwrap();
-    let identity = Identity::take_over();
+    let identity = Identity::read();
     let context: &'static Context = Box::leak(Box::new(Context {
         targets: Targets::open(&config, identity.umask).unwrap(),
         scoreboard: Scoreboard::new(SLOTS, 4 * super::JOBS_PER_WORKER, SLOTS).unwrap(),
@@ -212,15 +212,15 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Each context leaks two descriptors.
+/// Raises the limit of descriptors, because each context leaks two.
 fn allow_descriptors() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-/// PCOPY_SIM_SEED=7 runs that seed alone and says what is broken; PCOPY_SIM_SEEDS=N runs N.
-/// PCOPY_SIM_LIST=1 lists all that is broken, with the seed.
+/// Runs a thousand seeds. PCOPY_SIM_SEED=7 runs that seed alone and prints the broken rules.
+/// PCOPY_SIM_SEEDS=N runs N seeds. PCOPY_SIM_LIST=1 lists all that is broken, with the seed.
 /// PCOPY_SIM_TRACE=1 prints what happens.
 #[test]
 fn a_thousand_runs() {

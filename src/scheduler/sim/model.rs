@@ -1,4 +1,4 @@
-//! The world of a simulated run: a source tree, the destination, and what must hold at the end.
+//! The world of a simulated run: a source tree, the destination, and the rules that must hold.
 //!
 //! Nothing here knows of jobs, reports or the scheduler. A worker of any protocol calls the
 //! operations of [`World`] as it would call the system, and [`World::check`] judges the run by
@@ -15,7 +15,7 @@ pub(super) const TEMPORARY: &[u8] = b".pcopy.";
 /// A file at the destination.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Inode {
-    /// The source's inode number; none for what was there before and differs.
+    /// The source's inode number. `None` for an older file that differs.
     pub(super) source: Option<u64>,
     pub(super) is_complete: bool,
     /// Offsets of the chunks that have been written.
@@ -33,7 +33,7 @@ pub(super) struct DestinationDir {
     pub(super) finished: Option<u64>,
 }
 
-/// What a worker is working on: a directory's listing, an entry, or a chunk of an entry.
+/// A worker's current item: a directory's listing, an entry, or a chunk of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Claim {
     worker: usize,
@@ -103,10 +103,10 @@ pub(super) struct Outcome {
     pub(super) found: u64,
     /// By a signal, a full disk, or for want of workers.
     pub(super) was_stopped: bool,
-    /// A worker that could not be ended holds on to what it was at.
+    /// A worker could not be ended and still holds its item.
     pub(super) is_left_behind: bool,
     pub(super) free_chunked_slots: bool,
-    /// What paths of messages begin with.
+    /// The first parts of paths in messages.
     pub(super) roots: Vec<String>,
 }
 
@@ -119,7 +119,7 @@ pub(super) struct World {
     last_inode: u64,
     clock: u64,
     claims: Vec<Claim>,
-    /// How many workers died at what.
+    /// How many workers died at an entry or directory.
     pub(super) deaths: HashMap<(usize, Option<Vec<u8>>), u32>,
     /// Entries that failed since the destination was full.
     pub(super) full: HashSet<usize>,
@@ -341,7 +341,7 @@ impl World {
 
     // What the simulation tells.
 
-    /// A worker begins to work on something.
+    /// Notes that a worker begins an item. Breaks a rule if another worker has it.
     pub(super) fn claim(
         &mut self,
         worker: usize,
@@ -368,19 +368,19 @@ impl World {
         self.claims.push(claim);
     }
 
-    /// A worker has ended what it began with this name.
+    /// Notes that a worker has ended the item with this name.
     pub(super) fn release(&mut self, worker: usize, name: Option<&[u8]>) {
         self.claims
             .retain(|claim| !(claim.worker == worker && claim.name.as_deref() == name));
     }
 
-    /// A worker is lost: it will never do anything again.
+    /// Notes that a worker is lost.
     pub(super) fn lose(&mut self, worker: usize) {
         self.has_losses = true;
         self.claims.retain(|claim| claim.worker != worker);
     }
 
-    /// A worker has died at something.
+    /// Notes that a worker died at an entry, or at the directory itself.
     pub(super) fn died_at(&mut self, dir: usize, name: Option<&[u8]>) {
         self.trace_name("died at", dir, name.unwrap_or(b""));
         let place = (dir, name.map(<[u8]>::to_vec));

@@ -51,7 +51,7 @@ pub(super) enum Sort {
     Chunked(u64),
 }
 
-/// What is at the destination before the run.
+/// The state of the destination's entry before the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Before {
     Missing,
@@ -59,7 +59,7 @@ pub(super) enum Before {
     Differs,
 }
 
-/// What goes wrong with an entry, every time.
+/// The permanent fault of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
     Nothing,
@@ -107,7 +107,7 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Makes a tree up. Entries that crash their workers only if `crashes`.
+    /// Makes up a tree. With `crashes`, some entries crash their workers.
     pub(super) fn random(rng: &mut Rng, root_existed: bool, crashes: bool) -> Self {
         let mut tree = Self {
             dirs: vec![Dir {

@@ -1,5 +1,5 @@
-//! A simulated worker that speaks the scheduler's protocol: what `worker::Worker` and
-//! `copy::Copier` do, in steps between which it can crash or stall.
+//! A simulated worker. It does the work of `worker::Worker` and `copy::Copier` in steps, and can
+//! crash or stall between them.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -36,7 +36,7 @@ pub(super) struct Writing {
     pub(super) is_link: bool,
 }
 
-/// What a worker does next.
+/// The next step of a worker.
 pub(super) enum State {
     Free,
     Next,
@@ -451,7 +451,7 @@ impl Worker {
         self.send(env);
     }
 
-    /// As `CurrentJob::take_update`.
+    /// Moves the update into the report, as `CurrentJob::take_update` does.
     fn put_update(&mut self) {
         let counts = self.slot.counts();
         let current = self.current.as_mut().expect("a job");

@@ -322,7 +322,7 @@ mod tests {
         let paths = paths.map(|path| dir.join(path).into_os_string());
         let words = ["pcopy"].iter().chain(options).map(|word| word.into());
         let config = Config::new(Cli::try_parse_from(words.chain(paths)).unwrap()).unwrap();
-        let identity = Identity::take_over();
+        let identity = Identity::read();
         Box::leak(Box::new(Context {
             targets: Targets::open(&config, identity.umask).unwrap(),
             scoreboard: Scoreboard::new(1, 1, 1).unwrap(),
