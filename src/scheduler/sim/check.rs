@@ -39,10 +39,11 @@ impl World {
             if line.ends_with("still waiting") || line.contains("none can be started") {
                 continue;
             }
-            if line.contains(" unchanged, ") {
-                let numbers = line.split(", ").take(3);
-                let mut numbers = numbers.filter_map(|part| part.split(' ').next()?.parse().ok());
-                printed.summary = Some([(); 3].map(|()| numbers.next().unwrap_or(u64::MAX)));
+            if let Some(counts) = read_summary(line) {
+                let sum = printed.summary.get_or_insert_default();
+                for (sum, count) in sum.iter_mut().zip(counts) {
+                    *sum += count;
+                }
                 continue;
             }
             let path = line.split(": ").next().unwrap_or_default();
@@ -295,5 +296,26 @@ impl World {
             let how = format!("{shown}, {same} the same before, {certain} in new directories");
             self.broke(Rule::SummaryIsRight, how);
         }
+    }
+}
+
+/// Returns what a line of the summary says was copied, unchanged and failed.
+fn read_summary(line: &str) -> Option<[u64; 3]> {
+    let (number, rest) = line.split_once(' ')?;
+    let number = match number {
+        "no" => 0,
+        number => number.parse().ok()?,
+    };
+    let unchanged = rest.split(", ").find_map(|part| {
+        let (number, what) = part.split_once(' ')?;
+        let number = number.parse().ok()?;
+        what.starts_with("unchanged").then_some(number)
+    });
+    if rest.contains(" (named above)") {
+        Some([0, 0, number])
+    } else if rest.contains(" copied to ") {
+        Some([number, unchanged.unwrap_or(0), 0])
+    } else {
+        rest.contains(" unchanged at ").then_some([0, number, 0])
     }
 }
