@@ -207,8 +207,8 @@ fn is_linked(dir: &DirPair, target: LinkTarget<'_>, entry: Entry<'_>) -> bool {
     id(dir, entry.to) == id(target.dir, target.name)
 }
 
-/// Returns true if one file may show different inode numbers by its two names. SMB and FUSE invent
-/// them, unless the server says them.
+/// Returns true if one file may show different inode numbers by its two names: SMB and FUSE may
+/// invent them.
 fn has_fleeting_numbers(dir: &DirPair) -> bool {
     const FLEETING: [u64; 3] = [0x6573_5546, 0xFF53_4D42, 0xFE53_4D42];
     let destination = dir.destination().ok();
