@@ -3,14 +3,14 @@
 use std::ffi::CStr;
 use std::time::Duration;
 
-use rustix::fs::{self, AtFlags, FileType, StatxFlags, StatxTimestamp};
+use rustix::fs::{self, AtFlags, FileType};
 use rustix::io::Errno;
 
 use super::dir::DirPair;
 use super::flags;
 use super::{Copier, Entry, EntryResult, MAX_TAKEN, file_type, is_name_taken};
 use crate::config::{Keep, Overwrite};
-use crate::fs::stat::{FileId, FileStat, file_system_type};
+use crate::fs::stat::{FileId, FileStat};
 use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::scoreboard::WriteTarget;
@@ -79,7 +79,7 @@ impl Copier {
             return Ok(EntryResult::Done(Decision::LeaveSame));
         }
         if let (Some(old), Some(leader)) = (&old, &leader)
-            && (old.id == leader.id || has_fleeting_numbers(dir) && is_alike(target, dir, entry.to))
+            && old.id == leader.id
         {
             // A dry run has not replaced the leader, so equal IDs do not mean unchanged.
             let is_replaced = config.dry_run && self.would_replace(dir, entry, leader)?;
@@ -204,34 +204,6 @@ fn is_linked(dir: &DirPair, target: LinkTarget<'_>, entry: Entry<'_>) -> bool {
     let id = |dir: &DirPair, name| dir.stat_destination(name).ok().flatten();
     let id = |dir, name| id(dir, name).map(|stat| FileId::of(&stat));
     id(dir, entry.to) == id(target.dir, target.name)
-}
-
-/// Returns true if one file may show different inode numbers by its two names. SMB and FUSE invent
-/// them, unless the server says them.
-fn has_fleeting_numbers(dir: &DirPair) -> bool {
-    const FLEETING: [u64; 3] = [0x6573_5546, 0xFF53_4D42, 0xFE53_4D42];
-    let destination = dir.destination().ok();
-    destination
-        .and_then(file_system_type)
-        .is_some_and(|kind| FLEETING.contains(&kind))
-}
-
-/// Returns true if an entry shows the same as the link's target, in all but the inode number: how
-/// many links it has, its size, and its times to the nanosecond. Asks the server, because the
-/// kernel may remember older values.
-fn is_alike(target: LinkTarget<'_>, dir: &DirPair, name: &CStr) -> bool {
-    let look = |dir: &DirPair, name| {
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
-        let dir = dir.destination().ok()?;
-        let found = fs::statx(dir, name, flags, StatxFlags::BASIC_STATS).ok()?;
-        let time = |time: StatxTimestamp| (time.tv_sec, time.tv_nsec);
-        let (modified, changed) = (time(found.stx_mtime), time(found.stx_ctime));
-        // SFTP knows neither a number of links nor a change time.
-        let is_known = found.stx_nlink > 1 && modified != changed;
-        is_known.then_some((found.stx_nlink, found.stx_size, modified, changed))
-    };
-    let entry = look(dir, name);
-    entry.is_some() && entry == look(target.dir, target.name)
 }
 
 fn is_gone(error: &CopyError) -> bool {

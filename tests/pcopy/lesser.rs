@@ -296,34 +296,6 @@ both_modes!(metadata_arrives_where_inode_numbers_do_not_last, |env| {
     env.assert_same("src", "backing/dst");
 });
 
-both_modes!(
-    hard_links_are_known_where_inode_numbers_do_not_last,
-    |env| {
-        env.file("src/one", "contents");
-        env.hard_link("src/two", "src/one");
-        env.hard_link("src/directory/three", "src/one");
-        for options in [
-            &["--volatile-inodes", "--ttl-ms", "5000"][..],
-            &["--volatile-inodes", "--ttl-ms", "5000", "--rename-links"],
-        ] {
-            let Some(_mounted) = mount(env, options) else {
-                return;
-            };
-            env.pcopy(["src", "mnt/dst"]).ok().counts(3, 0, 0);
-            env.pcopy(["src", "mnt/dst"]).ok().counts(0, 3, 0);
-            env.assert_same("src", "backing/dst");
-            env.sh("rm -r backing/dst");
-            // A copy becomes a link, even if it has another link itself.
-            env.sh("mkdir backing/dst; cd backing/dst
-            cp -p ../../src/one one; cp -p one two; ln two other");
-            env.pcopy(["src", "mnt/dst"]).ok().counts(2, 1, 0);
-            env.sh("rm backing/dst/other; touch -r src backing/dst");
-            env.assert_same("src", "backing/dst");
-            env.sh("rm -r backing/dst");
-        }
-    }
-);
-
 // ---- hard links -----------------------------------------------------------------------------
 
 once!(hard_links_are_refused, |env| {
