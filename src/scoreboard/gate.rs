@@ -305,7 +305,10 @@ mod tests {
 
     #[test]
     fn a_permit_has_one_owner_and_no_wakeup_is_lost() {
-        loom::model(|| {
+        // All orders with three preemptions: without a bound it takes a minute.
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
             let model = Model::new(FREE);
             let inside = Arc::new(loom::sync::atomic::AtomicU32::new(0));
             let workers: Vec<_> = (0..2)
