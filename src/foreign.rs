@@ -69,7 +69,6 @@ const FOREIGN: &[Foreign] = &[
         &["--copy-contents"],
         Use("/dev/stdin or <(...) as SRC, which is read to its end"),
     ),
-    cp(&["--debug"], Use("-v")),
     both(&["-i"], Use(REPORT)),
     cp(&["--interactive"], Use(REPORT)),
     rsync(&["--itemize-changes"], Use(REPORT)),

@@ -221,7 +221,9 @@ impl Scheduler {
             JobKind::Commit { file, .. } if is_given_up => {
                 self.push(node, JobKind::Discard { file });
             }
-            JobKind::Discard { .. } if is_given_up => {
+            JobKind::Discard { file } if is_given_up => {
+                // Its commit may have cost the workers already. Removing the file is all that is left.
+                self.push_removal(node, file.temp);
                 self.end_chunked(node, false);
                 self.complete_one(node);
             }

@@ -477,7 +477,7 @@ mod tests {
         shares
     }
 
-    /// The lowest and the mean share over seeds that were held out when the constants were chosen.
+    /// Returns the lowest and the mean share over a hundred seeds.
     fn races(devices: &[(Device, f64)], noise: f64) -> Vec<(f64, f64)> {
         const SEEDS: u64 = 100;
         let mut results = vec![(f64::MAX, 0.0); devices.len()];

@@ -178,15 +178,6 @@ impl Ui {
         self.progress.update(self.context, status, activity);
     }
 
-    /// Lets the thread that counts ahead rest, or go on.
-    #[expect(
-        dead_code,
-        reason = "the controller of the number of workers will use it"
-    )]
-    pub(crate) fn pause_counting(&self, is_paused: bool) {
-        self.progress.pause_counting(is_paused);
-    }
-
     /// Removes the bar.
     pub(crate) fn end(&self) {
         self.progress.end();

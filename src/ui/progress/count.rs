@@ -21,6 +21,7 @@ use rustix::io::{Errno, Result};
 use crate::context::Context;
 use crate::fs::open::open_dir;
 use crate::fs::path::{Kind, Names, RelPath};
+use crate::scoreboard::gate::Limit;
 use crate::targets::Target;
 
 /// Sizes are asked for until there are so many: a tenth of a second. They serve as an average then.
@@ -29,8 +30,11 @@ const MAX_SIZES: u64 = 50_000;
 const SIZES_AT_ONCE: u32 = 64;
 /// ... take longer than this: then each is a seek, or a question to a server.
 const SIZES_TIME: Duration = Duration::from_millis(20);
-/// How long the thread sleeps if it is asked to pause.
+/// How often the thread looks while it rests whether it should stop.
 const PAUSE: Duration = Duration::from_millis(50);
+/// With one worker at a time the thread rests so many times as long as it listed: a disk with one
+/// head seeks for each of the two.
+const REST: u32 = 50;
 /// The whole tree, as a sum of the shares of its directories.
 const WHOLE: f64 = (1_u64 << 53) as f64;
 
@@ -66,7 +70,6 @@ struct Shared {
     share: AtomicU64,
     is_complete: AtomicBool,
     should_stop: AtomicBool,
-    should_pause: AtomicBool,
 }
 
 impl Counter {
@@ -96,12 +99,6 @@ impl Counter {
             is_complete,
             time: self.started.elapsed(),
         }
-    }
-
-    /// Asks the thread to rest, or to go on: for a disk with one head, which it would take away
-    /// from the workers.
-    pub(super) fn set_paused(&self, is_paused: bool) {
-        self.shared.should_pause.store(is_paused, Relaxed);
     }
 }
 
@@ -184,9 +181,11 @@ impl Walk {
     /// Counts the entries of a directory, and returns its subdirectories.
     fn visit(&mut self, target: &Target, path: RelPath, share: f64) -> Option<Level> {
         let mut names = Names::default();
+        let before = Instant::now();
         if self.list(target, &path, &mut names).is_err() {
             self.has_seen_all = false;
         }
+        self.rest(before.elapsed() * REST);
         let share = share / (names.len() + 1) as f64;
         self.add_share(share);
         (!names.is_empty()).then_some(Level { path, names, share })
@@ -282,17 +281,20 @@ impl Walk {
         self.shared.share.store(share, Relaxed);
     }
 
-    /// Returns true if the run ends or stops. Waits first while the thread is asked to pause.
-    fn should_stop(&self) -> bool {
-        loop {
-            if self.shared.should_stop.load(Relaxed) || self.context.scoreboard.is_stopping() {
-                return true;
-            }
-            if !self.shared.should_pause.load(Relaxed) {
-                return false;
-            }
-            thread::sleep(PAUSE);
+    /// Waits while one worker at a time copies, at most for the given time.
+    fn rest(&self, time: Duration) {
+        let start = Instant::now();
+        while start.elapsed() < time
+            && self.context.scoreboard.gate.limit() == Limit::Permits(1)
+            && !self.should_stop()
+        {
+            thread::sleep(PAUSE.min(time));
         }
+    }
+
+    /// Returns true if the run ends or stops.
+    fn should_stop(&self) -> bool {
+        self.shared.should_stop.load(Relaxed) || self.context.scoreboard.is_stopping()
     }
 }
 

@@ -72,7 +72,6 @@ struct State {
     updated: Duration,
     bar: Option<ProgressBar>,
     counter: Option<Counter>,
-    is_counter_paused: bool,
     /// Every directory has been listed. Only a repeated listing could find more.
     is_listed: bool,
     /// The highest percentage so far. What is shown never goes back.
@@ -97,7 +96,6 @@ impl Progress {
             updated: Duration::ZERO,
             bar: None,
             counter: None,
-            is_counter_paused: false,
             is_listed: false,
             percent: None,
             window: Window::new(),
@@ -161,16 +159,6 @@ impl Progress {
         }
     }
 
-    /// Lets the thread that counts ahead rest, or go on: for a disk with one head, which it would
-    /// take away from the workers.
-    pub(super) fn pause_counting(&self, is_paused: bool) {
-        let state = &mut *self.state.borrow_mut();
-        state.is_counter_paused = is_paused;
-        if let Some(counter) = &state.counter {
-            counter.set_paused(is_paused);
-        }
-    }
-
     /// Returns the time since the start of the run. If progress is shown, the time in which the run
     /// was stopped does not count.
     pub(super) fn elapsed(&self) -> Duration {
@@ -207,9 +195,7 @@ impl State {
         };
         let needs_counter = || Estimate::new(&known).precision != Precision::Exact;
         if elapsed >= COUNT_AFTER && self.counter.is_none() && needs_counter() {
-            let counter = Counter::start(context);
-            counter.set_paused(self.is_counter_paused);
-            self.counter = Some(counter);
+            self.counter = Some(Counter::start(context));
         }
         known.counted = self.counter.as_ref().map(Counter::counted);
         let estimate = Estimate::new(&known);
