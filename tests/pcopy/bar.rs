@@ -137,7 +137,9 @@ once!(a_terminal_without_a_cursor_gets_lines, |env| {
     };
     let text = run.text();
     assert!(!text.contains('\x1b'), "{text:?}");
-    assert!(text.contains(" of 150 files, "), "{text:?}");
+    // How many lines there are depends on how fast the machine is.
+    let is_progress = |line: &str| line.starts_with("pcopy: ") && line.contains(" of 1");
+    assert!(text.lines().any(is_progress), "{text:?}");
 });
 
 once!(a_quick_run_draws_nothing, |env| {
