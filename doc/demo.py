@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COLUMNS, ROWS = 80, 9
 CELL_WIDTH, LINE_HEIGHT, MARGIN = 8.4, 19, 14
 COLOURS = {"cyan": "#56b6c2", "red": "#e06c75", "green": "#98c379", "default": "#dcdfe4"}
-FRAME_SECONDS = 0.2
+FRAME_SECONDS = 0.25
 LAST_FRAME_SECONDS = 4
 
 
@@ -41,7 +41,7 @@ def make_photos(directory):
     for album, count in [("2022/Island", 40), ("2023/日本旅行", 50), ("2023/Kreta", 60)]:
         (directory / album).mkdir(parents=True)
         for number in range(count):
-            size = chance.randrange(2 << 20, 6 << 20)
+            size = chance.randrange(1 << 20, 6 << 20)
             path = directory / album / f"IMG_{number + 1000}.jpg"
             path.write_bytes(chance.randbytes(1 << 10) * (size >> 10))
 
@@ -144,7 +144,7 @@ def main():
         slow = work / "slow"
         slow.mkdir()
         faulty = subprocess.Popen(
-            [args.bin / "faultfs", "--keep", "--delay-ms", "25", work / "real", slow]
+            [args.bin / "faultfs", "--keep", "--head", "8,60", work / "real", slow]
         )
         try:
             while not os.path.ismount(slow):
