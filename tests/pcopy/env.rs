@@ -114,7 +114,7 @@ impl Env {
     /// Creates one in memory if possible, for tests with a great many files.
     pub(crate) fn in_memory(mode: Mode) -> Env {
         let memory = PathBuf::from("/dev/shm");
-        let base = if memory.is_dir() {
+        let base = if rustix::fs::access(&memory, rustix::fs::Access::WRITE_OK).is_ok() {
             memory
         } else {
             std::env::temp_dir()

@@ -67,7 +67,7 @@ both_modes!(a_copy_that_was_spoilt_everywhere_is_repaired, |env| {
     Zoo::Full.build(env, "src");
     env.pcopy(["src", "dst"]).ok();
     // Everything but directories gets another time, and a third of the files another length.
-    env.sh("find dst -path 'dst/deep-*' -prune -o -type f -size -100k -print0 | awk 'BEGIN{RS=ORS=\"\\0\"} NR%3==0' | xargs -0 truncate -s 3");
+    env.sh("find dst -path 'dst/deep-*' -prune -o -type f -size -100k -writable -print0 | awk 'BEGIN{RS=ORS=\"\\0\"} NR%3==0' | xargs -0 truncate -s 3");
     env.sh("find dst -path 'dst/deep-*' -prune -o ! -type d -print0 | xargs -0 touch -h -d @1234");
     env.pcopy(["src", "dst"]).ok();
     let copy = env.snapshot("dst");

@@ -451,8 +451,9 @@ impl Builder<'_> {
         // Entries that inherit the default ACL.
         env.file(self.at("acls/default/inherited-file"), "x");
         env.dir(self.at("acls/default/inherited-directory/inner"));
+        // With `access` a normal user could not look into it.
         env.dir(self.at("acls/directory"))
-            .xattr(ACCESS_ACL, &access);
+            .xattr(ACCESS_ACL, &default);
         if self.as_root {
             env.fifo(self.at("acls/fifo")).xattr(ACCESS_ACL, &access);
         }
