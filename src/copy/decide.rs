@@ -91,7 +91,31 @@ impl Copier {
             // Reported as a difference of time, since times are set last.
             difference = Some(Decision::ReplaceTime);
         }
-        Ok(self.apply_overwrite(difference, old, new))
+        let decision = self.apply_overwrite(difference, old, new);
+        if decision.changes() {
+            self.check_link(dir, entry, new, old)?;
+        }
+        Ok(decision)
+    }
+
+    /// Fails for a link that leads to the entry that it would replace. What it leads to would be
+    /// lost, and the link would lead to itself.
+    pub(super) fn check_link(
+        &self,
+        dir: &DirPair,
+        entry: Entry<'_>,
+        new: &FileStat,
+        old: &FileStat,
+    ) -> Result<(), CopyError> {
+        if file_type(new) != FileType::Symlink || file_type(old) == FileType::Symlink {
+            return Ok(());
+        }
+        match fs::statat(dir.source(), entry.from, AtFlags::empty()) {
+            Ok(stat) if FileStat::of(&stat).id == old.id => {
+                Err(CopyError::new(Step::Create, Reason::IsLinkedTo))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Returns how the destination's entry differs from the source's.

@@ -113,6 +113,10 @@ impl Copier {
             }
             Some(_) => Decision::ReplaceOtherKind,
         };
+        if let Some(old) = &old {
+            let new = self.stat_source(dir, entry.from)?;
+            self.check_link(dir, entry, &new, old)?;
+        }
         if config.dry_run {
             return Ok(EntryResult::Done(Decision::HardLink));
         }

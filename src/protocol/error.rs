@@ -183,6 +183,9 @@ pub(crate) enum Reason {
     IsDestination,
     #[error("would replace another source of this run")]
     IsSource,
+    /// Replacing it by the link would lose what the link leads to.
+    #[error("source is a link to this entry")]
+    IsLinkedTo,
     /// The destination directory is the source, or lies inside it.
     #[error("directory belongs to the source")]
     LandsOnSource,

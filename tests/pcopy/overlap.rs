@@ -316,3 +316,22 @@ both_modes!(
         assert!(!env.stat("dst/file").is_symlink());
     }
 );
+
+both_modes!(a_link_never_replaces_what_it_leads_to, |env| {
+    env.file("A/x", "the only copy");
+    env.symlink("B/x", "../A/x");
+    env.symlink("B/other", "nowhere");
+    for options in [&["-T", "B", "A"][..], &["-n", "-T", "B", "A"]] {
+        env.pcopy(options)
+            .fails_only(&[("A/x", "create: source is a link to this entry")]);
+        assert_eq!(env.read("A/x"), b"the only copy");
+    }
+    assert!(env.path("A/other").is_symlink());
+    // Also a link that is named, and one with several names.
+    env.symlink("link", "A/x");
+    env.pcopy(["-a", "link", "A/x"]).exits(1);
+    env.hard_link("B/y", "B/x");
+    env.file("A/y", "another");
+    env.pcopy(["-T", "B", "A"]).exits(1);
+    assert_eq!(env.read("A/x"), b"the only copy");
+});
