@@ -88,6 +88,15 @@ fn complete(shell: Shell) -> Vec<u8> {
     let shown = shown.map(|arg| arg.clone().overrides_with(Resettable::<Id>::Reset));
     let mut command = Command::new("pcopy").version("").args(shown);
     generate(shell, &mut command, "pcopy", &mut text);
+    if shell == Shell::Bash {
+        // It offers options where a path is expected. With no offer of its own, bash offers files.
+        let script = String::from_utf8_lossy(&text);
+        let script = script.replace(" || ${COMP_CWORD} -eq 1", "").replace(
+            "esac\n            COMPREPLY=( $(compgen -W \"${opts}\" -- \"${cur}\") )",
+            "esac\n            COMPREPLY=()",
+        );
+        text = script.into_bytes();
+    }
     text
 }
 

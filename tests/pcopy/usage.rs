@@ -165,8 +165,11 @@ once!(shells_accept_their_completions, |env| {
     }
     if !env.skipped_without("bash") {
         let script = ". ./complete-bash; COMP_WORDS=(pcopy --mk); COMP_CWORD=1
-            _pcopy pcopy --mk pcopy; echo \"${COMPREPLY[@]}\"";
+            _pcopy pcopy --mk pcopy; echo \"${COMPREPLY[@]}\"
+            COMP_WORDS=(pcopy src ''); COMP_CWORD=2
+            _pcopy pcopy '' src; echo \"${COMPREPLY[@]}\"";
         env.file("script", script);
-        assert_eq!(env.sh("bash script"), "--mkpath\n");
+        // With no offer of the second one, bash offers files.
+        assert_eq!(env.sh("bash script"), "--mkpath\n\n");
     }
 });
