@@ -9,12 +9,13 @@
 //! between two requests, and queues again.
 //!
 //! The limit says how many permits count, from the first one. If it shrinks, the workers with later
-//! ones give them back between two requests. Without a limit ([`Limit::Open`]) nobody takes a permit.
+//! ones give them back between two requests. Without a limit ([`Limit::Open`]) no worker takes one.
 //!
-//! Workers wait in futex(2) on one word. Its lowest bit says that somebody waits, and the rest
+//! Workers wait in futex(2) on one word. Its lowest bit says that a worker waits, and the rest
 //! changes whenever a permit may be free. A waiter sets the bit before it looks for a permit. So
-//! whoever frees one after that look changes the word and wakes it: the tests below check this with
-//! loom. A waiter that dies is no harm: a wait is short, and everybody looks again after it.
+//! the worker that frees one after that look changes the word and wakes it: the tests below check
+//! this with loom. A waiter that dies is no harm: a wait is short, and each worker looks again
+//! after it.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -32,7 +33,7 @@ const OPEN: u64 = u64::MAX;
 /// The limit of a run that has just begun: one permit, and the worker that has it may open the gate.
 const NEW: u64 = 1 << 32 | 1;
 const FREE: u64 = 0;
-/// The bit of the word to wait on that says that somebody waits.
+/// The lowest bit of that word: a worker waits.
 const HAS_WAITERS: u32 = 1;
 
 /// How many workers may copy contents at one time.
@@ -197,12 +198,12 @@ fn take<W: Word>(permits: &[W], worker: usize) -> Option<usize> {
     words.position(|word| word.get() == FREE && word.replace(FREE, owned_by(worker)))
 }
 
-/// Says that somebody is about to wait. Returns the value to wait for a change of.
+/// Announces that a worker is about to wait. Returns the value that it waits to see changed.
 fn announce(turn: &impl Turn) -> u32 {
     turn.set_bits(HAS_WAITERS) | HAS_WAITERS
 }
 
-/// Says that a permit may be free. Returns true if somebody waits for one.
+/// Announces that a permit may be free. Returns true if a worker waits for one.
 fn change(turn: &impl Turn) -> bool {
     let next = |turn: u32| (turn & !HAS_WAITERS).wrapping_add(2);
     turn.update(next) & HAS_WAITERS != 0

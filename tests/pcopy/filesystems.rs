@@ -9,6 +9,7 @@ use crate::acl::{ACCESS_ACL, AclTag, NO_ID, acl};
 use crate::compare::{self, Properties, Property};
 use crate::env::{Env, skip};
 use crate::fidelity::zoo_is_copied;
+use crate::mounts::FAT;
 use crate::noise::pattern;
 use crate::zoo::Zoo;
 
@@ -142,12 +143,6 @@ both_modes!(an_unsupported_attribute_is_one_warning, |env| {
         .ok()
         .counts(50, 0, 0);
 });
-
-/// Mounts FAT at `mnt` by the kernel's driver, or by fusefat if the kernel has none.
-const FAT: &str = "\
-mkdir mnt; truncate -s 64M image; mkfs.vfat image >/dev/null
-mount -t vfat -o loop image mnt 2>/dev/null || fusefat -o rw+ image mnt >&2 2>/dev/null
-mountpoint -q mnt || { echo 'neither the kernel nor fusefat mounts FAT here' >&2; exit 1; }";
 
 both_modes!(two_names_that_are_one_on_fat_are_an_error, |env| {
     let Some(env) = env.mounted(FAT) else {

@@ -1,14 +1,7 @@
 //! Names that the destination's file system refuses.
 
 use crate::env::{Env, bytes_path};
-
-const EXFAT: &str =
-    "command -v mount.exfat-fuse >/dev/null || { echo 'needs exfat-fuse' >&2; exit 1; }
-mkdir mnt; truncate -s 60M image; mkfs.exfat image >/dev/null
-loop=$(losetup -f --show image); mount.exfat-fuse $loop mnt >/dev/null 2>&1; losetup -d $loop";
-const FAT: &str = "mkdir mnt; truncate -s 60M image; mkfs.vfat image >/dev/null
-mount -t vfat -o loop image mnt 2>/dev/null || fusefat -o rw+ image mnt >&2 2>/dev/null
-mountpoint -q mnt || { echo 'neither the kernel nor fusefat mounts FAT here' >&2; exit 1; }";
+use crate::mounts::{EXFAT, FAT};
 
 /// Copies names that the file system refuses, beside one that it accepts.
 fn refused_names(env: &Env, file_system: &str) {

@@ -2,17 +2,10 @@
 
 use crate::env::Env;
 use crate::faultfs::FaultFs;
+use crate::mounts::{EXFAT, FAT};
 use crate::noise::pattern;
 use crate::outcome::Run;
 
-/// Mounts exFAT at `mnt` through FUSE.
-const EXFAT: &str =
-    "command -v mount.exfat-fuse >/dev/null || { echo 'needs exfat-fuse' >&2; exit 1; }
-mkdir mnt; truncate -s 200M image; mkfs.exfat image >/dev/null
-loop=$(losetup -f --show image); mount.exfat-fuse $loop mnt >/dev/null 2>&1; losetup -d $loop";
-const FAT: &str = "mkdir mnt; truncate -s 200M image; mkfs.vfat image >/dev/null
-mount -t vfat -o loop image mnt 2>/dev/null || fusefat -o rw+ image mnt >&2 2>/dev/null
-mountpoint -q mnt || { echo 'neither the kernel nor fusefat mounts FAT here' >&2; exit 1; }";
 /// ext4 with a directory that ignores case.
 const CASEFOLD: &str = "mkdir mnt; truncate -s 200M image
 mkfs.ext4 -q -O casefold -E encoding=utf8 image; mount -o loop image mnt
