@@ -9,13 +9,10 @@ use super::dir::{Devices, DirPair};
 use super::handle::{Handle, Subject};
 use super::issues::Problem;
 use crate::config::{Config, Keep};
-use crate::fs::stat::file_system_type;
+use crate::fs::file_system::FileSystem;
 use crate::fs::xattr::{self, ACCESS_ACL, ACL_PREFIX};
 use crate::protocol::error::Step;
 use crate::protocol::metadata::{AttributeClass, Property};
-
-/// statfs(2) calls all FUSE file systems this, whatever they are.
-const FUSE: u64 = 0x6573_5546;
 
 const SELINUX_LABEL: &CStr = c"security.selinux";
 
@@ -95,9 +92,10 @@ impl Copier {
         if let Some((_, is_same)) = self.same_kind.iter().find(|(known, _)| *known == devices) {
             return *is_same;
         }
-        let source = file_system_type(dir.source());
-        let destination = dir.destination().ok().and_then(file_system_type);
-        let is_same = source.is_some() && source == destination && source != Some(FUSE);
+        let source = FileSystem::of(dir.source());
+        let destination = dir.destination().ok().and_then(FileSystem::of);
+        let is_known = source.is_some_and(|source| source != FileSystem::Fuse);
+        let is_same = is_known && source == destination;
         self.same_kind.push((devices, is_same));
         is_same
     }

@@ -10,7 +10,8 @@ use rustix::io::Errno;
 use super::Copier;
 use super::dir::{Devices, DirPair};
 use crate::config::{Reflink, Sparse};
-use crate::fs::stat::{FileStat, file_system_type};
+use crate::fs::file_system::FileSystem;
+use crate::fs::stat::FileStat;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
 /// Bytes that the first system call copies. Between two calls a worker checks for a stop and shows
@@ -31,28 +32,6 @@ const HOLE: usize = 4096;
 /// the source's size. Its time could match by chance on a file system with coarse times.
 const UNFINISHED: u64 = 1;
 
-/// Types of statfs(2): tmpfs; ext2, ext3 and ext4.
-const TMPFS: u64 = 0x0102_1994;
-const EXT: u64 = 0xEF53;
-/// File systems whose holes lseek(2) finds: these two, XFS, btrfs, F2FS, ZFS, bcachefs, overlayfs.
-/// If lseek(2) finds none there, compression has made the file small, and its extents can be
-/// shared.
-const KNOW_HOLES: [u64; 8] = [
-    TMPFS,
-    EXT,
-    0x5846_5342,
-    0x9123_683e,
-    0xf2f5_2010,
-    0x2fc1_2fc1,
-    0xca45_1a4e,
-    0x794c_7630,
-];
-/// FAT, exFAT, and two generations of SMB; FUSE.
-const MSDOS: u64 = 0x4D44;
-const EXFAT: u64 = 0x2011_BAB0;
-const CIFS: u64 = 0xFF53_4D42;
-const SMB2: u64 = 0xFE53_4D42;
-const FUSE: u64 = 0x6573_5546;
 /// Length of a hole that shows whether a file system keeps holes.
 const HOLE_PROBE: u64 = 1 << 20;
 
@@ -89,8 +68,8 @@ impl CopyMethod {
     /// GiB, 2 workers: 1.03 s, not 1.31 s, on tmpfs; 0.50 s, not 0.68 s, on ext4). On other file
     /// systems copy_file_range(2) may share extents or copy on the server.
     pub(super) fn for_chunks(file: &OwnedFd) -> Self {
-        match file_system_type(file) {
-            Some(TMPFS | EXT) => Self::ReadWrite,
+        match FileSystem::of(file) {
+            Some(FileSystem::Tmpfs | FileSystem::Ext) => Self::ReadWrite,
             _ => Self::CopyRange,
         }
     }
@@ -103,7 +82,9 @@ impl CopyMethod {
 /// same. FUSE and SMB may have both limits. None of these writes two parts of a file at once
 /// anyway.
 pub(super) fn takes_chunks(file: &OwnedFd) -> Result<bool, CopyError> {
-    if let Some(MSDOS | EXFAT | CIFS | SMB2 | FUSE) = file_system_type(file) {
+    if let Some(FileSystem::Fat | FileSystem::ExFat | FileSystem::Smb | FileSystem::Fuse) =
+        FileSystem::of(file)
+    {
         return Ok(false);
     }
     if !lengthen(file, HOLE_PROBE).at(Step::Reserve)? {
@@ -121,7 +102,7 @@ pub(super) fn preallocate(file: &OwnedFd, stat: &FileStat) -> Result<bool, CopyE
         return Ok(false);
     }
     // tmpfs reserves space by filling it with zeros, which costs more than it saves.
-    if file_system_type(file) == Some(TMPFS) || stat.allocated < stat.size {
+    if FileSystem::of(file) == Some(FileSystem::Tmpfs) || stat.allocated < stat.size {
         return Ok(true);
     }
     match fs::fallocate(file, FallocateFlags::empty(), 0, stat.size) {
@@ -245,7 +226,10 @@ impl Copier {
         let size = fs::fstat(files.new).at(Step::Write)?.st_size as u64;
         let is_short = size < end;
         // FAT and exFAT fill the new space with zeros, so it would be written twice.
-        let fills = matches!(file_system_type(files.new), Some(MSDOS | EXFAT));
+        let fills = matches!(
+            FileSystem::of(files.new),
+            Some(FileSystem::Fat | FileSystem::ExFat)
+        );
         if is_short && !fills && !lengthen(files.new, end).at(Step::Write)? {
             return self.read_write(files, range, Zeros::Write);
         }
@@ -420,6 +404,16 @@ enum Zeros {
     Skip,
 }
 
+/// Returns true if lseek(2) finds the holes on this file system. If it finds none in a file with
+/// fewer blocks than bytes, compression has made the file small, and its extents can be shared.
+fn knows_holes(file_system: FileSystem) -> bool {
+    use FileSystem::{Bcachefs, Btrfs, Ext, F2fs, Overlayfs, Tmpfs, Xfs, Zfs};
+    matches!(
+        file_system,
+        Bcachefs | Btrfs | Ext | F2fs | Overlayfs | Tmpfs | Xfs | Zfs
+    )
+}
+
 /// Returns true if lseek(2) reports a file with holes as all data. NFS 3, SMB and some FUSE file
 /// systems do so. Call it for a file with fewer blocks than bytes.
 fn has_hidden_holes(source: &OwnedFd) -> bool {
@@ -431,7 +425,7 @@ fn has_hidden_holes(source: &OwnedFd) -> bool {
         Err(Errno::INVAL | Errno::OPNOTSUPP) => true,
         _ => false,
     };
-    is_all_data && file_system_type(source).is_none_or(|it| !KNOW_HOLES.contains(&it))
+    is_all_data && !FileSystem::of(source).is_some_and(knows_holes)
 }
 
 /// Returns true if a file that ended early still reports its full size. In /sys each file reports

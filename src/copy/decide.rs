@@ -10,11 +10,12 @@ use super::handle::{Handle, Subject};
 use super::learned::{is_possibly_clamped, is_safe};
 use super::{Copier, Entry, EntryResult, file_type};
 use crate::config::Overwrite;
+use crate::fs::file_system::FileSystem;
 use crate::fs::granularity::{Granularity, PROBE, Time};
-use crate::fs::stat::{FileStat, file_system_type};
+use crate::fs::path::Kind;
+use crate::fs::stat::FileStat;
 use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
-use crate::protocol::metadata::Sort;
 
 impl Copier {
     /// Decides what to do with an entry. Breaks with the result if there is nothing to write.
@@ -210,9 +211,9 @@ impl Copier {
         }
         let granularity = if self.context.config.dry_run {
             // Reached only if the times differ by less than a step.
-            let known = dir.destination().ok().and_then(file_system_type);
+            let known = dir.destination().ok().and_then(FileSystem::of);
             known
-                .and_then(Granularity::of_type)
+                .and_then(Granularity::of_file_system)
                 .unwrap_or_else(|| Granularity::guessed_from(old))
         } else {
             self.granularity(dir)
@@ -254,7 +255,7 @@ impl Copier {
         let subject = Subject {
             handle: Handle::Open(dir.source()),
             device,
-            sort: Sort::of(file_type(new)),
+            kind: Kind::of(file_type(new)),
         };
         self.note_ineffective(&subject, self.times_problem());
         true

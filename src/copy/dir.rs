@@ -10,14 +10,11 @@ use rustix::io::Errno;
 use crate::context::Context;
 use crate::fs::open::{DIRECTORY, open_dir, open_dir_following_links};
 use crate::fs::path::RelPath;
-use crate::fs::spelling::Spellings;
+use crate::fs::spelling::{Naming, Spellings};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::fs::xattr;
 use crate::protocol::entry::DirOrigin;
 use crate::protocol::error::{At, CopyError, Reason, Step};
-
-use super::flags;
-use super::twins::Naming;
 
 /// A source directory and its destination.
 pub(crate) struct DirPair {
@@ -170,7 +167,6 @@ impl DirPair {
     /// is set at the end. If that is not allowed, creating entries fails and reports the reason.
     pub(crate) fn make_writable(&self, context: &Context) {
         let config = &context.config;
-        self.unseal(context);
         if let Some(destination) = &self.destination
             // On a retry, a directory of this run may have its final mode already.
             && !(config.dry_run || self.origin.known_empty)
@@ -179,17 +175,6 @@ impl DirPair {
         {
             let mode = Mode::from_raw_mode(self.destination_mode | 0o700);
             let _ = fs::fchmod(destination, mode);
-        }
-    }
-
-    /// Makes a directory changeable that an earlier run has made immutable or append-only.
-    pub(super) fn unseal(&self, context: &Context) {
-        if let Some(destination) = &self.destination
-            && flags::keeps_flags(&context.config)
-            && !context.config.dry_run
-            && !self.origin.known_empty
-        {
-            flags::unseal(self.source.as_fd(), destination.as_fd());
         }
     }
 

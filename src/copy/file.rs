@@ -14,12 +14,12 @@ use super::handle::{Handle, Subject};
 use super::metadata::{self, InitialMeta, SourceFile, Wanted};
 use super::temp::Unfinished;
 use super::{Attempt, Copier, Entry, EntryResult, file_type};
+use crate::fs::path::Kind;
 use crate::fs::proc::magic_link;
 use crate::fs::stat::FileStat;
 use crate::fs::sys;
 use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
-use crate::protocol::metadata::Sort;
 use crate::scoreboard::WriteTarget;
 
 /// Seconds subtracted from the mtime of a file that grew while it was copied. So the next run
@@ -199,7 +199,7 @@ impl Copier {
         let subject = Subject {
             handle: Handle::Open(new.fd.as_fd()),
             device: dir.devices().destination,
-            sort: Sort::File,
+            kind: Kind::File,
         };
         let replaced = self.open_replaced(dir, new.unfinished.name(), finish.to, &source.stat);
         let wanted = Wanted {

@@ -102,7 +102,7 @@ fn change_one(entry: BorrowedFd<'_>, wanted: u32, flag: u32) -> Result<(), Reaso
 
 /// Makes an entry of the destination changeable, if it is sealed as its source is: an earlier run
 /// has done that. Its flags are set again at the end.
-pub(super) fn unseal(source: BorrowedFd<'_>, destination: BorrowedFd<'_>) {
+fn unseal(source: BorrowedFd<'_>, destination: BorrowedFd<'_>) {
     if let Ok(old) = get(destination)
         && old & SEAL & read(source) != 0
     {
@@ -195,6 +195,17 @@ pub(super) struct Flagged {
 }
 
 impl Copier {
+    /// Makes a directory changeable that an earlier run has made immutable or append-only.
+    pub(crate) fn unseal_dir(&self, dir: &DirPair) {
+        let config = &self.context.config;
+        if keeps_flags(config)
+            && !(config.dry_run || dir.is_known_empty())
+            && let Ok(destination) = dir.destination()
+        {
+            unseal(dir.source(), destination);
+        }
+    }
+
     /// Returns the flags of a source entry that are to be kept.
     pub(super) fn source_flags(&self, source: BorrowedFd<'_>) -> u32 {
         if keeps_flags(&self.context.config) {

@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, Gid, Mode, StatxFlags, Timestamps, Uid, XattrFlags};
 use rustix::io::{Errno, Result};
 
+use crate::fs::path::Kind;
 use crate::fs::proc::magic_link;
 use crate::fs::stat::FileStat;
 use crate::fs::xattr;
-use crate::protocol::metadata::Sort;
 
 /// The inode flags of statx(2) that refuse every change: STATX_ATTR_IMMUTABLE and _APPEND.
 const REFUSES_CHANGES: u64 = 0x10 | 0x20;
@@ -122,5 +122,5 @@ impl<'a> Handle<'a> {
 pub(super) struct Subject<'a> {
     pub(super) handle: Handle<'a>,
     pub(super) device: u64,
-    pub(super) sort: Sort,
+    pub(super) kind: Kind,
 }

@@ -15,10 +15,10 @@ use super::dir::{DirPair, Owner};
 use super::file::NewFile;
 use super::handle::{Handle, Subject};
 use super::metadata::{InitialMeta, SourceFile};
+use crate::fs::path::Kind;
 use crate::fs::stat::{FileId, FileStat};
 use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
-use crate::protocol::metadata::Sort;
 use crate::scoreboard::WriteTarget;
 
 impl Copier {
@@ -61,7 +61,7 @@ impl Copier {
         let subject = Subject {
             handle: Handle::Open(fd.as_fd()),
             device: dir.devices().destination,
-            sort: Sort::File,
+            kind: Kind::File,
         };
         self.remove_other_attributes(dir, &subject, &source.attributes.names);
         let meta = InitialMeta {

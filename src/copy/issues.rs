@@ -126,7 +126,7 @@ impl Copier {
         let refusal = Refusal {
             grant: Grant {
                 device: subject.device,
-                sort: subject.sort,
+                kind: subject.kind,
                 property: problem.property,
             },
             cause,
@@ -142,7 +142,7 @@ impl Copier {
     pub(super) fn grant(&mut self, subject: &Subject<'_>, property: Property) {
         let grant = Grant {
             device: subject.device,
-            sort: subject.sort,
+            kind: subject.kind,
             property,
         };
         if !self.granted.contains(&grant) {

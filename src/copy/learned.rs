@@ -8,8 +8,8 @@
 
 use super::Copier;
 use super::dir::Owner;
+use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
-use crate::protocol::metadata::Sort;
 
 /// Every file system that is in use stores these seconds: from 1980 (FAT) to 2038 (32 bits).
 /// There are two days between, since some store local time.
@@ -83,14 +83,14 @@ impl Bits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SetBy {
     Create,
-    Chmod(Sort),
+    Chmod(Kind),
 }
 
 impl Learned {
     fn bits(&mut self, by: SetBy) -> &mut Bits {
         match by {
             SetBy::Create => &mut self.created,
-            SetBy::Chmod(sort) => &mut self.changed[sort as usize],
+            SetBy::Chmod(kind) => &mut self.changed[kind as usize],
         }
     }
 
@@ -174,7 +174,7 @@ mod tests {
         assert!(!learned.is_mode_trusted(by, 0o755));
         learned.add_mode(by, 0o600);
         assert!(learned.is_mode_trusted(by, 0o640));
-        assert!(!learned.is_mode_trusted(SetBy::Chmod(Sort::File), 0o644));
+        assert!(!learned.is_mode_trusted(SetBy::Chmod(Kind::File), 0o644));
     }
 
     #[test]

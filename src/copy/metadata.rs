@@ -25,10 +25,11 @@ use crate::config::Keep;
 use crate::context::Identity;
 use crate::fs::granularity::Granularity;
 use crate::fs::open::ENTRY;
+use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
 use crate::fs::xattr::ACCESS_ACL;
 use crate::protocol::error::{At, CopyError, Reason, Step};
-use crate::protocol::metadata::{Property, Sort};
+use crate::protocol::metadata::Property;
 
 /// A regular file at the source, open.
 pub(super) struct SourceFile {
@@ -132,7 +133,7 @@ impl Copier {
         let subject = Subject {
             handle: Handle::Open(fd.as_fd()),
             device: dir.devices().source,
-            sort: Sort::File,
+            kind: Kind::File,
         };
         let attributes = self.list_attributes(dir, &handle, &subject);
         let flags = self.source_flags(fd.as_fd());
@@ -166,10 +167,10 @@ impl Copier {
             self.keep_old_attributes(&old.handle(), subject);
         }
         let mode = match wanted.replaced {
-            _ if subject.sort == Sort::Link => None,
+            _ if subject.kind == Kind::Symlink => None,
             _ if preserve.mode.is_wanted() => Some(permissible_mode(stat, copied.denied, owner)),
             // For a directory, `stat` holds the final mode.
-            _ if subject.sort == Sort::Directory => Some(stat.mode & 0o7777),
+            _ if subject.kind == Kind::Directory => Some(stat.mode & 0o7777),
             Some(old) => Some(permissible_mode(&old.stat, 0, owner)),
             None => None,
         };
@@ -177,14 +178,14 @@ impl Copier {
             // A change of owner clears these bits, and an ACL changes the mode.
             let is_touched =
                 has_owner_changed && mode & 0o6000 != 0 || !wanted.attributes.is_empty();
-            let cuts = subject.sort == Sort::File && self.learned(subject.device).cuts_modes;
+            let cuts = subject.kind == Kind::File && self.learned(subject.device).cuts_modes;
             if initial.mode == Some(mode) && !is_touched && !cuts && wanted.replaced.is_none() {
                 // The mode is known from a stat, except for a file that was just created.
-                let is_assumed = subject.sort == Sort::File && !wanted.verify;
+                let is_assumed = subject.kind == Kind::File && !wanted.verify;
                 return is_assumed.then_some((mode, SetBy::Create));
             }
             let is_set = self.set_mode(subject, mode);
-            is_set.then_some((mode, SetBy::Chmod(subject.sort)))
+            is_set.then_some((mode, SetBy::Chmod(subject.kind)))
         });
         let mut are_times_set = wanted.set_times && preserve.timestamps.is_wanted();
         if are_times_set {
@@ -252,7 +253,7 @@ impl Copier {
         let mut is_kept = now.mode & 0o7777 == mode;
         if !is_kept && by == SetBy::Create {
             self.learned(subject.device).cuts_modes = true;
-            by = SetBy::Chmod(subject.sort);
+            by = SetBy::Chmod(subject.kind);
             if !self.set_mode(subject, mode) {
                 return;
             }
@@ -421,7 +422,7 @@ impl Copier {
         let subject = Subject {
             handle: Handle::path(&path, destination, name),
             device,
-            sort: Sort::File,
+            kind: Kind::File,
         };
         let problem = self.times_problem();
         match result {
@@ -464,10 +465,10 @@ impl Copier {
         let subject = Subject {
             handle: Handle::Open(target),
             device: dir.devices().destination,
-            sort: Sort::Directory,
+            kind: Kind::Directory,
         };
         let attributes = self.list_attributes(dir, &source, &subject);
-        dir.unseal(self.context);
+        self.unseal_dir(dir);
         if !dir.is_created() {
             self.remove_other_attributes(dir, &subject, &attributes.names);
         }
@@ -504,7 +505,7 @@ impl Copier {
         let subject = Subject {
             handle: Handle::path(&entry, destination, name),
             device: dir.devices().destination,
-            sort: Sort::of(file_type(stat)),
+            kind: Kind::of(file_type(stat)),
         };
         let now = subject.handle.stat().at(Step::LookAtDestination)?;
         // Another process may have given the name to something else.

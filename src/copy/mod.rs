@@ -32,6 +32,7 @@ use rustix::io::Errno;
 use crate::context::Context;
 use crate::fs::granularity::Granularity;
 use crate::fs::path::{Kind, Name};
+use crate::fs::spelling::Naming;
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{ChunkedFile, Decision, HardLinks};
 use crate::protocol::error::{CopyError, Reason, Step};
@@ -40,7 +41,6 @@ use crate::scoreboard::WorkerSlot;
 use dir::{Devices, DirPair};
 use learned::Learned;
 use turn::FirstRequest;
-use twins::Naming;
 
 pub(crate) use hard_link::{LinkTarget, Unlinkable};
 pub(crate) use issues::Issues;

@@ -23,35 +23,15 @@ use rustix::io::Errno;
 use super::dir::{DirPair, Made};
 use super::{Copier, is_name_taken};
 use crate::context::Context;
+use crate::fs::file_system::FileSystem;
 use crate::fs::path::{Name, RelPath};
-use crate::fs::spelling::Spellings;
-use crate::fs::stat::{FileId, file_system_type};
+use crate::fs::spelling::{Naming, Spellings};
+use crate::fs::stat::FileId;
 use crate::protocol::entry::DirOrigin;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
-/// How a file system treats names that differ in case or spelling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Naming {
-    /// It keeps them apart.
-    Exact,
-    /// Each directory has a flag that says so (FS_CASEFOLD_FL).
-    PerDirectory,
-    /// Not known from its type. A lookup has not been possible yet.
-    Unknown,
-    /// A lookup has shown that it keeps names apart that differ only in case. So plain names are
-    /// kept apart ([`is_plain`]).
-    PlainExact,
-    /// It takes some names for others.
-    Folding,
-}
-
 /// Set by FS_IOC_GETFLAGS for a directory that ignores case.
 const CASEFOLD: u32 = 0x4000_0000;
-
-/// Types of statfs(2) that never ignore case: btrfs, ramfs.
-const EXACT: [u64; 2] = [0x9123_683E, 0x8584_58F6];
-/// Types on which single directories may ignore case: ext4, F2FS, tmpfs, bcachefs, overlayfs.
-const PER_DIRECTORY: [u64; 5] = [0xEF53, 0xF2F5_2010, 0x0102_1994, 0xCA45_1A4E, 0x794C_7630];
 
 /// Returns true for a name that file systems can only confuse by its case.
 fn is_plain(name: &[u8]) -> bool {
@@ -202,9 +182,10 @@ impl Copier {
 }
 
 fn naming_of_type(dir: &DirPair) -> Naming {
-    match dir.destination().ok().and_then(file_system_type) {
-        Some(kind) if EXACT.contains(&kind) => Naming::Exact,
-        Some(kind) if PER_DIRECTORY.contains(&kind) => Naming::PerDirectory,
+    use FileSystem::{Bcachefs, Btrfs, Ext, F2fs, Overlayfs, Ramfs, Tmpfs};
+    match dir.destination().ok().and_then(FileSystem::of) {
+        Some(Btrfs | Ramfs) => Naming::Exact,
+        Some(Bcachefs | Ext | F2fs | Overlayfs | Tmpfs) => Naming::PerDirectory,
         _ => Naming::Unknown,
     }
 }

@@ -17,15 +17,13 @@ use super::handle::{Handle, Subject};
 use super::metadata::{InitialMeta, Wanted, attainable_owner, permissible_mode};
 use super::{Copier, Entry, file_type};
 use crate::config::Keep;
+use crate::fs::file_system::FileSystem;
 use crate::fs::open::ENTRY;
-use crate::fs::stat::{FileStat, file_system_type};
+use crate::fs::path::Kind;
+use crate::fs::stat::FileStat;
 use crate::fs::xattr;
 use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
-use crate::protocol::metadata::Sort;
-
-/// statfs(2) calls these FAT and exFAT.
-const FAT: [u64; 2] = [0x4D44, 0x2011_BAB0];
 
 impl Copier {
     /// Returns true if an entry with the source's contents and time differs in other metadata.
@@ -115,10 +113,8 @@ impl Copier {
     fn is_fat(&mut self, dir: &DirPair) -> bool {
         let learned = self.learned(dir.devices().destination);
         *learned.is_fat.get_or_insert_with(|| {
-            let destination = dir.destination().ok();
-            destination
-                .and_then(file_system_type)
-                .is_some_and(|kind| FAT.contains(&kind))
+            let file_system = dir.destination().ok().and_then(FileSystem::of);
+            matches!(file_system, Some(FileSystem::Fat | FileSystem::ExFat))
         })
     }
 
@@ -137,7 +133,7 @@ impl Copier {
         let subject = Subject {
             handle: Handle::path(&opened, destination, entry.to),
             device: dir.devices().destination,
-            sort: Sort::of(file_type(new)),
+            kind: Kind::of(file_type(new)),
         };
         let now = subject.handle.stat().at(Step::LookAtDestination)?;
         // On many network file systems the inode number of an entry does not last.

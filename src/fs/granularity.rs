@@ -1,6 +1,7 @@
 //! How exactly a file system stores times: FAT in steps of two seconds, others in seconds, NTFS in
 //! tenths of microseconds. A copied time equals the source's time, rounded down to such a step.
 
+use crate::fs::file_system::FileSystem;
 use crate::fs::stat::FileStat;
 
 /// Seconds and nanoseconds.
@@ -37,14 +38,13 @@ impl Granularity {
         step.map_or(Self::Exact, Self::Step)
     }
 
-    /// Returns the granularity of a file system of this type (statfs(2)), if the type decides it. A
-    /// change time in memory can be finer than the stored one, so the type is safer than a guess.
-    pub(crate) fn of_type(file_system: u64) -> Option<Self> {
+    /// Returns the granularity of a file system, if its kind decides it. A change time in memory can
+    /// be finer than the stored one, so the kind is safer than a guess.
+    pub(crate) fn of_file_system(file_system: FileSystem) -> Option<Self> {
         match file_system {
-            0x4d44 => Some(Self::Step(2 * SECOND)),             // FAT
-            0x2011_bab0 => Some(Self::Step(10_000_000)),        // exFAT
-            0x7366_746e => Some(Self::Step(100)),               // ntfs3
-            0xff53_4d42 | 0xfe53_4d42 => Some(Self::Step(100)), // SMB
+            FileSystem::Fat => Some(Self::Step(2 * SECOND)),
+            FileSystem::ExFat => Some(Self::Step(10_000_000)),
+            FileSystem::Ntfs3 | FileSystem::Smb => Some(Self::Step(100)),
             _ => None,
         }
     }

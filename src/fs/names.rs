@@ -8,7 +8,7 @@ use rustix::fs;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::stat::file_system_type;
+use super::file_system::FileSystem;
 
 /// Why a file system refuses a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,11 +51,11 @@ impl Refuser {
     /// Returns the file system that a directory is on.
     pub(crate) fn of(dir: impl AsFd) -> Self {
         let dir = dir.as_fd();
-        match file_system_type(dir) {
-            Some(0x4d44) => Self::Fat,
-            Some(0x2011_bab0) => Self::ExFat,
-            Some(0x7366_746e) => Self::Ntfs,
-            Some(0xff53_4d42 | 0xfe53_4d42) => Self::Smb,
+        match FileSystem::of(dir) {
+            Some(FileSystem::Fat) => Self::Fat,
+            Some(FileSystem::ExFat) => Self::ExFat,
+            Some(FileSystem::Ntfs3) => Self::Ntfs,
+            Some(FileSystem::Smb) => Self::Smb,
             // FUSE, which may be any.
             _ => fs::fstat(dir)
                 .ok()

@@ -15,7 +15,7 @@ use serde_bytes::ByteBuf;
 /// The type of an entry, as a directory's listing reports it.
 ///
 /// It may be outdated: only fstat(2) on the open entry is certain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) enum Kind {
     File,
     Directory,
@@ -112,6 +112,10 @@ impl Names {
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
         self.count = 0;
+    }
+
+    pub(crate) fn contains(&self, name: &Name) -> bool {
+        self.iter().any(|(_, it)| it.to_bytes() == name.as_bytes())
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Kind, &CStr)> {

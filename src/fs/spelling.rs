@@ -1,4 +1,4 @@
-//! Finds names that some file systems treat as equal.
+//! Names that some file systems treat as equal.
 
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
@@ -7,6 +7,21 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::fs::list::{self, Listing};
 use crate::fs::path::Name;
+
+/// How a file system treats names that differ in case or spelling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Naming {
+    /// It keeps them apart.
+    Exact,
+    /// Each directory has a flag that says so (FS_CASEFOLD_FL).
+    PerDirectory,
+    /// Not known from its type. A lookup has not been possible yet.
+    Unknown,
+    /// A lookup has shown that it keeps names apart that differ only in case.
+    PlainExact,
+    /// It takes some names for others.
+    Folding,
+}
 
 /// The names of a directory, grouped by their folded form ([`fold`]).
 ///

@@ -1,18 +1,7 @@
 //! Which file an entry is, and the metadata that stat(2) returns.
 
-use std::os::fd::AsFd;
-
-use rustix::fs::{self, Stat};
+use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
-
-/// Returns the type of the file system that an open entry is on, as statfs(2) numbers them.
-pub(crate) fn file_system_type(entry: impl AsFd) -> Option<u64> {
-    // The field's type differs between architectures. Where it has 32 bits, it is signed.
-    #[allow(clippy::unnecessary_cast)]
-    fs::fstatfs(entry)
-        .ok()
-        .map(|statfs| statfs.f_type as u64 & 0xffff_ffff)
-}
 
 /// A device and inode number: they identify a file, whatever its names are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -7,12 +7,11 @@
 
 use std::fmt;
 
-use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
 use super::entry::Outcome;
 use super::error::{Reason, Step};
-use crate::fs::path::Name;
+use crate::fs::path::{Kind, Name};
 use crate::quote::quote;
 
 /// A kind of metadata. A grant of one kind says nothing about another kind.
@@ -74,31 +73,12 @@ impl AttributeClass {
     }
 }
 
-/// A type of entry. Some file systems keep the times of files only, or no owners of links.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub(crate) enum Sort {
-    File,
-    Directory,
-    Link,
-    Special,
-}
-
-impl Sort {
-    pub(crate) fn of(file_type: FileType) -> Self {
-        match file_type {
-            FileType::RegularFile => Self::File,
-            FileType::Directory => Self::Directory,
-            FileType::Symlink => Self::Link,
-            _ => Self::Special,
-        }
-    }
-}
-
-/// A property that some entry was granted on a device.
+/// A property that some entry was granted on a device. Some file systems keep the times of files
+/// only, or no owners of links, so the kind of the entry belongs to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Grant {
     pub(crate) device: u64,
-    pub(crate) sort: Sort,
+    pub(crate) kind: Kind,
     pub(crate) property: Property,
 }
 

@@ -231,9 +231,7 @@ impl EntryError {
             twin: None,
         }
     }
-}
 
-impl EntryError {
     /// Returns the operation and the reason.
     pub(crate) fn message(&self) -> String {
         match &self.twin {

@@ -23,10 +23,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::fs::path::{Name, RelPath};
+use crate::fs::path::{Kind, Name, RelPath};
 use crate::protocol::Job;
 use crate::protocol::entry::Outcome;
-use crate::protocol::metadata::{Cause, Grant, Incomplete, Lacking, MetadataError, Refusal, Sort};
+use crate::protocol::metadata::{Cause, Grant, Incomplete, Lacking, MetadataError, Refusal};
 
 /// The most entries with refusals that are remembered by name.
 const REMEMBERED: usize = 1_000;
@@ -97,14 +97,14 @@ impl Refusals {
 
     /// Returns true if another entry was granted the same change.
     fn is_granted(&self, (grant, cause): &Key) -> bool {
-        let by_sort = |sort| self.granted.contains(&Grant { sort, ..*grant });
+        let by_kind = |kind| self.granted.contains(&Grant { kind, ..*grant });
         match cause {
             Cause::Value => false,
-            Cause::Unsupported => by_sort(grant.sort),
-            Cause::Denied if grant.sort == Sort::Link => by_sort(Sort::Link),
-            Cause::Denied => [Sort::File, Sort::Directory, Sort::Special]
+            Cause::Unsupported => by_kind(grant.kind),
+            Cause::Denied if grant.kind == Kind::Symlink => by_kind(Kind::Symlink),
+            Cause::Denied => [Kind::File, Kind::Directory, Kind::Special]
                 .into_iter()
-                .any(by_sort),
+                .any(by_kind),
         }
     }
 
@@ -231,10 +231,10 @@ mod tests {
         }
     }
 
-    fn grant(sort: Sort, property: Property) -> Grant {
+    fn grant(kind: Kind, property: Property) -> Grant {
         Grant {
             device: 1,
-            sort,
+            kind,
             property,
         }
     }
@@ -260,15 +260,15 @@ mod tests {
     #[test]
     fn what_nobody_was_granted_is_a_limit_of_the_file_system() {
         let mut refusals = Refusals::default();
-        let key = (grant(Sort::File, Property::Ownership), Cause::Denied);
+        let key = (grant(Kind::File, Property::Ownership), Cause::Denied);
         for name in [b"a", b"b"] {
             refusals.add(&job(), refused(name, &[key]));
         }
         // Another device, another kind, links.
         refusals.grant(&[
             Grant { device: 2, ..key.0 },
-            grant(Sort::File, Property::Timestamps),
-            grant(Sort::Link, Property::Ownership),
+            grant(Kind::File, Property::Timestamps),
+            grant(Kind::Symlink, Property::Ownership),
         ]);
         let verdict = refusals.decide();
         assert!(verdict.failures.is_empty() && verdict.failed.is_empty());
@@ -280,12 +280,12 @@ mod tests {
     #[test]
     fn what_others_were_granted_is_the_entrys_failure() {
         let mut refusals = Refusals::default();
-        let denied = (grant(Sort::File, Property::Ownership), Cause::Denied);
-        let value = (grant(Sort::File, Property::Timestamps), Cause::Value);
+        let denied = (grant(Kind::File, Property::Ownership), Cause::Denied);
+        let value = (grant(Kind::File, Property::Timestamps), Cause::Value);
         refusals.add(&job(), refused(b"a", &[denied, value]));
         refusals.grant(&[
-            grant(Sort::Directory, Property::Ownership),
-            grant(Sort::File, Property::Timestamps),
+            grant(Kind::Directory, Property::Ownership),
+            grant(Kind::File, Property::Timestamps),
         ]);
         // By now it is known when it is reported.
         let mut late = refused(b"b", &[denied, value]);
@@ -303,23 +303,23 @@ mod tests {
         let user = Property::Attribute(AttributeClass::User);
         let label = Property::Attribute(AttributeClass::Label);
         let mut refusals = Refusals::default();
-        let unsupported = |sort, property| (grant(sort, property), Cause::Unsupported);
+        let unsupported = |kind, property| (grant(kind, property), Cause::Unsupported);
         refusals.grant(&[
-            grant(Sort::File, user),
-            grant(Sort::File, Property::Timestamps),
+            grant(Kind::File, user),
+            grant(Kind::File, Property::Timestamps),
         ]);
         let of = |key| !refusals.is_granted(&key);
-        assert!(of(unsupported(Sort::Directory, Property::Timestamps)));
-        assert!(of(unsupported(Sort::File, label)));
-        assert!(!of(unsupported(Sort::File, user)));
-        refusals.add(&job(), refused(b"a", &[unsupported(Sort::File, label)]));
+        assert!(of(unsupported(Kind::Directory, Property::Timestamps)));
+        assert!(of(unsupported(Kind::File, label)));
+        assert!(!of(unsupported(Kind::File, user)));
+        refusals.add(&job(), refused(b"a", &[unsupported(Kind::File, label)]));
         assert_eq!(refusals.decide().lacking.len(), 1);
     }
 
     #[test]
     fn memory_is_bounded_and_the_number_is_exact() {
         let mut refusals = Refusals::default();
-        let key = (grant(Sort::File, Property::Ownership), Cause::Denied);
+        let key = (grant(Kind::File, Property::Ownership), Cause::Denied);
         for number in 0..5_000 {
             let name = format!("{number}");
             refusals.add(&job(), refused(name.as_bytes(), &[key]));

@@ -199,7 +199,7 @@ impl Scheduler {
             JobKind::Entries { names, hard_links } => {
                 let names = running.remaining(names, &given_up);
                 // A leader that is given up leaves it to the next one.
-                let is_left = |(name, _): &(Name, FileId)| contains(&names, name);
+                let is_left = |(name, _): &(Name, FileId)| names.contains(name);
                 let (leads, lost): (VecDeque<_>, VecDeque<_>) =
                     running.leads.into_iter().partition(is_left);
                 for (_, id) in lost {
@@ -247,7 +247,7 @@ impl Scheduler {
         match given_up {
             GivenUp::Nothing => {}
             GivenUp::Entry(name) => {
-                if !contains(&own, &name) {
+                if !own.contains(&name) {
                     // The entry was listed, but its worker died before it reported that.
                     self.summary.counts.found += 1;
                 }
@@ -281,8 +281,4 @@ impl Running {
         }
         names
     }
-}
-
-fn contains(names: &Names, name: &Name) -> bool {
-    names.iter().any(|(_, it)| it.to_bytes() == name.as_bytes())
 }

@@ -57,6 +57,7 @@ impl Worker {
     ) -> Result<(), CopyError> {
         let mut dir = self.open(job)?;
         let stat = dir.stat_to_apply(self.context);
+        self.copier.unseal_dir(&dir);
         dir.make_writable(self.context);
         let is_elsewhere = self.check_place(job, &dir, ancestors)?;
         let config = &self.context.config;

@@ -9,10 +9,7 @@
 //! Only what is listed at a time is put in order, so a directory of millions costs no memory.
 
 use crate::copy::dir::DirPair;
-use crate::fs::stat::file_system_type;
-
-/// ext2, ext3 and ext4; F2FS. Others list by creation or by inode number, or have no disk.
-const LIST_BY_HASH: [u64; 2] = [0xEF53, 0xF2F5_2010];
+use crate::fs::file_system::FileSystem;
 
 /// The inode numbers of what is listed, if it is to be put in order.
 #[derive(Default)]
@@ -29,8 +26,11 @@ impl Order {
         let device = dir.stat.id.dev;
         let is_known = self.device.is_some_and(|(known, _)| known == device);
         if !is_known {
-            let kind = file_system_type(dir.source());
-            let lists_by_hash = kind.is_some_and(|kind| LIST_BY_HASH.contains(&kind));
+            // Others list by creation or by inode number, or have no disk.
+            let lists_by_hash = matches!(
+                FileSystem::of(dir.source()),
+                Some(FileSystem::Ext | FileSystem::F2fs)
+            );
             self.device = Some((device, lists_by_hash));
         }
         self.is_wanted = self.device.is_some_and(|(_, lists_by_hash)| lists_by_hash);

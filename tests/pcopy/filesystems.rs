@@ -267,13 +267,8 @@ both_modes!(ext4_is_read_in_the_order_of_inode_numbers, |env| {
     for i in 0..200 {
         env.file(format!("mnt/src/file-{i}"), "x");
     }
-    let trace = ["strace", "-f", "-qq", "-e", "trace=openat", "-o", "trace"];
-    env.command(["-j1", "mnt/src", "dst"])
-        .under(&trace)
-        .run()
-        .ok();
-    let trace = String::from_utf8_lossy(&env.read("trace")).into_owned();
-    let read = trace.lines().filter(|line| line.contains("O_RDONLY"));
+    let calls = env.command(["-j1", "mnt/src", "dst"]).traced("openat");
+    let read = calls.iter().filter(|line| line.contains("O_RDONLY"));
     let names = read.filter_map(|line| Some(line.split_once("\"file-")?.1.split_once('"')?.0));
     let inodes: Vec<u64> = names
         .map(|number| env.stat(format!("mnt/src/file-{number}")).ino())
@@ -349,26 +344,15 @@ both_modes!(fsync_makes_the_same_copy, |env| {
 both_modes!(fsync_syncs_every_new_name, |env| {
     env.file("src/file", "x");
     let synced = |source: &str, copy: &str| {
-        let trace = [
-            "strace",
-            "-f",
-            "-y",
-            "-qq",
-            "-e",
-            "trace=fsync",
-            "-o",
-            "trace",
-        ];
         let args = ["--fsync", "--mkpath", source, copy];
-        env.command(args).under(&trace).run().ok();
-        let trace = String::from_utf8_lossy(&env.read("trace")).into_owned();
+        let calls = env.command(args).traced("fsync");
         let root = env.inner_path("");
-        let path_of = |line: &str| {
+        let path_of = |line: &String| {
             let (_, path) = line.split_once('<')?;
             let path = Path::new(path.split_once('>')?.0);
             Some(path.strip_prefix(&root).ok()?.to_owned())
         };
-        trace.lines().filter_map(path_of).collect::<BTreeSet<_>>()
+        calls.iter().filter_map(path_of).collect::<BTreeSet<_>>()
     };
     if env.skipped_without_strace() {
         return;

@@ -165,17 +165,6 @@ both_modes!(a_small_file_takes_nine_system_calls, |env| {
     }
 });
 
-/// Runs pcopy and returns the lines that strace prints for these system calls.
-fn traced(env: &Env, calls: &str, args: &[&str]) -> Vec<String> {
-    let quiet = "signal=none";
-    let trace = [
-        "strace", "-f", "-y", "-qq", "-e", quiet, "-e", calls, "-o", "trace",
-    ];
-    env.command(args).under(&trace).run().ok();
-    let trace = String::from_utf8_lossy(&env.read("trace")).into_owned();
-    trace.lines().map(str::to_owned).collect()
-}
-
 both_modes!(
     only_files_beyond_the_readahead_are_announced_as_sequential,
     |env| {
@@ -187,7 +176,7 @@ both_modes!(
         // Copied in chunks: each worker opens it anew.
         env.file("src/large", pattern(33 << 20, 3));
         let args = ["-j2", "--reflink=never", "src", "dst"];
-        let calls = traced(env, "trace=fadvise64", &args);
+        let calls = env.command(args).traced("fadvise64");
         let of = |name: &str| {
             let path = format!("/src/{name}>");
             calls.iter().filter(|line| line.contains(&path)).count()
@@ -208,7 +197,7 @@ both_modes!(the_number_of_the_run_is_found_when_a_name_needs_it, |env| {
     }
     env.file("src/file", "x");
     let found = |args: &[&str]| {
-        let calls = traced(env, "trace=open,openat", args);
+        let calls = env.command(args).traced("open,openat");
         calls.iter().filter(|line| line.contains("boot_id")).count()
     };
     // For ten small files, the start takes longer than the files.

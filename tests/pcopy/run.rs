@@ -79,6 +79,32 @@ impl<'a> Pcopy<'a> {
         self.under(&[&strace[..], &["-e", &trace, "-e", &inject]].concat())
     }
 
+    /// Runs, which must succeed, and returns strace's line for each of these system calls.
+    ///
+    /// Each thread has a file of its own. In a common one, strace breaks the line of a call that
+    /// another thread's call interrupts.
+    #[track_caller]
+    pub(crate) fn traced(self, calls: &str) -> Vec<String> {
+        let directory = self.env.path("traces");
+        fs::create_dir(&directory).unwrap();
+        let trace = format!("trace={calls}");
+        let quiet = "signal=none";
+        let strace = ["strace", "-ff", "-y", "-qq", "-e", quiet, "-e", &trace];
+        self.under(&[&strace[..], &["-o", "traces/of"]].concat())
+            .run()
+            .ok();
+        let read = |file: fs::DirEntry| fs::read(file.path()).unwrap();
+        let files = fs::read_dir(&directory).unwrap();
+        let files: Vec<_> = files.map(|file| read(file.unwrap())).collect();
+        fs::remove_dir_all(&directory).unwrap();
+        let lines = files
+            .iter()
+            .map(|file| String::from_utf8_lossy(file).into_owned());
+        lines
+            .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
+    }
+
     #[track_caller]
     pub(crate) fn run(self) -> Run {
         self.start().wait()

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::SLOTS;
-use super::env::Env;
+use super::env::{Env, SLOTS};
 use super::worker::Worker;
 use crate::engine::{Choice, Engine, Event, Sent, choose};
 use crate::protocol::Job;

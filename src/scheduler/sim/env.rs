@@ -10,6 +10,9 @@ use super::tree::Rng;
 use crate::context::Context;
 use crate::protocol::Report;
 
+/// Workers that a run may use up.
+pub(super) const SLOTS: usize = 128;
+
 /// The faults of a run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Faults {

@@ -25,7 +25,7 @@ use clap::Parser;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use self::engine::{Hung, SimEngine};
-use self::env::{Env, Faults};
+use self::env::{Env, Faults, SLOTS};
 use self::model::{Broken, Outcome, Rule, World};
 use self::tree::{Rng, Tree};
 use super::Scheduler;
@@ -40,9 +40,6 @@ use crate::ui::output::captured::{self, Stream};
 
 /// Seeds beyond the first thousand that have found faults.
 const KEPT_SEEDS: [u64; 4] = [5925, 7309, 7656, 8950];
-
-/// Workers that a run may use up.
-const SLOTS: usize = 128;
 
 /// How a run is set up.
 #[derive(Debug)]
