@@ -41,8 +41,8 @@ const REPLACEMENTS: usize = 4096;
 
 /// Runs a whole copy and returns the exit status.
 ///
-/// # Errors If the run cannot start. Later errors are printed entry by entry and decide the exit
-/// status.
+/// # Errors
+/// If the run cannot start. Later errors are printed entry by entry and decide the exit status.
 pub fn run(config: Config) -> Result<i32> {
     let limit = WorkerLimit::new(config.jobs);
     let identity = Identity::read();

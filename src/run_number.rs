@@ -19,9 +19,11 @@ use crate::fs::sys;
 const PID_BITS: u32 = 22;
 const SECOND_BITS: u32 = 22;
 
-/// Identifies a run: a hash of machine and process namespace (20 bits), the process number of its
-/// parent (22 bits), and the second since boot in which it first needed a number (22 bits, 48
-/// days).
+/// Identifies a run. It has three parts:
+///
+/// - a hash of the machine and the process namespace (20 bits),
+/// - the process number of the run's parent (22 bits),
+/// - the second since boot in which the run first needed a number (22 bits, 48 days).
 ///
 /// The kernel does not reuse a PID within a second, so the number is unique on its machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +39,7 @@ pub(crate) enum Liveness {
 }
 
 impl RunNumber {
-    /// Makes the number of the run of which this process is the parent.
+    /// Makes the number of the run whose parent is this process.
     pub(crate) fn of_process(parent: Pid) -> Self {
         let pid = parent.as_raw_nonzero().get() as u64;
         Self::new(hash_of_machine(), pid, sys::seconds_since_boot())

@@ -1,5 +1,5 @@
 //! Engines run jobs on workers and return their reports: [`threads`] on a rayon pool, [`processes`]
-//! on forked processes. (delete: speculation)
+//! on forked processes.
 
 mod fork_server;
 pub(crate) mod processes;

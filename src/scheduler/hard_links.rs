@@ -37,7 +37,7 @@ pub(super) enum Role {
     Wait,
 }
 
-/// All groups of which another name may still be found.
+/// The groups that may still get another name.
 #[derive(Default)]
 pub(super) struct HardLinkGroups {
     groups: HashMap<FileId, Group>,

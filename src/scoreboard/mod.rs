@@ -1,8 +1,8 @@
 //! Memory that the parent and all workers share, whether the workers are threads or processes.
 //!
-//! Four things live in it: who has claimed which job ([`claims`]), who may copy contents ([`gate`]),
-//! what each worker is doing ([`slot`]), and a few words for all workers. Nothing here costs a system call, and the parent
-//! can still read what a dead worker wrote last.
+//! Four things live in it: who has claimed which job ([`claims`]), who may copy contents
+//! ([`gate`]), what each worker is doing ([`slot`]), and a few words for all workers. Nothing here
+//! costs a system call, and the parent can still read what a dead worker wrote last.
 
 pub(crate) mod claims;
 pub(crate) mod gate;

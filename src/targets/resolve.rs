@@ -82,7 +82,7 @@ pub(super) fn resolve(config: &Config) -> Result<Vec<Resolved>> {
     Ok(all)
 }
 
-/// Refuses a destination of which more than the last component is missing. A disk that is not
+/// Refuses a destination if more than its last component is missing. A disk that is not
 /// mounted looks so, and the copy must not fill the one below it.
 pub(super) fn refuse_missing_parent(destination: &Destination) -> Result<()> {
     let (Destination::Path(path) | Destination::Exactly(path) | Destination::Directory(path)) =

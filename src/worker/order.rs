@@ -1,10 +1,12 @@
 //! The order in which a worker copies the entries of a directory.
 //!
-//! ext4 and F2FS list a directory by hashes of the names, and place files on the disk in the order
-//! in which they were made, as their inode numbers are. On a disk with one head, nearly each file
-//! that is read in the order of the list costs a seek. For 20,000 files of 8 KiB in 100 directories
-//! on ext4, nothing cached, one worker made 4,502 requests that were more than 1 MiB away from the
-//! one before. In the order of inode numbers it makes 278, and cp(1), which sorts too, 305.
+//! ext4 and F2FS list a directory by hashes of the names. They place files on the disk in the order
+//! in which they were made, and inode numbers have the same order. On a disk with one head, nearly
+//! each file that is read in the order of the list costs a seek.
+//!
+//! Measured with 20,000 files of 8 KiB in 100 directories on ext4, nothing cached, and one worker:
+//! requests that were more than 1 MiB away from the one before. In the order of the list there were
+//! 4,502, in the order of inode numbers 278. cp(1), which sorts too, made 305.
 //!
 //! Only what is listed at a time is put in order, so a directory of millions costs no memory.
 
