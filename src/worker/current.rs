@@ -189,7 +189,7 @@ impl Remaining {
         Progress::Settled(self.settled)
     }
 
-    /// Returns the progress of a listing. `entries` remain of it.
+    /// Returns the progress of a listing that has shown this many entries. These names remain.
     pub(super) fn progress_of_listing(&self, entries: u64) -> Progress {
         let own = self.names.clone().split_off(self.count);
         Progress::Listed { entries, own }
