@@ -1,6 +1,7 @@
 //! The settings of a run: the command line, checked and complete.
 
 mod destination;
+mod mirror;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use crate::cli::{Attribute, Cli, When};
 pub use crate::cli::{Mode, Overwrite, Reflink, Sparse};
 use crate::protocol::entry::Decision;
 pub use destination::Destination;
+pub use mirror::Mirror;
 pub(crate) use destination::{normalize, own_name};
 
 /// The settings of a run.
@@ -46,6 +48,8 @@ pub struct Config {
     pub reflink: Reflink,
     /// Which parts of a file become holes.
     pub sparse: Sparse,
+    /// Remove what only the destination has.
+    pub mirror: Option<Mirror>,
     /// Follow symbolic links in the source.
     pub dereference: bool,
     /// Copy a link named as a source as a link.
@@ -153,6 +157,7 @@ impl Config {
     pub fn new(cli: Cli) -> Result<Self> {
         let (sources, destination) = destination::of(&cli)?;
         let overwrite = cli.update.map_or(cli.overwrite, Overwrite::from);
+        let mirror = mirror::of(&cli, sources.len())?;
         let links_as_links =
             cli.no_dereference || cli.habits.no_dereference_d || cli.habits.archive;
         if cli.reflink == Reflink::Always && cli.sparse != Sparse::Auto {
@@ -198,6 +203,7 @@ impl Config {
             preserve: Preserve::new(&cli.preserve, &cli.no_preserve)?,
             reflink: cli.reflink,
             sparse: cli.sparse,
+            mirror,
             dereference: cli.dereference,
             links_as_links,
             one_file_system: cli.one_file_system,
@@ -212,6 +218,12 @@ impl Config {
     /// alone only with both.
     pub(crate) fn prints(&self, decision: Decision) -> bool {
         (self.verbose || self.dry_run) && decision.changes() || self.verbose && self.dry_run
+    }
+
+    /// Returns true if something at the destination that is in the way of an entry of another type
+    /// is removed.
+    pub(crate) fn makes_room(&self) -> bool {
+        self.mirror.is_some() && self.overwrite != Overwrite::Never
     }
 
     /// Returns the mode that a new directory has until its final mode is set.

@@ -151,6 +151,61 @@ impl Copier {
         explained.ok().flatten().unwrap_or(error)
     }
 
+    /// Returns true if the source has an entry that the destination takes for this existing one,
+    /// although its name is spelled differently.
+    pub(super) fn is_source_spelling(
+        &mut self,
+        dir: &mut DirPair,
+        name: &CStr,
+    ) -> rustix::io::Result<bool> {
+        if !self.is_possibly_folded(dir, name) {
+            return Ok(false);
+        }
+        let source = source_names(self.context, dir)?;
+        Ok(source.like(name.to_bytes()).next().is_some())
+    }
+
+    /// Returns true if the source finds an entry under this name, and lists it under another one
+    /// only: the source does not tell the two apart, but the destination does.
+    pub(super) fn is_listed_otherwise(
+        &mut self,
+        dir: &mut DirPair,
+        name: &CStr,
+    ) -> rustix::io::Result<bool> {
+        match file_system_type(dir.source()) {
+            Some(kind) if EXACT.contains(&kind) => return Ok(false),
+            Some(kind) if PER_DIRECTORY.contains(&kind) => {
+                let flags = fs::ioctl_getflags(dir.source());
+                if !flags.is_ok_and(|flags| flags.bits() & CASEFOLD != 0) {
+                    return Ok(false);
+                }
+            }
+            _ => {}
+        }
+        if self.is_possibly_folded(dir, name) || self.is_plain_at_exact_source(dir, name) {
+            return Ok(false);
+        }
+        Ok(!source_names(self.context, dir)?.has(name.to_bytes()))
+    }
+
+    /// Returns true for a name that the source keeps apart from those that differ in case. One
+    /// lookup shows that for a device.
+    fn is_plain_at_exact_source(&mut self, dir: &DirPair, name: &CStr) -> bool {
+        if !is_plain(name.to_bytes()) {
+            return false;
+        }
+        let device = dir.devices().source;
+        let is_known = self.exact_sources.contains(&device);
+        if !is_known
+            && let Some(swapped) = swap_case(name)
+            && fs::statat(dir.source(), &*swapped, AtFlags::SYMLINK_NOFOLLOW).err() == Some(Errno::NOENT)
+        {
+            self.exact_sources.push(device);
+            return true;
+        }
+        is_known
+    }
+
     fn explain(&mut self, dir: &mut DirPair, to: &CStr, step: Step) -> Option<CopyError> {
         self.twin = find_twin(self.context, dir, to).ok()?;
         self.twin.as_ref()?;
@@ -239,6 +294,25 @@ fn stored_names(dir: &mut DirPair, again: bool) -> rustix::io::Result<&Spellings
     Ok(dir.stored.get_or_insert_default())
 }
 
+/// Returns the names of the source directory.
+fn source_names<'a>(
+    context: &Context,
+    dir: &'a mut DirPair,
+) -> rustix::io::Result<&'a Spellings> {
+    if dir.source_names.is_none() {
+        dir.source_names = Some(match context.targets.names_beside(dir.target) {
+            // Files of the command line come from any directories.
+            Some(names) => {
+                let mut spellings = Spellings::default();
+                names.for_each(|name| spellings.add(name));
+                spellings
+            }
+            None => Spellings::list(dir.source())?,
+        });
+    }
+    Ok(dir.source_names.get_or_insert_default())
+}
+
 /// Returns the other entry that the destination confuses with this one, by its source name if
 /// possible. `None` if the existing entry is this one.
 fn find_twin(context: &Context, dir: &mut DirPair, to: &CStr) -> rustix::io::Result<Option<Name>> {
@@ -252,18 +326,7 @@ fn find_twin(context: &Context, dir: &mut DirPair, to: &CStr) -> rustix::io::Res
         return Ok(None);
     }
     let alike: Vec<Name> = stored.like(name).cloned().collect();
-    if dir.source_names.is_none() {
-        dir.source_names = Some(match context.targets.names_beside(dir.target) {
-            // Files of the command line come from any directories.
-            Some(names) => {
-                let mut spellings = Spellings::default();
-                names.for_each(|name| spellings.add(name));
-                spellings
-            }
-            None => Spellings::list(dir.source())?,
-        });
-    }
-    let source = dir.source_names.get_or_insert_default();
+    let source = source_names(context, dir)?;
     let is_in_source = |other: &&Name| source.has(other.as_bytes());
     let twin = alike.iter().find(is_in_source);
     // The spelling may be no source's: a server may have stripped the dots of both.

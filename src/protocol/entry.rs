@@ -30,6 +30,8 @@ pub(crate) enum Decision {
     SkipNewer,
     MakeDirectory,
     MergeDirectory,
+    /// The source does not have it.
+    Delete,
 }
 
 impl Decision {
@@ -51,12 +53,13 @@ impl Decision {
             Self::SkipNewer => ("skip", "not older"),
             Self::MakeDirectory => ("make", "new"),
             Self::MergeDirectory => ("merge", "directory exists"),
+            Self::Delete => ("delete", ""),
         }
     }
 
     /// Returns true if something is made or replaced.
     pub(crate) const fn changes(self) -> bool {
-        matches!(self.outcome(), Outcome::Copied)
+        matches!(self.outcome(), Outcome::Copied | Outcome::Deleted)
     }
 
     /// Returns how the entry is counted. Directories are not counted.
@@ -74,6 +77,7 @@ impl Decision {
             | Self::MakeDirectory => Outcome::Copied,
             Self::LeaveUnchanged | Self::LeaveSame | Self::MergeDirectory => Outcome::Unchanged,
             Self::SkipExisting | Self::SkipNewer => Outcome::Skipped,
+            Self::Delete => Outcome::Deleted,
         }
     }
 }
@@ -87,6 +91,8 @@ pub(crate) enum Outcome {
     Unchanged,
     /// Left alone because of `--overwrite`.
     Skipped,
+    /// Removed from the destination.
+    Deleted,
 }
 
 /// How a job treats entries with several hard links.

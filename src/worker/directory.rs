@@ -131,15 +131,16 @@ impl Worker {
         loop {
             self.list_more(dir, &mut listed, &mut remaining, sink);
             if remaining.len() == 0 || self.should_end() {
-                return match listed.listing.result() {
+                match listed.listing.result() {
                     // A directory that was removed has no links.
                     Err(Errno::NOENT)
                         if fs::fstat(dir.source()).is_ok_and(|it| it.st_nlink > 0) =>
                     {
-                        Err(CopyError::new(Step::ListDirectory, Reason::NoProc))
+                        return Err(CopyError::new(Step::ListDirectory, Reason::NoProc));
                     }
-                    result => result.at(Step::ListDirectory),
-                };
+                    result => result.at(Step::ListDirectory)?,
+                }
+                return self.report_extraneous(job, dir, listed.entries, sink);
             }
             if self.current.has_unreported_subdirs() {
                 // Report the subdirectories first, so that others can list them if an entry hangs.
@@ -251,7 +252,7 @@ impl Worker {
         Ok(Kind::of(FileType::from_raw_mode(stat.st_mode)))
     }
 
-    fn make_subdir(&mut self, dir: &mut DirPair, name: &CStr) {
+    pub(super) fn make_subdir(&mut self, dir: &mut DirPair, name: &CStr) {
         self.slot.begin_entry(name.to_bytes());
         let subdirs = &mut self.current.update.subdirs;
         match self.copier.make_subdir(dir, name) {
