@@ -1,6 +1,7 @@
 //! The command line: its options and their help. [`crate::config`] decides what they mean.
 
 pub mod filter;
+pub mod mirror;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -22,7 +23,8 @@ Examples:
 If SRC is one directory, DST becomes a copy of it. DST/ with a slash at its end means into that
 directory: DST/SRC. Only the last directory of DST is created, unless --mkpath is given. Entries
 that are the same at DST already (type, size, time) are left alone. Entries that differ are
-replaced atomically. Entries that only DST has are not touched. Everything is kept: mode, owner,
+replaced atomically. Entries that only DST has are not touched, unless
+--delete is given. Everything is kept: mode, owner,
 times, attributes, ACLs, hard links, holes, special files.
 
 Exit status:
@@ -208,6 +210,9 @@ pub struct Cli {
     /// Which entries.
     #[command(flatten)]
     pub filters: filter::Filters,
+    /// Options of deletion.
+    #[command(flatten)]
+    pub mirror: mirror::Mirror,
 
     /// Stay on the file system of each SRC
     #[arg(short = 'x', long)]

@@ -2,6 +2,7 @@
 
 mod destination;
 mod filter;
+mod mirror;
 mod size;
 mod time;
 
@@ -18,6 +19,7 @@ use crate::protocol::entry::Decision;
 pub use destination::Destination;
 pub(crate) use destination::{normalize, own_name};
 pub use filter::{FilterSettings, Limits, Moment, RuleOption, Size};
+pub use mirror::Mirror;
 
 /// The settings of a run.
 #[derive(Clone, Debug)]
@@ -52,6 +54,8 @@ pub struct Config {
     pub reflink: Reflink,
     /// Which parts of a file become holes.
     pub sparse: Sparse,
+    /// Remove what only the destination has.
+    pub mirror: Option<Mirror>,
     /// Follow symbolic links in the source.
     pub dereference: bool,
     /// Copy a link named as a source as a link.
@@ -163,6 +167,7 @@ impl Config {
             true => Overwrite::Never,
             false => cli.update.map_or(cli.overwrite, Overwrite::from),
         };
+        let mirror = mirror::of(&cli, sources.len())?;
         let links_as_links =
             cli.no_dereference || cli.habits.no_dereference_d || cli.habits.archive;
         if cli.reflink == Reflink::Always && cli.sparse != Sparse::Auto {
@@ -209,6 +214,7 @@ impl Config {
             preserve: Preserve::new(&cli.preserve, &cli.no_preserve)?,
             reflink: cli.reflink,
             sparse: cli.sparse,
+            mirror,
             dereference: cli.dereference,
             links_as_links,
             one_file_system: cli.one_file_system,
@@ -228,6 +234,12 @@ impl Config {
     /// Returns true if entries are named that a filter leaves out.
     pub(crate) fn prints_exclusions(&self) -> bool {
         self.verbose && self.dry_run
+    }
+
+    /// Returns true if something at the destination that is in the way of an entry of another type
+    /// is removed.
+    pub(crate) fn makes_room(&self) -> bool {
+        self.mirror.is_some() && self.overwrite != Overwrite::Never
     }
 
     /// Returns the mode that a new directory has until its final mode is set.

@@ -69,10 +69,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ),
     ("max_size", "pcopy --max-size=100M downloads /mnt/usb/"),
     ("newer_than", "pcopy --newer-than=7d /var/log logs"),
-    (
-        "parents",
-        "pcopy --parents /etc/fstab /etc/ssh /mnt/backup",
-    ),
+    ("parents", "pcopy --parents /etc/fstab /etc/ssh /mnt/backup"),
     ("existing", "pcopy --existing src dst"),
     ("one_file_system", "pcopy -x / /mnt/root"),
     (

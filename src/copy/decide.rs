@@ -35,6 +35,12 @@ impl Copier {
         if old.is_none() && !dry_run {
             return Ok(ControlFlow::Continue(Decision::Create));
         }
+        if self.context.config.makes_room()
+            && old.is_some_and(|old| file_type(&FileStat::of(&old)) == FileType::Directory)
+        {
+            // Before it joins its group of hard links, which it does once there is room for it.
+            return Err(CopyError::new(Step::Create, Reason::DirectoryInTheWay));
+        }
         let new = self.stat_source(dir, entry.from)?;
         if self.should_report(&new, entry.hard_links) {
             return Ok(ControlFlow::Break(EntryResult::HardLink(new)));

@@ -4,6 +4,7 @@ mod attributes;
 mod chunked;
 mod content;
 mod decide;
+pub(crate) mod delete;
 pub(crate) mod dir;
 mod file;
 mod flags;
@@ -42,6 +43,7 @@ use dir::{Devices, DirPair};
 use learned::Learned;
 use turn::FirstRequest;
 
+pub(crate) use delete::Fate;
 pub(crate) use hard_link::{LinkTarget, Unlinkable};
 pub(crate) use issues::Issues;
 pub(crate) use stream::Stream;
@@ -102,6 +104,8 @@ pub(crate) struct Copier {
     granularities: Vec<(u64, Granularity)>,
     /// How the destination's file systems treat names, by device.
     namings: Vec<(u64, Naming)>,
+    /// Devices of sources that keep names apart that differ in case.
+    exact_sources: Vec<u64>,
     /// The other entry, after an error with [`Reason::SameName`].
     pub(crate) twin: Option<Name>,
     /// The next file is not divided into chunks, even if it is large.
@@ -133,6 +137,7 @@ impl Copier {
             no_copy_range: Vec::new(),
             granularities: Vec::new(),
             namings: Vec::new(),
+            exact_sources: Vec::new(),
             twin: None,
             is_undivided: false,
             unlinked: None,

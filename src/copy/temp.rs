@@ -46,7 +46,7 @@ pub(crate) fn name(context: &Context, worker: usize, number: u32) -> CString {
 }
 
 /// Returns the run number in a temporary name. `None` if [`name`] cannot return that name.
-fn run_of(name: &[u8]) -> Option<RunNumber> {
+pub(super) fn run_of(name: &[u8]) -> Option<RunNumber> {
     let parts = name.strip_prefix(b".pcopy.")?.strip_suffix(b".tmp")?;
     let (run, numbers) = parts.split_at_checked(16)?;
     let is_number = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
@@ -58,12 +58,12 @@ fn run_of(name: &[u8]) -> Option<RunNumber> {
     RunNumber::parse(run).filter(|_| is_temporary)
 }
 
-fn is_temporary(name: &CStr) -> bool {
+pub(super) fn is_temporary(name: &CStr) -> bool {
     run_of(name.to_bytes()).is_some()
 }
 
 /// Returns true if no run uses this temporary file any more.
-fn is_stale(run: RunNumber, dir: BorrowedFd<'_>, name: &CStr) -> bool {
+pub(super) fn is_stale(run: RunNumber, dir: BorrowedFd<'_>, name: &CStr) -> bool {
     match run.liveness() {
         Liveness::Alive => false,
         Liveness::Ended => true,

@@ -16,6 +16,7 @@
 //! checks once for a device or directory.
 
 use std::ffi::{CStr, CString};
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::{self, AtFlags, Stat};
 use rustix::io::Errno;
@@ -141,6 +142,59 @@ impl Copier {
         explained.ok().flatten().unwrap_or(error)
     }
 
+    /// Returns true if the source has an entry that the destination takes for this existing one,
+    /// although its name is spelled differently.
+    pub(super) fn is_source_spelling(
+        &mut self,
+        dir: &mut DirPair,
+        name: &CStr,
+    ) -> rustix::io::Result<bool> {
+        if !self.is_possibly_folded(dir, name) {
+            return Ok(false);
+        }
+        let source = source_names(self.context, dir)?;
+        Ok(source.like(name.to_bytes()).next().is_some())
+    }
+
+    /// Returns true if the source finds an entry under this name, and lists it under another one
+    /// only: the source does not tell the two apart, but the destination does.
+    pub(super) fn is_listed_otherwise(
+        &mut self,
+        dir: &mut DirPair,
+        name: &CStr,
+    ) -> rustix::io::Result<bool> {
+        let mut naming = naming_of_kind(dir.source());
+        if naming == Naming::PerDirectory {
+            naming = naming_of_flag(dir.source());
+        }
+        if naming == Naming::Exact {
+            return Ok(false);
+        }
+        if self.is_possibly_folded(dir, name) || self.is_plain_at_exact_source(dir, name) {
+            return Ok(false);
+        }
+        Ok(!source_names(self.context, dir)?.has(name.to_bytes()))
+    }
+
+    /// Returns true for a name that the source keeps apart from those that differ in case. One
+    /// lookup shows that for a device.
+    fn is_plain_at_exact_source(&mut self, dir: &DirPair, name: &CStr) -> bool {
+        if !is_plain(name.to_bytes()) {
+            return false;
+        }
+        let device = dir.devices().source;
+        let is_known = self.exact_sources.contains(&device);
+        if !is_known
+            && let Some(swapped) = swap_case(name)
+            && fs::statat(dir.source(), &*swapped, AtFlags::SYMLINK_NOFOLLOW).err()
+                == Some(Errno::NOENT)
+        {
+            self.exact_sources.push(device);
+            return true;
+        }
+        is_known
+    }
+
     fn explain(&mut self, dir: &mut DirPair, to: &CStr, step: Step) -> Option<CopyError> {
         self.twin = find_twin(self.context, dir, to).ok()?;
         self.twin.as_ref()?;
@@ -171,7 +225,7 @@ impl Copier {
         let known = self.namings.iter().find(|(known, _)| *known == device);
         let mut naming = known.map_or(Naming::Unknown, |(_, naming)| *naming);
         if naming == Naming::Unknown {
-            naming = naming_of_type(dir);
+            naming = dir.destination().map_or(Naming::Unknown, naming_of_kind);
             if naming == Naming::Unknown {
                 naming = look_up_swapped(dir, name);
             }
@@ -180,23 +234,28 @@ impl Copier {
             }
         }
         if naming == Naming::PerDirectory {
-            let flags = dir.destination().ok().map(fs::ioctl_getflags);
-            match flags {
-                Some(Ok(flags)) if flags.bits() & CASEFOLD != 0 => Naming::Folding,
-                _ => Naming::Exact,
-            }
+            dir.destination().map_or(Naming::Exact, naming_of_flag)
         } else {
             naming
         }
     }
 }
 
-fn naming_of_type(dir: &DirPair) -> Naming {
+/// Returns how a file system of this kind treats names.
+fn naming_of_kind(dir: BorrowedFd<'_>) -> Naming {
     use FileSystem::{Bcachefs, Btrfs, Ext, F2fs, Overlayfs, Ramfs, Tmpfs};
-    match dir.destination().ok().and_then(FileSystem::of) {
+    match FileSystem::of(dir) {
         Some(Btrfs | Ramfs) => Naming::Exact,
         Some(Bcachefs | Ext | F2fs | Overlayfs | Tmpfs) => Naming::PerDirectory,
         _ => Naming::Unknown,
+    }
+}
+
+/// Returns how a directory treats names on a file system where its flag decides.
+fn naming_of_flag(dir: BorrowedFd<'_>) -> Naming {
+    match fs::ioctl_getflags(dir) {
+        Ok(flags) if flags.bits() & CASEFOLD != 0 => Naming::Folding,
+        _ => Naming::Exact,
     }
 }
 
@@ -230,6 +289,22 @@ fn stored_names(dir: &mut DirPair, again: bool) -> rustix::io::Result<&Spellings
     Ok(dir.stored.get_or_insert_default())
 }
 
+/// Returns the names of the source directory.
+fn source_names<'a>(context: &Context, dir: &'a mut DirPair) -> rustix::io::Result<&'a Spellings> {
+    if dir.source_names.is_none() {
+        dir.source_names = Some(match context.targets.names_beside(dir.target) {
+            // Files of the command line come from any directories.
+            Some(names) => {
+                let mut spellings = Spellings::default();
+                names.for_each(|name| spellings.add(name));
+                spellings
+            }
+            None => Spellings::list(dir.source())?,
+        });
+    }
+    Ok(dir.source_names.get_or_insert_default())
+}
+
 /// Returns the other entry that the destination confuses with this one, by its source name if
 /// possible. `None` if the existing entry is this one.
 fn find_twin(context: &Context, dir: &mut DirPair, to: &CStr) -> rustix::io::Result<Option<Name>> {
@@ -243,18 +318,7 @@ fn find_twin(context: &Context, dir: &mut DirPair, to: &CStr) -> rustix::io::Res
         return Ok(None);
     }
     let alike: Vec<Name> = stored.like(name).cloned().collect();
-    if dir.source_names.is_none() {
-        dir.source_names = Some(match context.targets.names_beside(dir.target) {
-            // Files of the command line come from any directories.
-            Some(names) => {
-                let mut spellings = Spellings::default();
-                names.for_each(|name| spellings.add(name));
-                spellings
-            }
-            None => Spellings::list(dir.source())?,
-        });
-    }
-    let source = dir.source_names.get_or_insert_default();
+    let source = source_names(context, dir)?;
     let is_in_source = |other: &&Name| source.has(other.as_bytes());
     let twin = alike.iter().find(is_in_source);
     // The spelling may be no source's: a server may have stripped the dots of both.

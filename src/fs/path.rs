@@ -159,6 +159,17 @@ impl Names {
         rest
     }
 
+    /// Removes up to `count` names from the end and returns them. What stays costs nothing.
+    pub(crate) fn take_last(&mut self, count: usize) -> Self {
+        let mut last = Self::default();
+        while last.count < count
+            && let Some((kind, name)) = self.pop()
+        {
+            last.push(kind, &name);
+        }
+        last
+    }
+
     /// Removes the first `count` names.
     pub(crate) fn drop_front(&mut self, count: usize) {
         self.bytes.drain(..self.find_offset(count));

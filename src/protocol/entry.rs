@@ -32,6 +32,8 @@ pub(crate) enum Decision {
     SkipMissing,
     MakeDirectory,
     MergeDirectory,
+    /// The source does not have it.
+    Delete,
 }
 
 impl Decision {
@@ -54,12 +56,13 @@ impl Decision {
             Self::SkipMissing => ("skip", "not at the destination"),
             Self::MakeDirectory => ("make", "new"),
             Self::MergeDirectory => ("merge", "directory exists"),
+            Self::Delete => ("delete", ""),
         }
     }
 
     /// Returns true if something is made or replaced.
     pub(crate) const fn changes(self) -> bool {
-        matches!(self.outcome(), Outcome::Copied)
+        matches!(self.outcome(), Outcome::Copied | Outcome::Deleted)
     }
 
     /// Returns how the entry is counted. Directories are not counted.
@@ -77,6 +80,7 @@ impl Decision {
             | Self::MakeDirectory => Outcome::Copied,
             Self::LeaveUnchanged | Self::LeaveSame | Self::MergeDirectory => Outcome::Unchanged,
             Self::SkipExisting | Self::SkipNewer | Self::SkipMissing => Outcome::Skipped,
+            Self::Delete => Outcome::Deleted,
         }
     }
 }
@@ -90,6 +94,8 @@ pub(crate) enum Outcome {
     Unchanged,
     /// Left alone because of `--overwrite` or `--existing`.
     Skipped,
+    /// Removed from the destination.
+    Deleted,
 }
 
 /// How a job treats entries with several hard links.

@@ -120,6 +120,8 @@ pub(crate) enum Step {
     Link,
     #[error("remove temporary file")]
     Remove,
+    #[error("delete")]
+    Delete,
 }
 
 impl Step {
@@ -195,6 +197,15 @@ pub(crate) enum Reason {
     /// The destination directory is the source, or lies inside it.
     #[error("directory belongs to the source")]
     LandsOnSource,
+    /// Something is mounted there, and what is on it is not part of the copy.
+    #[error("is a mount point, and stays")]
+    IsMountPoint,
+    /// The source's directory, or the destination's, is not the one that was listed.
+    #[error("another directory has taken its place; nothing in it was deleted")]
+    OtherDirectory,
+    /// A temporary file in a directory that is to be removed.
+    #[error("belongs to another run of pcopy, and stays")]
+    InUse,
     #[error("symbolic links lead back to a parent directory")]
     Loop,
     #[error("workers crashed on it twice ({0})")]

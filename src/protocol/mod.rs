@@ -71,6 +71,19 @@ pub(crate) enum JobKind {
     Discard { file: ChunkedFile },
     /// Remove an incomplete file that a crashed worker left.
     Remove { name: Name },
+    /// Remove these entries, which the source did not have when its directory was listed.
+    Delete {
+        names: Names,
+        /// The directory then, on both sides.
+        ids: DirIds,
+    },
+    /// Remove these entries of the destination: they are in the way of a directory, or are
+    /// directories in the way of something else.
+    MakeRoom { names: Names },
+    /// Remove the entries of a directory that only the destination has.
+    EmptyDirectory,
+    /// Everything below is removed: remove the directory itself.
+    RemoveDirectory,
     /// Everything below is done: set the directory's owner, attributes, mode and times.
     FinishDirectory {
         /// The source directory's stat before it was listed.
@@ -142,18 +155,40 @@ pub(crate) struct JobUpdate {
     pub(crate) lines: Vec<Line>,
     /// Entries that a filter leaves out, with `-n -v`.
     pub(crate) excluded: Vec<Excluded>,
+    /// Entries that only the destination has.
+    pub(crate) extraneous: Names,
+    /// Entries whose names something of another type has at the destination. They are copied once
+    /// that is removed.
+    pub(crate) obstructed: Names,
+    /// Directories of the destination that are to be removed with all that is in them.
+    pub(crate) doomed: Names,
+    /// Something in the directory that is being removed has to stay.
+    pub(crate) has_kept: bool,
+    /// Entries that stay because of `--max-delete`.
+    pub(crate) over_limit: u64,
+    /// The source has no entry at all, so nothing of the destination is named as extraneous.
+    pub(crate) is_source_empty: bool,
     /// The directory's stat, if other jobs must end before it can be finished. `None` once the
     /// worker has finished it itself.
     pub(crate) unfinished: Option<Box<FileStat>>,
 }
 
 impl JobUpdate {
+    /// Returns true if the update says something about what only the destination has.
+    pub(crate) fn is_about_deletion(&self) -> bool {
+        !(self.extraneous.is_empty() && self.obstructed.is_empty())
+            || self.has_kept
+            || self.over_limit > 0
+            || self.is_source_empty
+    }
+
     /// Returns true if the update adds jobs in the same directory.
     pub(crate) fn has_children(&self) -> bool {
         !(self.subdirs.is_empty()
             && self.shared.is_empty()
             && self.hard_links.is_empty()
-            && self.chunked.is_empty())
+            && self.chunked.is_empty()
+            && self.doomed.is_empty())
     }
 }
 
@@ -285,6 +320,8 @@ pub(crate) struct Counts {
     pub(crate) unlinked: u64,
     /// Bytes that did not have to be copied: those of unchanged files, and holes.
     pub(crate) spared: u64,
+    /// Entries that were removed from the destination, directories included.
+    pub(crate) deleted: u64,
 }
 
 impl Counts {
@@ -293,7 +330,7 @@ impl Counts {
         self.copied + self.unchanged + self.skipped
     }
 
-    pub(crate) const fn to_array(self) -> [u64; 9] {
+    pub(crate) const fn to_array(self) -> [u64; 10] {
         [
             self.found,
             self.sized,
@@ -304,10 +341,11 @@ impl Counts {
             self.bytes,
             self.unlinked,
             self.spared,
+            self.deleted,
         ]
     }
 
-    pub(crate) const fn from_array(counts: [u64; 9]) -> Self {
+    pub(crate) const fn from_array(counts: [u64; 10]) -> Self {
         let [
             found,
             sized,
@@ -318,6 +356,7 @@ impl Counts {
             bytes,
             unlinked,
             spared,
+            deleted,
         ] = counts;
         Self {
             found,
@@ -329,6 +368,7 @@ impl Counts {
             bytes,
             unlinked,
             spared,
+            deleted,
         }
     }
 

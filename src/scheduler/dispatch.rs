@@ -10,10 +10,11 @@ use super::tree::NodeKey;
 use super::{Phase, Scheduler};
 use crate::engine::Sent;
 use crate::fs::path::{Name, Names};
-use crate::fs::stat::FileId;
+use crate::fs::stat::{DirIds, FileId};
 use crate::protocol::entry::{Chunk, DirOrigin};
 use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::claims::Claim;
+use crate::worker::BATCH;
 
 /// The most jobs in one batch. If small directories were sent one by one, each would wake the
 /// parent.
@@ -69,6 +70,17 @@ enum Queued {
         parent: NodeKey,
         names: Names,
         origin: DirOrigin,
+    },
+    /// Directories that only the destination has, to be removed from the last one.
+    Doomed {
+        parent: NodeKey,
+        names: Names,
+    },
+    /// Entries that only the destination has, from the last one.
+    Deletion {
+        node: NodeKey,
+        names: Names,
+        ids: DirIds,
     },
     /// Chunks of a file, in reverse.
     Chunks {
@@ -175,6 +187,18 @@ impl Scheduler {
         self.queue.push(queued, jobs);
     }
 
+    /// Queues directories to remove that are counted as pending in their parent.
+    pub(super) fn push_doomed(&mut self, parent: NodeKey, names: Names) {
+        let jobs = names.len();
+        self.queue.push(Queued::Doomed { parent, names }, jobs);
+    }
+
+    /// Queues entries to remove. Each batch of them is counted as pending in their directory.
+    pub(super) fn push_deletion(&mut self, node: NodeKey, names: Names, ids: DirIds) {
+        let jobs = names.len().div_ceil(BATCH);
+        self.queue.push(Queued::Deletion { node, names, ids }, jobs);
+    }
+
     /// Queues the chunks of a file.
     pub(super) fn push_chunks(&mut self, node: NodeKey, mut chunks: Vec<Chunk>) {
         chunks.reverse();
@@ -247,10 +271,12 @@ impl Scheduler {
         let mut batch = Vec::new();
         while batch.len() < most && self.queue.free_claims() > 0 {
             let is_small = match self.queue.entries.last() {
-                Some(Queued::Subdirs { .. } | Queued::Again(_)) => true,
+                Some(Queued::Subdirs { .. } | Queued::Doomed { .. } | Queued::Again(_)) => true,
                 Some(Queued::Job(job)) => matches!(
                     job.kind,
-                    JobKind::FinishDirectory { .. } | JobKind::Remove { .. }
+                    JobKind::FinishDirectory { .. }
+                        | JobKind::Remove { .. }
+                        | JobKind::RemoveDirectory
                 ),
                 _ => false,
             };
@@ -287,6 +313,22 @@ impl Scheduler {
                 let node = self.tree.open_subdir(*parent, &name, *origin);
                 let kind = self.tree.dir_mut(node).listing_job();
                 (NewJob::new(node, kind), is_last)
+            }
+            Queued::Doomed { parent, names } => {
+                let (_, name) = names.pop()?;
+                let is_last = names.is_empty();
+                let origin = DirOrigin::default();
+                let node = self.tree.open_subdir(*parent, &name, origin);
+                let directory = self.tree.dir_mut(node);
+                directory.deletion().is_doomed = true;
+                (NewJob::new(node, directory.listing_job()), is_last)
+            }
+            Queued::Deletion { node, names, ids } => {
+                let kind = JobKind::Delete {
+                    names: names.take_last(BATCH),
+                    ids: *ids,
+                };
+                (NewJob::new(*node, kind), names.is_empty())
             }
             Queued::Chunks { node, rest } => {
                 let chunk = rest.pop()?;

@@ -10,6 +10,7 @@
 //! 4. A node completes when nothing of it is pending ([`tree`]).
 
 pub(crate) mod autoscale;
+mod delete;
 mod dispatch;
 mod hard_links;
 mod refusals;
@@ -36,6 +37,7 @@ use crate::protocol::{Counts, Job, JobId, JobKind};
 use crate::signals::Signals;
 use crate::ui::{Activity, Side, Status, Summary, Ui};
 use autoscale::WorkerLimit;
+use delete::Deleting;
 use dispatch::{Queue, Running};
 use hard_links::HardLinkGroups;
 use refusals::Refusals;
@@ -78,6 +80,7 @@ pub(crate) struct Scheduler {
     /// The side that hung when a worker was killed because it made no progress.
     hung: HashMap<usize, Side>,
     phase: Phase,
+    deleting: Deleting,
     /// Incomplete files that a stopped run removes.
     unfinished: Vec<Unfinished>,
     started: Instant,
@@ -122,6 +125,7 @@ impl Scheduler {
             roots: Roots::default(),
             hung: HashMap::new(),
             phase: Phase::Running,
+            deleting: Deleting::default(),
             unfinished: Vec::new(),
             started: now,
             is_solo: true,
@@ -164,6 +168,7 @@ impl Scheduler {
     /// Runs to the end and returns the exit status.
     pub(crate) fn run(mut self) -> i32 {
         self.run_jobs();
+        self.delete_extraneous();
         self.end()
     }
 

@@ -56,7 +56,7 @@ impl Scheduler {
         true
     }
 
-    fn apply(&mut self, worker: usize, update: JobUpdate) {
+    fn apply(&mut self, worker: usize, mut update: JobUpdate) {
         let Some(running) = self.running.get(&update.job) else {
             return;
         };
@@ -76,7 +76,7 @@ impl Scheduler {
 
         let mut leads = self.take_settled_leads(&update);
         let directory = self.tree.dir_mut(dir);
-        if let Some(stat) = update.unfinished {
+        if let Some(stat) = update.unfinished.take() {
             directory.unfinished = Some(stat);
         }
         directory.ids = directory.ids.or(update.dir_ids);
@@ -85,6 +85,12 @@ impl Scheduler {
         }
         for error in &update.errors {
             self.handle_error(node, &job, error);
+        }
+        if update.is_about_deletion() || !update.doomed.is_empty() {
+            self.note_deletion(dir, &job, &mut update);
+        }
+        if !update.errors.is_empty() && self.tree.dir(dir).is_doomed() {
+            self.tree.dir_mut(dir).deletion().keep();
         }
         for incomplete in update.incomplete {
             self.handle_incomplete(&job, incomplete);
@@ -183,6 +189,9 @@ impl Scheduler {
                 return;
             }
         }
+        if self.will_make_room(job, error) {
+            return;
+        }
         if error.name.is_some() || self.tree.dir_mut(node).add_error(error.error) {
             self.report_error(job, error);
         }
@@ -193,6 +202,7 @@ impl Scheduler {
         if self.is_root_gone(job, &error.error) {
             return;
         }
+        self.note_incomplete_source(error);
         self.summary.failed += 1;
         self.summary.moved += u64::from(error.error.is_moving_source());
         self.ui.print_entry_error(job.target, &job.path, error);
@@ -234,6 +244,7 @@ impl Scheduler {
             Some(Outcome::Copied) => &mut counts.copied,
             Some(Outcome::Unchanged) => &mut counts.unchanged,
             Some(Outcome::Skipped) => &mut counts.skipped,
+            Some(Outcome::Deleted) => &mut counts.deleted,
             None => return,
         };
         *counted = counted.saturating_sub(entries);
@@ -474,10 +485,13 @@ fn handed_out(update: &JobUpdate) -> Vec<Name> {
     let subdirs = subdirs.map(|(_, name)| Name::new(name.to_bytes()));
     let hard_links = update.hard_links.iter().map(|entry| entry.name.clone());
     let chunked = update.chunked.iter().map(|file| file.name.clone());
+    let obstructed = update.obstructed.iter();
+    let obstructed = obstructed.map(|(_, name)| Name::new(name.to_bytes()));
     let failed = update.errors.iter().filter_map(|error| error.name.clone());
     subdirs
         .chain(hard_links)
         .chain(chunked)
+        .chain(obstructed)
         .chain(failed)
         .collect()
 }

@@ -134,6 +134,13 @@ impl Scheduler {
         }
         let hung = self.hung.get(&worker);
         let step = match (&entry, &running.job.kind) {
+            (
+                _,
+                JobKind::Delete { .. }
+                | JobKind::MakeRoom { .. }
+                | JobKind::EmptyDirectory
+                | JobKind::RemoveDirectory,
+            ) => Step::Delete,
             (Some(_), _) if hung == Some(&Side::Destination) => Step::Write,
             (None, _) if hung == Some(&Side::Destination) => Step::OpenDestinationDirectory,
             (None, JobKind::Directory { .. }) => Step::ListDirectory,
@@ -146,7 +153,11 @@ impl Scheduler {
         if !is_known {
             self.report_given_up(&running, entry.clone(), CopyError::new(step, reason));
         }
-        self.tree.dir_mut(running.node).hand_out(entry.clone());
+        let directory = self.tree.dir_mut(running.node);
+        directory.hand_out(entry.clone());
+        if directory.is_doomed() {
+            directory.deletion().keep();
+        }
         if let Some(name) = &entry {
             self.give_up_suspect(running.node, name);
         }
@@ -217,6 +228,20 @@ impl Scheduler {
                     return self.complete_one(node);
                 }
                 self.push(node, JobKind::HardLinks { names, leader });
+            }
+            JobKind::Delete { names, ids } => {
+                let names = running.remaining(names, &given_up);
+                if names.is_empty() {
+                    return self.complete_one(node);
+                }
+                self.push(node, JobKind::Delete { names, ids });
+            }
+            JobKind::MakeRoom { names } => {
+                let names = running.remaining(names, &given_up);
+                if names.is_empty() {
+                    return self.complete_one(node);
+                }
+                self.push(node, JobKind::MakeRoom { names });
             }
             JobKind::Commit { file, .. } if is_given_up => {
                 self.push(node, JobKind::Discard { file });

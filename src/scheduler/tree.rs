@@ -13,6 +13,7 @@ use std::collections::HashSet;
 
 use slab::Slab;
 
+use super::delete::{Deletion, Found};
 use crate::fs::path::{Name, Names, RelPath};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::protocol::entry::{ChunkedFile, DirOrigin};
@@ -50,6 +51,8 @@ pub(super) struct Directory {
     pub(super) unfinished: Option<Box<FileStat>>,
     /// Errors of the directory itself that were reported.
     errors: Vec<CopyError>,
+    /// Set if something is to be deleted here.
+    deletion: Option<Box<Deletion>>,
 }
 
 /// State of a directory's listing.
@@ -118,6 +121,8 @@ pub(super) enum Next {
 #[derive(Default)]
 pub(super) struct Tree {
     nodes: Slab<Node>,
+    /// What directories that are complete have left to the end of the run.
+    pub(super) found: Vec<Found>,
 }
 
 impl Tree {
@@ -141,6 +146,7 @@ impl Tree {
                 listing,
                 unfinished: None,
                 errors: Vec::new(),
+                deletion: None,
             }),
         )
     }
@@ -163,8 +169,25 @@ impl Tree {
             listing: Listing::Running(Listed::default()),
             unfinished: None,
             errors: Vec::new(),
+            deletion: None,
         };
         self.insert(Some(parent), 1, NodeKind::Directory(directory))
+    }
+
+    /// Opens a directory again that was complete, with so many jobs pending.
+    pub(super) fn open_again(
+        &mut self,
+        target: u32,
+        path: RelPath,
+        jobs: usize,
+        deletion: Deletion,
+    ) -> NodeKey {
+        let node = self.open_target(target, DirOrigin::default(), Listing::Done);
+        self.nodes[node].pending = jobs as u64;
+        let directory = self.dir_mut(node);
+        directory.path = path;
+        directory.deletion = Some(Box::new(deletion));
+        node
     }
 
     /// Opens a chunked file with so many chunks pending, and counts it in its directory.
@@ -269,7 +292,11 @@ impl Tree {
 
     /// Repeats a listing as soon as nothing else of its directory is pending.
     pub(super) fn repeat_listing(&mut self, key: NodeKey, listed: Listed) -> Next {
-        self.dir_mut(key).listing = Listing::Repeat(listed);
+        let directory = self.dir_mut(key);
+        directory.listing = Listing::Repeat(listed);
+        if let Some(deletion) = &mut directory.deletion {
+            deletion.forget_extraneous();
+        }
         if self.should_repeat(key) {
             Next::RepeatListing
         } else {
@@ -288,17 +315,32 @@ impl Tree {
             return Next::Wait;
         }
         let last = match &mut node.kind {
-            NodeKind::Directory(directory) => {
-                let stat = directory.unfinished.take();
-                stat.map(|stat| JobKind::FinishDirectory { stat: *stat })
-            }
+            NodeKind::Directory(directory) => directory.last_job(),
             NodeKind::Chunked(chunked) => chunked.settle(),
         };
         if let Some(last) = last {
             node.pending = 1;
             return Next::Finish(last);
         }
-        Next::Closed(self.nodes.remove(key).parent)
+        let node = self.nodes.remove(key);
+        if let NodeKind::Directory(directory) = node.kind {
+            self.note_deletion(directory, node.parent);
+        }
+        Next::Closed(node.parent)
+    }
+
+    /// Remembers what a complete directory leaves to the end of the run.
+    fn note_deletion(&mut self, directory: Directory, parent: Option<NodeKey>) {
+        let Some(deletion) = directory.deletion else {
+            return;
+        };
+        if deletion.keeps_parent()
+            && let Some(parent) = parent
+        {
+            self.dir_mut(parent).deletion().keep();
+        }
+        let found = deletion.into_found(directory.path, directory.ids);
+        self.found.extend(found);
     }
 
     /// Notes a crash. Returns false if a worker has crashed at this site before.
@@ -344,8 +386,32 @@ impl Tree {
 }
 
 impl Directory {
+    /// Returns what deletion knows of this directory.
+    pub(super) fn deletion(&mut self) -> &mut Deletion {
+        self.deletion.get_or_insert_default()
+    }
+
+    /// Returns true if only the destination has it, and it is to be removed.
+    pub(super) fn is_doomed(&self) -> bool {
+        self.deletion.as_ref().is_some_and(|it| it.is_doomed)
+    }
+
+    /// Returns the next job if nothing of the directory is pending.
+    fn last_job(&mut self) -> Option<JobKind> {
+        let last = self.deletion.as_mut().and_then(|it| it.last_job());
+        let finish = || {
+            let stat = self.unfinished.take();
+            stat.map(|stat| JobKind::FinishDirectory { stat: *stat })
+        };
+        last.or_else(finish)
+    }
+
     /// Returns the job that lists this directory, or lists it again.
     pub(super) fn listing_job(&mut self) -> JobKind {
+        if self.is_doomed() {
+            self.listing = Listing::Done;
+            return JobKind::EmptyDirectory;
+        }
         let listed = match std::mem::replace(&mut self.listing, Listing::Done) {
             Listing::Running(listed) | Listing::Repeat(listed) => listed,
             Listing::Done => Listed::default(),

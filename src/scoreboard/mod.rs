@@ -25,7 +25,8 @@ const STOP: usize = 0;
 const WANTED: usize = 1;
 const CHUNKED: usize = 2;
 const RUN: usize = 3;
-const COMMON_WORDS: usize = 4;
+const DELETED: usize = 4;
+const COMMON_WORDS: usize = 5;
 
 /// The shared memory of one run.
 #[derive(Clone, Copy)]
@@ -101,6 +102,19 @@ impl Scoreboard {
         self.common[CHUNKED]
             .fetch_update(AcqRel, Acquire, one_more)
             .is_ok()
+    }
+
+    /// Counts an entry that is about to be deleted. Returns false if `limit` entries are.
+    pub(crate) fn begin_deletion(&self, limit: u64) -> bool {
+        let one_more = |deleted| (deleted < limit).then_some(deleted + 1);
+        self.common[DELETED]
+            .fetch_update(Relaxed, Relaxed, one_more)
+            .is_ok()
+    }
+
+    /// Takes back [`Scoreboard::begin_deletion`] for an entry that was not deleted.
+    pub(crate) fn undo_deletion(&self) {
+        self.common[DELETED].fetch_sub(1, Relaxed);
     }
 
     /// Frees the place of a chunked file.

@@ -26,8 +26,6 @@ const ENTRIES_DONE: usize = 4;
 const NAME_LENGTH: usize = 5;
 /// The counters, in the order of [`Counts::to_array`].
 const COUNTS: usize = 6;
-/// The listing of this job's directory has ended.
-const LISTED: usize = 15;
 const NAME: usize = 16;
 /// Words for an entry's name: at most 255 bytes on file systems of Linux, and 255 UTF-16 units on
 /// NTFS, exFAT and SMB, which are up to 765 bytes.
@@ -41,6 +39,8 @@ const WAITED: usize = THREAD + 2;
 const REQUESTS: usize = THREAD + 3;
 /// Bytes that were copied, and [`WORK_PER_FILE`] for each file.
 const WORK: usize = THREAD + 4;
+/// The listing of this job's directory has ended.
+const LISTED: usize = THREAD + 5;
 /// A file costs as much as so many bytes.
 const WORK_PER_FILE: u64 = 64 << 10;
 
@@ -274,6 +274,7 @@ impl WorkerSlot {
             Outcome::Copied => 3,
             Outcome::Unchanged => 4,
             Outcome::Skipped => 5,
+            Outcome::Deleted => 9,
         };
         self.add(COUNTS + counter, 1);
     }

@@ -107,6 +107,11 @@ impl Targets {
                     )
                 })?;
         }
+        if config.mirror.is_some() {
+            for source in &sources {
+                refuse_mirror(source, &overlap)?;
+            }
+        }
         if !config.mkpath {
             refuse_missing_parent(&config.destination)?;
         }
@@ -218,6 +223,11 @@ impl Targets {
         self.overlap.is_source(file)
     }
 
+    /// Returns true if a directory must not be removed from the destination: it is a source.
+    pub(crate) fn is_precious(&self, dir: FileId) -> bool {
+        self.overlap.is_source_dir(dir)
+    }
+
     /// Returns true if the command line names a file of this name as a source.
     pub(crate) fn is_single(&self, name: &[u8]) -> bool {
         let mut singles = self.list.iter().filter_map(|target| target.single.as_ref());
@@ -260,6 +270,19 @@ impl Targets {
     pub(crate) fn is_in_source(&self, dir: BorrowedFd<'_>, id: FileId) -> bool {
         self.overlap.is_in_source(dir, id)
     }
+}
+
+/// Refuses a source that is no directory, or that would be deleted as a part of the destination.
+fn refuse_mirror(source: &Resolved, overlap: &Overlap) -> Result<()> {
+    if source.single.is_some() {
+        bail!("--delete needs a directory as SRC: the rest of DST would not be in it");
+    }
+    if overlap.is_in_destination(&source.destination) {
+        let path = quote_path(&source.source_path);
+        let destination = quote_path(&source.destination);
+        bail!("--delete: {path} lies inside {destination}, and would be deleted there");
+    }
+    Ok(())
 }
 
 /// Returns true if a destination's entry has the size and the time of the source's entry. Times

@@ -83,6 +83,37 @@ impl Overlap {
         self.single_sources.contains(&file)
     }
 
+    /// Returns true if this directory is a source.
+    pub(super) fn is_source_dir(&self, dir: FileId) -> bool {
+        self.source_dirs.iter().any(|source| source.id == dir)
+    }
+
+    /// Returns true if a source directory lies inside this destination.
+    pub(super) fn is_in_destination(&self, destination: &Path) -> bool {
+        let Ok(destination) = open_to_identify(destination).and_then(|dir| fs::fstat(dir)) else {
+            return false;
+        };
+        let destination = FileId::of(&destination);
+        self.source_dirs.iter().any(|source| {
+            let mut above = fs::openat(&source.dir, c"..", IDENTIFY, Mode::empty());
+            let mut last = source.id;
+            while let Ok(dir) = above {
+                let Ok(id) = fs::fstat(&dir).map(|stat| FileId::of(&stat)) else {
+                    return false;
+                };
+                if id == destination {
+                    return true;
+                }
+                if id == last {
+                    return false;
+                }
+                last = id;
+                above = fs::openat(&dir, c"..", IDENTIFY, Mode::empty());
+            }
+            false
+        })
+    }
+
     /// Returns true if a source directory is also a destination of this run.
     ///
     /// This run puts entries into it, so it must not be copied.

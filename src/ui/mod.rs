@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::fs::path::{Name, RelPath};
+use crate::protocol::entry::Decision;
 use crate::protocol::error::error_text;
 use crate::protocol::metadata::{Lacking, MetadataError};
 use crate::protocol::{EntryError, Excluded, Line};
@@ -123,7 +124,11 @@ impl Ui {
         }
         let mut text = String::new();
         for line in lines {
-            let path = self.show(Side::Source, target, dir, line.name.as_ref());
+            let side = match line.decision {
+                Decision::Delete => Side::Destination,
+                _ => Side::Source,
+            };
+            let path = self.show(side, target, dir, line.name.as_ref());
             let is_dir = line.name.is_none();
             let slash = if is_dir && !path.ends_with('/') {
                 "/"
@@ -131,8 +136,12 @@ impl Ui {
                 ""
             };
             let _ = if self.context.config.dry_run {
-                let (verb, reason) = line.decision.plan();
-                writeln!(text, "{verb} {path}{slash} ({reason})")
+                match line.decision.plan() {
+                    (verb, "") => writeln!(text, "{verb} {path}{slash}"),
+                    (verb, reason) => writeln!(text, "{verb} {path}{slash} ({reason})"),
+                }
+            } else if line.decision == Decision::Delete {
+                writeln!(text, "{worker_label} delete {path}{slash}")
             } else {
                 writeln!(text, "{worker_label} {path}{slash}")
             };
@@ -230,7 +239,6 @@ mod tests {
     use crate::cli::Cli;
     use crate::config::Config;
     use crate::context::Identity;
-    use crate::protocol::entry::Decision;
     use crate::protocol::error::{CopyError, Reason, Step};
     use crate::protocol::metadata::Attribute;
     use crate::scoreboard::Scoreboard;

@@ -37,6 +37,8 @@ pub(crate) struct Summary {
     /// Workers that could not be killed.
     pub(crate) left_behind: u64,
     pub(crate) is_full: bool,
+    /// Something that only the destination has was to be deleted, and stays.
+    pub(crate) has_kept: bool,
     /// The side of which a root is gone.
     pub(crate) gone: Option<Side>,
     /// The signal that stopped the run.
@@ -47,7 +49,11 @@ impl Summary {
     pub(crate) fn exit_status(&self) -> i32 {
         match self.signal {
             Some(signal) => 128 + signal,
-            None if self.failed > self.moved || self.is_full || self.gone.is_some() => {
+            None if self.failed > self.moved
+                || self.is_full
+                || self.gone.is_some()
+                || self.has_kept =>
+            {
                 exit::FAILURES
             }
             None if self.moved > 0 => exit::MOVING_SOURCE,
@@ -84,6 +90,16 @@ impl Summary {
             } else if number > 0 {
                 parts.push(format!("{number} {what}"));
             }
+        }
+        let deleted = if is_dry_run { "to delete" } else { "deleted" };
+        if counts.deleted > 0 && parts.is_empty() {
+            let entries = match counts.deleted {
+                1 => "1 entry".to_owned(),
+                number => format!("{number} entries"),
+            };
+            parts.push(format!("{entries} {deleted} at {destination}"));
+        } else if counts.deleted > 0 {
+            parts.push(format!("{} {deleted}", counts.deleted));
         }
         let ending = self.ending();
         if parts.is_empty() && self.failed > 0 && ending.is_empty() && self.lost_workers() == 0 {
@@ -144,7 +160,11 @@ impl Summary {
                 Side::Source => "; stopped: source is gone",
                 Side::Destination => "; stopped: destination is gone",
             }
-        } else if self.counts.copied == 0 && self.counts.done() > 0 && self.failed == 0 {
+        } else if self.counts.copied == 0
+            && self.counts.deleted == 0
+            && self.counts.done() > 0
+            && self.failed == 0
+        {
             "; nothing to do"
         } else {
             ""

@@ -104,6 +104,7 @@ impl CurrentJob {
             && self.update.incomplete.is_empty()
             && self.update.lines.is_empty()
             && self.update.excluded.is_empty()
+            && !self.update.is_about_deletion()
             && self.update.unfinished.is_none();
         if is_empty {
             return None;

@@ -116,15 +116,17 @@ impl Worker {
         loop {
             self.list_more(dir, &mut listed, &mut remaining, sink);
             if remaining.len() == 0 || self.should_end() {
-                return match listed.result() {
+                let entries = listed.entries;
+                match listed.result() {
                     // A directory that was removed has no links.
                     Err(Errno::NOENT)
                         if fs::fstat(dir.source()).is_ok_and(|it| it.st_nlink > 0) =>
                     {
-                        Err(CopyError::new(Step::ListDirectory, Reason::NoProc))
+                        return Err(CopyError::new(Step::ListDirectory, Reason::NoProc));
                     }
-                    result => result.at(Step::ListDirectory),
-                };
+                    result => result.at(Step::ListDirectory)?,
+                }
+                return self.report_extraneous(job, dir, entries, sink);
             }
             if self.current.has_unreported_subdirs() {
                 // Report the subdirectories first, so that others can list them if an entry hangs.
@@ -228,7 +230,7 @@ impl Worker {
         }
     }
 
-    fn make_subdir(&mut self, dir: &mut DirPair, name: &CStr) {
+    pub(super) fn make_subdir(&mut self, dir: &mut DirPair, name: &CStr) {
         self.slot.begin_entry(name.to_bytes());
         match self.copier.is_left_out(dir, name) {
             Ok(false) => {}

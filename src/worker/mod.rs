@@ -2,6 +2,7 @@
 //! forked process.
 
 mod current;
+mod delete;
 mod directory;
 mod entries;
 mod order;
@@ -122,6 +123,10 @@ impl Worker {
             JobKind::Remove { name } => self
                 .open(job)
                 .and_then(|dir| self.copier.remove_temp(&dir, name)),
+            JobKind::Delete { names, ids } => self.run_delete(job, names, *ids, sink),
+            JobKind::MakeRoom { names } => self.run_make_room(job, names, sink),
+            JobKind::EmptyDirectory => self.run_empty_directory(job, sink),
+            JobKind::RemoveDirectory => self.run_remove_directory(job),
             JobKind::FinishDirectory { stat } => self
                 .open(job)
                 .and_then(|dir| self.finish_dir(job, &dir, stat)),
@@ -174,7 +179,20 @@ impl Worker {
         };
         let copied = catch_unwind(AssertUnwindSafe(|| self.copier.copy_entry(dir, entry)));
         let bug = || Err(CopyError::new(Step::Copy, Reason::Bug));
-        self.conclude(kind, name, copied.unwrap_or_else(|_| bug()));
+        let result = copied.unwrap_or_else(|_| bug());
+        if let Err(error) = &result
+            && error.reason == Reason::DirectoryInTheWay
+            && hard_links == HardLinks::Report
+            && self.context.config.makes_room()
+        {
+            // It is copied at the end of the run.
+            self.current.settle_suspect(name);
+            self.size += name.count_bytes();
+            self.current.update.obstructed.push(kind, name.to_bytes());
+            self.slot.end_entry();
+            return;
+        }
+        self.conclude(kind, name, result);
     }
 
     /// Notes how an entry ended.

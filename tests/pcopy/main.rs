@@ -86,6 +86,7 @@ mod injection;
 mod lesser;
 mod links;
 mod metadata;
+mod mirror;
 mod moving;
 mod names;
 mod output;

@@ -293,6 +293,10 @@ impl Worker {
                 State::EndJob
             }
             JobKind::FinishDirectory { .. } => State::FinishDir,
+            JobKind::Delete { .. }
+            | JobKind::MakeRoom { .. }
+            | JobKind::EmptyDirectory
+            | JobKind::RemoveDirectory => unreachable!("nothing is deleted here"),
         }
     }
 

@@ -1,0 +1,246 @@
+//! The jobs that remove what only the destination has.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+
+use rustix::fs::{self, AtFlags, FileType};
+use rustix::io::Errno;
+
+use super::current::Remaining;
+use super::{BATCH, ReportSink, Worker};
+use crate::copy::dir::DirPair;
+use crate::copy::{Fate, delete};
+use crate::fs::list::{self, Listing};
+use crate::fs::path::{Kind, Names};
+use crate::fs::stat::DirIds;
+use crate::protocol::entry::{Decision, Outcome};
+use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::{Job, Progress};
+
+impl Worker {
+    /// Reports what only the destination has in a directory whose listing has ended well.
+    pub(super) fn report_extraneous(
+        &mut self,
+        job: &Job,
+        dir: &mut DirPair,
+        listed: u64,
+        sink: &mut dyn ReportSink,
+    ) -> Result<(), CopyError> {
+        let Some(mirror) = self.context.config.mirror else {
+            return Ok(());
+        };
+        if dir.is_known_empty() || dir.destination().is_err() || self.should_end() {
+            return Ok(());
+        }
+        self.slot.begin_dir();
+        let mut extraneous = Names::default();
+        let has_own_cwd = self.has_own_cwd;
+        let result = self
+            .copier
+            .list_extraneous(dir, &job.path, has_own_cwd, |_, kind, name| {
+                extraneous.push(kind, name.to_bytes());
+            });
+        result?;
+        if extraneous.is_empty() {
+            return Ok(());
+        }
+        if listed == 0 && job.path.as_bytes().is_empty() && !mirror.force {
+            self.current.update.is_source_empty = true;
+            return Ok(());
+        }
+        if let Some(ids) = self.current.dir_ids.take() {
+            self.current.update.dir_ids = Some(ids);
+        }
+        while extraneous.len() > BATCH {
+            self.current.update.extraneous = extraneous.take_last(BATCH);
+            let progress = Progress::Listed {
+                entries: listed,
+                own: Names::default(),
+            };
+            self.send_update(progress, sink);
+        }
+        self.size += extraneous
+            .iter()
+            .map(|(_, name)| name.count_bytes())
+            .sum::<usize>();
+        self.current.update.extraneous = extraneous;
+        Ok(())
+    }
+
+    /// Removes entries that the source does not have.
+    pub(super) fn run_delete(
+        &mut self,
+        job: &Job,
+        names: &Names,
+        ids: DirIds,
+        sink: &mut dyn ReportSink,
+    ) -> Result<(), CopyError> {
+        let mut dir = self.open_again(job)?;
+        let now = dir.ids();
+        // Not the inode numbers: those of many network file systems do not last.
+        let devices = |ids: DirIds| (ids.source.dev, ids.destination.map(|id| id.dev));
+        if devices(now) != devices(ids) {
+            return Err(CopyError::new(Step::Delete, Reason::OtherDirectory));
+        }
+        self.for_each_name(names, sink, |worker, kind, name| {
+            let fate = worker.copier.delete(&mut dir, kind, name);
+            worker.note_fate(Some(name), fate);
+        });
+        Ok(())
+    }
+
+    /// Removes entries that are in the way of those of the source.
+    pub(super) fn run_make_room(
+        &mut self,
+        job: &Job,
+        names: &Names,
+        sink: &mut dyn ReportSink,
+    ) -> Result<(), CopyError> {
+        let mut dir = self.open_again(job)?;
+        self.for_each_name(names, sink, |worker, _, name| {
+            if let Err(error) = worker.make_room_for(&mut dir, name) {
+                worker.add_error(Some(name), error);
+            }
+        });
+        Ok(())
+    }
+
+    fn make_room_for(&mut self, dir: &mut DirPair, name: &CStr) -> Result<(), CopyError> {
+        let is_dir = |stat: fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let follow = if self.context.config.dereference {
+            AtFlags::empty()
+        } else {
+            AtFlags::SYMLINK_NOFOLLOW
+        };
+        let new = fs::statat(dir.source(), name, follow)
+            .map(is_dir)
+            .at(Step::Look)?;
+        let destination = dir.destination()?;
+        let old = match fs::statat(destination, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => None,
+            result => Some(is_dir(result.at(Step::LookAtDestination)?)),
+        };
+        let dry_run = self.context.config.dry_run;
+        match (new, old) {
+            (false, Some(true)) => {
+                self.note_fate(Some(name), Ok(Fate::Doomed));
+                if dry_run {
+                    let kind = Kind::Special;
+                    self.slot.begin_entry(name.to_bytes());
+                    let done = crate::copy::EntryResult::Done(Decision::ReplaceOtherKind);
+                    self.conclude(kind, name, Ok(done));
+                }
+            }
+            (true, old) => {
+                if old == Some(false) {
+                    let fate = self.copier.remove_entry(destination, Kind::File, name)?;
+                    self.note_fate(Some(name), Ok(fate));
+                    if fate != Fate::Removed {
+                        let step = Step::OpenDestinationDirectory;
+                        return Err(CopyError::new(step, Reason::FileInTheWay));
+                    }
+                }
+                if dry_run {
+                    self.current
+                        .update
+                        .subdirs
+                        .new
+                        .push(Kind::Directory, name.to_bytes());
+                } else {
+                    self.make_subdir(dir, name);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Removes the entries of a directory that only the destination has.
+    pub(super) fn run_empty_directory(
+        &mut self,
+        job: &Job,
+        sink: &mut dyn ReportSink,
+    ) -> Result<(), CopyError> {
+        self.slot.begin_dir();
+        let doomed = match self.copier.open_doomed(job.target, &job.path)? {
+            Ok(doomed) => doomed,
+            Err(fate) => {
+                self.current.update.has_kept |= fate == Fate::Kept;
+                return Ok(());
+            }
+        };
+        let dir = doomed.fd.as_fd();
+        let mut listing = Listing::of(list::path_to(dir, self.has_own_cwd));
+        while let Some((kind, name)) = listing.read()
+            && !self.should_end()
+        {
+            self.slot.begin_entry(name.to_bytes());
+            let fate = if delete::is_protected(self.context, &job.path, name, kind) {
+                Ok(Fate::Kept)
+            } else {
+                self.copier.remove_entry(dir, kind, name)
+            };
+            self.note_fate(Some(name), fate);
+            self.slot.end_entry();
+            self.after_entry(|| Progress::Unknown, sink);
+        }
+        listing.result().at(Step::Delete)
+    }
+
+    /// Removes a directory whose entries were removed.
+    pub(super) fn run_remove_directory(&mut self, job: &Job) -> Result<(), CopyError> {
+        let fate = self.copier.remove_emptied(job.target, &job.path);
+        self.note_fate(None, fate);
+        Ok(())
+    }
+
+    /// Opens a directory that was finished. It is finished once more after this job.
+    fn open_again(&mut self, job: &Job) -> Result<DirPair, CopyError> {
+        let dir = self.open(job)?;
+        self.current.update.unfinished = Some(Box::new(dir.stat_to_apply(self.context)));
+        dir.make_writable(self.context);
+        Ok(dir)
+    }
+
+    fn for_each_name(
+        &mut self,
+        names: &Names,
+        sink: &mut dyn ReportSink,
+        mut work: impl FnMut(&mut Self, Kind, &CStr),
+    ) {
+        let mut remaining = Remaining::new(names.clone());
+        while let Some((kind, name, next)) = remaining.first()
+            && !self.should_end()
+        {
+            self.slot.begin_entry(name.to_bytes());
+            work(self, kind, name);
+            self.slot.end_entry();
+            remaining.settle(next);
+            self.after_entry(|| remaining.progress(), sink);
+        }
+    }
+
+    /// Notes what became of an entry, or of the job's directory.
+    fn note_fate(&mut self, name: Option<&CStr>, fate: Result<Fate, CopyError>) {
+        match fate {
+            Ok(Fate::Removed) => {
+                self.slot.add_outcome(Outcome::Deleted);
+                if self.context.config.prints(Decision::Delete) {
+                    self.size += name.map_or(0, CStr::count_bytes) + 16;
+                    self.current.add_line(name, Decision::Delete);
+                }
+            }
+            Ok(Fate::Doomed) => {
+                let name = name.unwrap_or_default().to_bytes();
+                self.size += name.len();
+                self.current.update.doomed.push(Kind::Directory, name);
+            }
+            Ok(Fate::Kept) => self.current.update.has_kept = true,
+            Ok(Fate::OverLimit) => {
+                self.current.update.over_limit += 1;
+                self.current.update.has_kept = true;
+            }
+            Err(error) => self.add_error(name, error),
+        }
+    }
+}
