@@ -7,6 +7,7 @@ mod decide;
 pub(crate) mod dir;
 mod file;
 mod flags;
+mod foresight;
 mod handle;
 mod hard_link;
 mod in_place;
@@ -32,6 +33,7 @@ use rustix::io::Errno;
 use crate::context::Context;
 use crate::fs::granularity::Granularity;
 use crate::fs::path::{Kind, Name};
+use crate::fs::spelling::Folding;
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{ChunkedFile, Decision, HardLinks};
 use crate::protocol::error::{CopyError, Reason, Step};
@@ -102,6 +104,8 @@ pub(crate) struct Copier {
     granularities: Vec<(u64, Granularity)>,
     /// How the destination's file systems treat names, by device.
     namings: Vec<(u64, Naming)>,
+    /// How they compare names, as far as a dry run can know, by device.
+    foldings: Vec<(u64, Folding)>,
     /// The other entry, after an error with [`Reason::SameName`].
     pub(crate) twin: Option<Name>,
     /// The next file is not divided into chunks, even if it is large.
@@ -133,6 +137,7 @@ impl Copier {
             no_copy_range: Vec::new(),
             granularities: Vec::new(),
             namings: Vec::new(),
+            foldings: Vec::new(),
             twin: None,
             is_undivided: false,
             unlinked: None,

@@ -16,6 +16,7 @@
 //! checks once for a device or directory.
 
 use std::ffi::{CStr, CString};
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::{self, AtFlags, Stat};
 use rustix::io::Errno;
@@ -60,7 +61,7 @@ fn is_plain(name: &[u8]) -> bool {
 }
 
 /// Returns the name with swapped case; `None` if it has no letters.
-fn swap_case(name: &CStr) -> Option<CString> {
+pub(super) fn swap_case(name: &CStr) -> Option<CString> {
     let swap = |&b: &u8| {
         if b.is_ascii_lowercase() {
             b.to_ascii_uppercase()
@@ -84,6 +85,8 @@ impl Copier {
         let old = dir.existing(to).at(Step::LookAtDestination)?;
         if old.is_some() {
             self.refuse_twin(dir, to, Step::Create)?;
+        } else if self.context.config.dry_run {
+            self.refuse_foreseen_twin(dir, to, Step::Create)?;
         }
         Ok(old)
     }
@@ -98,8 +101,26 @@ impl Copier {
         let made = made.map_err(|error| self.explain_name(dir, name, error))?;
         if made != Made::New {
             self.refuse_twin(dir, name, Step::MakeDirectory)?;
+        } else if self.context.config.dry_run {
+            self.refuse_foreseen_twin(dir, name, Step::MakeDirectory)?;
         }
         Ok(made)
+    }
+
+    /// Fails in a dry run if another entry will have the name first (`foresight.rs`).
+    fn refuse_foreseen_twin(
+        &mut self,
+        dir: &mut DirPair,
+        to: &CStr,
+        step: Step,
+    ) -> Result<(), CopyError> {
+        match self.foresee_twin(dir, to).at(Step::LookAtDestination)? {
+            None => Ok(()),
+            Some(twin) => {
+                self.twin = Some(twin);
+                Err(CopyError::new(step, Reason::SameName))
+            }
+        }
     }
 
     /// Fails if the destination's entry of this name is another entry of the source directory.
@@ -190,15 +211,25 @@ impl Copier {
             }
         }
         if naming == Naming::PerDirectory {
-            let flags = dir.destination().ok().map(fs::ioctl_getflags);
-            match flags {
-                Some(Ok(flags)) if flags.bits() & CASEFOLD != 0 => Naming::Folding,
+            match dir.destination() {
+                Ok(destination) if is_casefold(destination) => Naming::Folding,
                 _ => Naming::Exact,
             }
         } else {
             naming
         }
     }
+}
+
+fn is_casefold(dir: BorrowedFd<'_>) -> bool {
+    fs::ioctl_getflags(dir).is_ok_and(|flags| flags.bits() & CASEFOLD != 0)
+}
+
+/// Returns whether a directory has the flag to ignore case. `None` if its file system has no such
+/// flag.
+pub(super) fn has_casefold_flag(dir: BorrowedFd<'_>) -> Option<bool> {
+    let has_flag = file_system_type(dir).is_some_and(|kind| PER_DIRECTORY.contains(&kind));
+    has_flag.then(|| is_casefold(dir))
 }
 
 fn naming_of_type(dir: &DirPair) -> Naming {
@@ -228,7 +259,7 @@ fn look_up_swapped(dir: &mut DirPair, name: &CStr) -> Naming {
 }
 
 /// Returns the names of the destination directory as they are stored there.
-fn stored_names(dir: &mut DirPair, again: bool) -> rustix::io::Result<&Spellings> {
+pub(super) fn stored_names(dir: &mut DirPair, again: bool) -> rustix::io::Result<&Spellings> {
     if dir.stored.is_none() || again {
         let listed = match dir.destination() {
             Ok(destination) => Spellings::list(destination)?,
@@ -237,6 +268,25 @@ fn stored_names(dir: &mut DirPair, again: bool) -> rustix::io::Result<&Spellings
         dir.stored = Some(listed);
     }
     Ok(dir.stored.get_or_insert_default())
+}
+
+/// Returns the names that the source's entries have at the destination.
+pub(super) fn source_names<'a>(
+    context: &Context,
+    dir: &'a mut DirPair,
+) -> rustix::io::Result<&'a Spellings> {
+    if dir.source_names.is_none() {
+        dir.source_names = Some(match context.targets.names_beside(dir.target) {
+            // Files of the command line come from any directories.
+            Some(names) => {
+                let mut spellings = Spellings::default();
+                names.for_each(|name| spellings.add(name));
+                spellings
+            }
+            None => Spellings::list(dir.source())?,
+        });
+    }
+    Ok(dir.source_names.get_or_insert_default())
 }
 
 /// Returns the other entry that the destination confuses with this one, by its source name if
@@ -252,18 +302,7 @@ fn find_twin(context: &Context, dir: &mut DirPair, to: &CStr) -> rustix::io::Res
         return Ok(None);
     }
     let alike: Vec<Name> = stored.like(name).cloned().collect();
-    if dir.source_names.is_none() {
-        dir.source_names = Some(match context.targets.names_beside(dir.target) {
-            // Files of the command line come from any directories.
-            Some(names) => {
-                let mut spellings = Spellings::default();
-                names.for_each(|name| spellings.add(name));
-                spellings
-            }
-            None => Spellings::list(dir.source())?,
-        });
-    }
-    let source = dir.source_names.get_or_insert_default();
+    let source = source_names(context, dir)?;
     let is_in_source = |other: &&Name| source.has(other.as_bytes());
     let twin = alike.iter().find(is_in_source);
     // The spelling may be no source's: a server may have stripped the dots of both.

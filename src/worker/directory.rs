@@ -55,7 +55,13 @@ impl Worker {
         resume: &Resume,
         sink: &mut dyn ReportSink,
     ) -> Result<(), CopyError> {
-        let mut dir = self.open(job)?;
+        let mut dir = match self.open(job) {
+            Err(error) if error.step == Step::OpenDirectory => {
+                self.finish_unreadable(job);
+                return Err(error);
+            }
+            result => result?,
+        };
         let stat = dir.stat_to_apply(self.context);
         dir.make_writable(self.context);
         let is_elsewhere = self.check_place(job, &dir, ancestors)?;
@@ -85,6 +91,17 @@ impl Worker {
         }
         self.slot.begin_dir();
         self.finish_dir(&dir, &stat)
+    }
+
+    /// Applies the metadata of a directory that must not be read. Its failure is named already.
+    fn finish_unreadable(&mut self, job: &Job) {
+        let target = job.target as usize;
+        let dir = DirPair::open_unreadable(self.context, target, &job.path, job.origin);
+        if let Ok(dir) = dir {
+            let stat = dir.stat_to_apply(self.context);
+            let _ = self.copier.finish_dir(&dir, &stat);
+            self.copier.take_issues();
+        }
     }
 
     /// Refuses directories that would be copied into themselves for ever. Returns true for one

@@ -61,6 +61,30 @@ both_modes!(one_of_two_twins_stays_at_every_run, |env| {
     });
 });
 
+both_modes!(a_dry_run_foresees_twins, |env| {
+    for_each_folding(env, |env| {
+        make_twins(env);
+        // A name with letters, which shows how the file system compares names.
+        env.file("mnt/Any", "");
+        env.dir("mnt/empty");
+        for copy in ["mnt/new", "mnt/empty", "mnt/not/there/yet"] {
+            for jobs in ["1", "8"] {
+                let run = env
+                    .pcopy(["-n", "-q", "--mkpath", "-j", jobs, "src", copy])
+                    .exits(1);
+                run.fails_only(&[
+                    (&format!("{copy}/readme"), "same name as README at"),
+                    (&format!("{copy}/dir-readme"), "same name as dir-README at"),
+                    (&format!("{copy}/film"), "same name as Film at"),
+                ]);
+            }
+        }
+    });
+    // Elsewhere they are two.
+    make_twins(env);
+    env.pcopy(["-n", "src", "dst"]).ok().counts(7, 0, 0);
+});
+
 both_modes!(files_of_the_command_line_can_be_twins, |env| {
     for_each_folding(env, |env| {
         env.file("a/README", "one");
