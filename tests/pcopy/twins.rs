@@ -91,10 +91,10 @@ both_modes!(files_of_the_command_line_can_be_twins, |env| {
         env.file("b/readme", "other");
         env.file("a/Dir/f", "one");
         env.file("b/dIR/f", "other");
-        for _ in 0..2 {
-            let run = env
-                .pcopy(["-t", "mnt/dst", "a/README", "b/readme"])
-                .exits(1);
+        env.file("mnt/Any", "");
+        for options in [&["-n"][..], &[], &[], &["-n"]] {
+            let args = [options, &["-t", "mnt/dst", "a/README", "b/readme"]].concat();
+            let run = env.pcopy(args).exits(1);
             assert_eq!(errors(&run).len(), 1, "{run}");
         }
         env.pcopy(["-t", "mnt/dirs", "a/Dir", "b/dIR"]).exits(2);
