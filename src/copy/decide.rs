@@ -227,7 +227,9 @@ impl Copier {
         } else {
             self.granularity(dir)
         };
+        // In its last second a file system keeps no nanoseconds.
         granularity.keeps(new.mtime, old.mtime)
+            || !is_safe(new.mtime) && self.is_clamped(dir, old, new)
     }
 
     /// Returns the destination's granularity, which is measured once for each file system.

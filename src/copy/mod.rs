@@ -8,6 +8,7 @@ pub(crate) mod delete;
 pub(crate) mod dir;
 mod file;
 mod flags;
+mod foresight;
 mod handle;
 mod hard_link;
 mod in_place;
@@ -33,7 +34,7 @@ use rustix::io::Errno;
 use crate::context::Context;
 use crate::fs::granularity::Granularity;
 use crate::fs::path::{Kind, Name};
-use crate::fs::spelling::Naming;
+use crate::fs::spelling::{Folding, Naming};
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{ChunkedFile, Decision, HardLinks};
 use crate::protocol::error::{CopyError, Reason, Step};
@@ -106,6 +107,8 @@ pub(crate) struct Copier {
     namings: Vec<(u64, Naming)>,
     /// Devices of sources that keep names apart that differ in case.
     exact_sources: Vec<u64>,
+    /// How they compare names, as far as a dry run can know, by device.
+    foldings: Vec<(u64, Folding)>,
     /// The other entry, after an error with [`Reason::SameName`].
     pub(crate) twin: Option<Name>,
     /// The next file is not divided into chunks, even if it is large.
@@ -138,6 +141,7 @@ impl Copier {
             granularities: Vec::new(),
             namings: Vec::new(),
             exact_sources: Vec::new(),
+            foldings: Vec::new(),
             twin: None,
             is_undivided: false,
             unlinked: None,

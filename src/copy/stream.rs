@@ -1,6 +1,7 @@
 //! Sources that are pipes: read to their end into a regular file.
 
-use std::os::fd::OwnedFd;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{self, FileType};
@@ -8,12 +9,17 @@ use rustix::io::Errno;
 
 use super::content::{BUFFER, write_all, write_without_zeros};
 use super::dir::DirPair;
+use super::file::NewFile;
+use super::handle::{Handle, Subject};
+use super::metadata::{InitialMeta, Replaced, Wanted};
 use super::{Copier, Entry, file_type};
 use crate::config::{Overwrite, Reflink, Sparse};
+use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
 use crate::fs::sys;
 use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::metadata::AttributeClass;
 
 /// A source that can be read once.
 #[derive(Clone, Copy)]
@@ -24,8 +30,8 @@ pub(crate) struct Stream<'a> {
 }
 
 impl Copier {
-    /// Reads a pipe to its end into a file. The file gets the owner, mode and times of any new
-    /// file: the pipe has none worth keeping.
+    /// Reads a pipe to its end into a file. The pipe has no metadata worth keeping. So a new file
+    /// gets those of any new file, and an existing one keeps its own: a private file stays private.
     pub(super) fn copy_stream(
         &mut self,
         dir: &mut DirPair,
@@ -42,12 +48,32 @@ impl Copier {
         if self.context.config.reflink == Reflink::Always {
             return Err(CopyError::new(Step::Clone, Errno::OPNOTSUPP));
         }
-        let target = self.write_target(decision);
-        // A pipe has no mode of its own that a file should get.
-        let mode = 0o666 & !self.context.identity.umask;
-        let new = self.create_file(dir, entry.to, target, mode)?;
+        let replaced = (decision != Decision::Create)
+            .then(|| Replaced::open(dir, entry.to))
+            .flatten()
+            .filter(|old| file_type(&old.stat) == FileType::RegularFile);
+        let is_in_place = self.context.config.inplace;
+        let new = match &replaced {
+            Some(_) if is_in_place => {
+                let new = self.open_existing(dir, entry.to, None)?;
+                fs::ftruncate(&new.fd, 0).at(Step::Write)?;
+                new
+            }
+            _ => {
+                self.make_room(dir, entry.to, decision)?;
+                let target = self.write_target(decision);
+                let mode = match replaced {
+                    Some(_) => 0o600,
+                    None => 0o666 & !self.context.identity.umask,
+                };
+                self.create_file(dir, entry.to, target, mode)?
+            }
+        };
         let size = self.read_to_end(stream.fd, &new.fd)?;
         fs::ftruncate(&new.fd, size).at(Step::Write)?;
+        if let Some(old) = replaced.filter(|_| !is_in_place) {
+            self.keep_old_metadata(dir, &old, &new);
+        }
         if self.context.config.fsync {
             fs::fsync(&new.fd).at(Step::Sync)?;
         }
@@ -56,9 +82,41 @@ impl Copier {
         Ok(decision)
     }
 
+    /// Gives the new file the owner, mode and attributes of the file that it replaces.
+    fn keep_old_metadata(&mut self, dir: &DirPair, old: &Replaced, new: &NewFile<'_>) {
+        let subject = Subject {
+            handle: Handle::Open(new.fd.as_fd()),
+            device: dir.devices().destination,
+            kind: Kind::File,
+        };
+        let source = old.handle();
+        let mut attributes = self.list_attributes(dir, &source, &subject);
+        // They belong to the old contents.
+        let is_capability =
+            |name: &CString| AttributeClass::of(name.to_bytes()) == AttributeClass::Capability;
+        attributes.names.retain(|name| !is_capability(name));
+        let wanted = Wanted {
+            source: &source,
+            stat: &old.stat,
+            attributes: &attributes,
+            initial: InitialMeta {
+                owner: new.meta.owner,
+                mode: None,
+            },
+            replaced: Some(old),
+            set_times: false,
+            verify: false,
+        };
+        self.apply(&subject, &wanted);
+    }
+
     /// Decides what to do with an existing entry. A pipe cannot be compared, and is always newer.
-    fn decide_stream(&self, dir: &DirPair, entry: Entry<'_>) -> Result<Decision, CopyError> {
-        let Some(old) = dir.existing(entry.to).at(Step::LookAtDestination)? else {
+    fn decide_stream(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+    ) -> Result<Decision, CopyError> {
+        let Some(old) = self.existing(dir, entry.to)? else {
             return Ok(if self.context.config.filter.existing {
                 Decision::SkipMissing
             } else {

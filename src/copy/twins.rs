@@ -41,7 +41,7 @@ fn is_plain(name: &[u8]) -> bool {
 }
 
 /// Returns the name with swapped case; `None` if it has no letters.
-fn swap_case(name: &CStr) -> Option<CString> {
+pub(super) fn swap_case(name: &CStr) -> Option<CString> {
     let swap = |&b: &u8| {
         if b.is_ascii_lowercase() {
             b.to_ascii_uppercase()
@@ -65,6 +65,8 @@ impl Copier {
         let old = dir.existing(to).at(Step::LookAtDestination)?;
         if old.is_some() {
             self.refuse_twin(dir, to, Step::Create)?;
+        } else if self.context.config.dry_run {
+            self.refuse_foreseen_twin(dir, to, Step::Create)?;
         }
         Ok(old)
     }
@@ -89,8 +91,26 @@ impl Copier {
         let made = made.map_err(|error| self.explain_name(dir, name, error))?;
         if made != Made::New {
             self.refuse_twin(dir, name, Step::MakeDirectory)?;
+        } else if self.context.config.dry_run {
+            self.refuse_foreseen_twin(dir, name, Step::MakeDirectory)?;
         }
         Ok(made)
+    }
+
+    /// Fails in a dry run if another entry will have the name first (`foresight.rs`).
+    fn refuse_foreseen_twin(
+        &mut self,
+        dir: &mut DirPair,
+        to: &CStr,
+        step: Step,
+    ) -> Result<(), CopyError> {
+        match self.foresee_twin(dir, to).at(Step::LookAtDestination)? {
+            None => Ok(()),
+            Some(twin) => {
+                self.twin = Some(twin);
+                Err(CopyError::new(step, Reason::SameName))
+            }
+        }
     }
 
     /// Fails if the destination's entry of this name is another entry of the source directory.
@@ -253,10 +273,21 @@ fn naming_of_kind(dir: BorrowedFd<'_>) -> Naming {
 
 /// Returns how a directory treats names on a file system where its flag decides.
 fn naming_of_flag(dir: BorrowedFd<'_>) -> Naming {
-    match fs::ioctl_getflags(dir) {
-        Ok(flags) if flags.bits() & CASEFOLD != 0 => Naming::Folding,
-        _ => Naming::Exact,
+    if is_casefold(dir) {
+        Naming::Folding
+    } else {
+        Naming::Exact
     }
+}
+
+fn is_casefold(dir: BorrowedFd<'_>) -> bool {
+    fs::ioctl_getflags(dir).is_ok_and(|flags| flags.bits() & CASEFOLD != 0)
+}
+
+/// Returns whether a directory has the flag to ignore case. `None` if its file system has no such
+/// flag.
+pub(super) fn has_casefold_flag(dir: BorrowedFd<'_>) -> Option<bool> {
+    (naming_of_kind(dir) == Naming::PerDirectory).then(|| is_casefold(dir))
 }
 
 /// Looks for an existing name with swapped case.
@@ -278,7 +309,7 @@ fn look_up_swapped(dir: &mut DirPair, name: &CStr) -> Naming {
 }
 
 /// Returns the names of the destination directory as they are stored there.
-fn stored_names(dir: &mut DirPair, again: bool) -> rustix::io::Result<&Spellings> {
+pub(super) fn stored_names(dir: &mut DirPair, again: bool) -> rustix::io::Result<&Spellings> {
     if dir.stored.is_none() || again {
         let listed = match dir.destination() {
             Ok(destination) => Spellings::list(destination)?,
@@ -289,8 +320,11 @@ fn stored_names(dir: &mut DirPair, again: bool) -> rustix::io::Result<&Spellings
     Ok(dir.stored.get_or_insert_default())
 }
 
-/// Returns the names of the source directory.
-fn source_names<'a>(context: &Context, dir: &'a mut DirPair) -> rustix::io::Result<&'a Spellings> {
+/// Returns the names that the source's entries have at the destination.
+pub(super) fn source_names<'a>(
+    context: &Context,
+    dir: &'a mut DirPair,
+) -> rustix::io::Result<&'a Spellings> {
     if dir.source_names.is_none() {
         dir.source_names = Some(match context.targets.names_beside(dir.target) {
             // Files of the command line come from any directories.

@@ -17,7 +17,6 @@ use super::handle::{Handle, Subject};
 use super::metadata::{InitialMeta, Wanted, attainable_owner, permissible_mode};
 use super::{Copier, Entry, file_type};
 use crate::config::Keep;
-use crate::fs::file_system::FileSystem;
 use crate::fs::open::ENTRY;
 use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
@@ -34,18 +33,20 @@ impl Copier {
         old: &FileStat,
         new: &FileStat,
     ) -> bool {
-        let is_other = self.has_other_owner(old, new) || self.has_other_mode(old, new);
-        // A dry run must not announce an update that FAT cannot store.
-        if is_other && !(self.context.config.dry_run && self.is_fat(dir)) {
+        if self.has_other_owner(dir, old, new) || self.has_other_mode(dir, old, new) {
             return true;
         }
         let flags = self.open_flagged(dir, entry, new);
         flags.is_some_and(|flags| flags.is_different()) || self.has_other_attributes(dir, entry)
     }
 
-    fn has_other_owner(&mut self, old: &FileStat, new: &FileStat) -> bool {
+    fn has_other_owner(&mut self, dir: &DirPair, old: &FileStat, new: &FileStat) -> bool {
         let keep = self.context.config.preserve.ownership;
-        if !keep.is_wanted() {
+        if !keep.is_wanted() || (old.uid, old.gid) == (new.uid, new.gid) {
+            return false;
+        }
+        // A dry run must not announce what the destination cannot hold.
+        if self.context.config.dry_run && !self.holds(dir).owners {
             return false;
         }
         let is_root = self.context.identity.is_root;
@@ -55,7 +56,7 @@ impl Copier {
             || old.gid != new.gid && is_settable(self)
     }
 
-    fn has_other_mode(&mut self, old: &FileStat, new: &FileStat) -> bool {
+    fn has_other_mode(&mut self, dir: &DirPair, old: &FileStat, new: &FileStat) -> bool {
         let config = &self.context.config;
         if !config.preserve.mode.is_wanted() || file_type(new) == FileType::Symlink {
             return false;
@@ -69,7 +70,8 @@ impl Copier {
         if owner.gid != old.gid && !self.context.identity.is_root && !self.is_own_group(owner.gid) {
             owner.gid = old.gid;
         }
-        old.mode & 0o7777 != permissible_mode(new, 0, Some(owner))
+        let (old, new) = (old.mode & 0o7777, permissible_mode(new, 0, Some(owner)));
+        old != new && (!self.context.config.dry_run || self.holds(dir).has_mode_effect(old, new))
     }
 
     /// Compares attributes. If they cannot be read, that is left to [`Copier::update_metadata`].
@@ -94,6 +96,7 @@ impl Copier {
         if from.is_empty() && to.is_empty() {
             return false;
         }
+        let is_dry_run = config.dry_run;
         self.retain_kept(dir, &mut from);
         self.retain_kept(dir, &mut to);
         let has_more = to
@@ -104,18 +107,11 @@ impl Copier {
                 let value = |dir: BorrowedFd<'_>, entry: &CStr, follow| {
                     xattr::get_at(dir, entry, name, follow)
                 };
-                let source = value(dir.source(), entry.from, follow);
-                source != value(destination, entry.to, false)
+                let existing = value(destination, entry.to, false);
+                // The destination has no attributes of this kind. A dry run must not announce one.
+                let is_possible = existing != Err(Errno::OPNOTSUPP) || !is_dry_run;
+                is_possible && value(dir.source(), entry.from, follow) != existing
             })
-    }
-
-    /// Returns true for a destination that holds neither owners nor modes.
-    fn is_fat(&mut self, dir: &DirPair) -> bool {
-        let learned = self.learned(dir.devices().destination);
-        *learned.is_fat.get_or_insert_with(|| {
-            let file_system = dir.destination().ok().and_then(FileSystem::of);
-            matches!(file_system, Some(FileSystem::Fat | FileSystem::ExFat))
-        })
     }
 
     /// Applies the source's metadata to an existing entry. Returns `LeaveUnchanged` if nothing

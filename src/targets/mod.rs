@@ -17,6 +17,7 @@ use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use self::mounts::Mounts;
+pub(crate) use self::mounts::mount_options;
 use self::overlap::Overlap;
 pub(crate) use self::resolve::SingleFile;
 use self::resolve::{Resolved, is_link, parent_of, quote_path, refuse_missing_parent, resolve};
@@ -41,6 +42,8 @@ pub(crate) struct Target {
     pub(crate) source_path: PathBuf,
     /// The destination directory. `None` in a dry run if it does not exist.
     pub(crate) destination: Option<Arc<OwnedFd>>,
+    /// If there is no destination: the nearest directory above it.
+    pub(crate) above: Option<Arc<OwnedFd>>,
     /// The path of `destination`, for messages.
     pub(crate) destination_path: PathBuf,
     /// Set if the source is not a directory.
@@ -144,6 +147,7 @@ impl Targets {
         let previous = self.list.last();
         let previous = previous.filter(|target| target.destination_path == path);
         let is_first = previous.is_none();
+        let above = previous.and_then(|target| target.above.clone());
         let destination = match previous.and_then(|target| target.destination.clone()) {
             Some(shared) => Some(shared),
             None => open_destination(&path, source.is_named, config).with_context(cannot)?,
@@ -159,10 +163,15 @@ impl Targets {
                 .map_err(Reason::from)
                 .with_context(cannot)?;
         }
+        let above = match (&destination, above) {
+            (None, None) => open_above(&path).map(Arc::new),
+            (_, above) => above,
+        };
         self.list.push(Target {
             source: source.source,
             source_path: source.source_path,
             destination,
+            above,
             device: source.stat.st_dev,
             single: source.single,
             selection: source.selection,
@@ -369,6 +378,13 @@ fn explain_name(path: &Path, reason: Reason) -> Reason {
 fn open_followed(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
     fs::open(path, flags, Mode::empty())
+}
+
+/// Opens the nearest directory above a path.
+fn open_above(path: &Path) -> Option<OwnedFd> {
+    path.ancestors()
+        .map(parent_of)
+        .find_map(|above| open_followed(&above).ok())
 }
 
 /// Returns the parents of a path that do not exist, the innermost first.

@@ -57,6 +57,22 @@ impl Mounts {
     }
 }
 
+/// Returns the options of the file system that a directory is on, as the kernel shows them. Empty if
+/// it does not.
+pub(crate) fn mount_options(dir: BorrowedFd<'_>) -> Vec<u8> {
+    let mounts = Mounts::read();
+    let options = mount_id(dir).and_then(|mount| options_of(&mounts.table, mount));
+    options.unwrap_or_default().to_vec()
+}
+
+/// Finds the last field of a mount's line: `ID ... - TYPE SOURCE OPTIONS`.
+fn options_of(table: &[u8], mount: u64) -> Option<&[u8]> {
+    let id = format!("{mount} ");
+    let mut lines = table.split(|&b| b == b'\n');
+    let line = lines.find(|line| line.starts_with(id.as_bytes()))?;
+    line.rsplit(|&b| b == b' ').next()
+}
+
 /// Returns the ID of the mount that a directory was opened through (Linux 5.8 and later).
 pub(super) fn mount_id(dir: BorrowedFd<'_>) -> Option<u64> {
     let wanted = StatxFlags::MNT_ID;
@@ -97,6 +113,15 @@ mod tests {
     fn octal_escapes_are_decoded() {
         assert_eq!(unescape(b"/a\\040b\\134"), PathBuf::from("/a b\\"));
         assert_eq!(unescape(b"/a\\9"), PathBuf::from("/a\\9"));
+    }
+
+    #[test]
+    fn options_are_those_of_the_mount() {
+        let table =
+            b"1 0 0:1 / / rw - ext4 /dev/a rw,one\n12 1 0:2 / /a rw shared:1 - cifs b rw,two\n";
+        assert_eq!(options_of(table, 1), Some(&b"rw,one"[..]));
+        assert_eq!(options_of(table, 12), Some(&b"rw,two"[..]));
+        assert_eq!(options_of(table, 2), None);
     }
 
     #[test]

@@ -27,7 +27,13 @@ impl Worker {
         resume: &Resume,
         sink: &mut dyn ReportSink,
     ) -> Result<(), CopyError> {
-        let mut dir = self.open(job)?;
+        let mut dir = match self.open(job) {
+            Err(error) if error.step == Step::OpenDirectory => {
+                self.finish_unreadable(job);
+                return Err(error);
+            }
+            result => result?,
+        };
         let stat = dir.stat_to_apply(self.context);
         let is_landing = self.is_landing(job);
         if !is_landing {
@@ -67,6 +73,17 @@ impl Worker {
     pub(super) fn is_landing(&self, job: &Job) -> bool {
         let target = &self.context.targets.list[job.target as usize];
         target.lands_in && job.path.as_bytes().is_empty()
+    }
+
+    /// Applies the metadata of a directory that must not be read. Its failure is named already.
+    fn finish_unreadable(&mut self, job: &Job) {
+        let target = job.target as usize;
+        let dir = DirPair::open_unreadable(self.context, target, &job.path, job.origin);
+        if let Ok(dir) = dir {
+            let stat = dir.stat_to_apply(self.context);
+            let _ = self.copier.finish_dir(&dir, &stat);
+            self.copier.take_issues();
+        }
     }
 
     /// Refuses directories that would be copied into themselves for ever. Returns true for one

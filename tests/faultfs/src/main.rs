@@ -70,6 +70,7 @@
 //! | `--xattr-max N` | an attribute of more than N bytes fails with `E2BIG`, more than N in all with `ENOSPC` |
 //! | `--fill-holes` | holes are stored as zeros; no `SEEK_HOLE`, no `fallocate` |
 //! | `--volatile-inodes` | each lookup returns another inode number |
+//! | `--rename-links` | as on SMB, to rename one link of a file to another one removes the first; elsewhere that does nothing |
 //! | `--no-hard-links` | to create a hard link fails with `EPERM` |
 //!
 //! # Fidelity

@@ -147,6 +147,10 @@ impl Filesystem for Passthrough {
             let new_name = &*self.stored_name(&new, new_name)?;
             let flags = fs::RenameFlags::from_bits_retain(flags.bits());
             fs::renameat_with(old.fd()?, name, new.fd()?, new_name, flags)?;
+            if self.settings.rename_links && flags.is_empty() {
+                // It is still there if both were the same file.
+                let _ = fs::unlinkat(old.fd()?, name, AtFlags::empty());
+            }
             self.inodes.renamed(&new, new_name);
             // Only an exchange leaves an entry there.
             self.inodes.renamed(&old, name);

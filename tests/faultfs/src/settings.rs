@@ -42,6 +42,9 @@ pub(crate) struct Settings {
     /// Show another inode number at each lookup
     #[arg(long)]
     pub(crate) volatile_inodes: bool,
+    /// Let a rename of one link of a file to another one remove the first
+    #[arg(long)]
+    pub(crate) rename_links: bool,
     /// Refuse hard links
     #[arg(long)]
     pub(crate) no_hard_links: bool,
