@@ -6,12 +6,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::batched::Written;
 use super::tree::NodeKey;
 use super::{Phase, Scheduler};
 use crate::engine::Sent;
 use crate::fs::path::{Name, Names};
 use crate::fs::stat::FileId;
-use crate::protocol::entry::{Chunk, DirOrigin};
+use crate::protocol::entry::{Chunk, DirOrigin, Unsynced};
 use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::claims::Claim;
 
@@ -41,12 +42,16 @@ pub(super) struct Running {
     pub(super) settled: usize,
     /// How many names at the end of its list were given to other jobs.
     pub(super) shared: usize,
+    /// Files that the job has written, and that are neither synced nor committed.
+    pub(super) written: Vec<Written>,
 }
 
 /// Work that has not been sent. The last in is the first out, so the tree is copied depth first,
 /// which keeps memory bounded.
 pub(super) struct Queue {
     entries: Vec<Queued>,
+    /// Syncs and what follows from them. They are sent before anything else.
+    urgent: Vec<NewJob>,
     /// About how many jobs the entries stand for.
     jobs: usize,
     last_job: JobId,
@@ -82,6 +87,7 @@ impl Queue {
     pub(super) fn new(claims: usize) -> Self {
         Self {
             entries: Vec::new(),
+            urgent: Vec::new(),
             jobs: 0,
             last_job: 0,
             last_batch: 0,
@@ -125,10 +131,10 @@ impl Queue {
         rest.len()
     }
 
-    /// Drops all queued work except finishing directories. Returns the jobs that remove temporary
-    /// files, because these files must still be removed.
+    /// Drops all queued work except finishing directories. Returns the jobs whose files must be
+    /// removed.
     pub(super) fn drop_rest(&mut self) -> Vec<NewJob> {
-        let mut removals = Vec::new();
+        let mut removals = std::mem::take(&mut self.urgent);
         for queued in std::mem::take(&mut self.entries) {
             match queued {
                 Queued::Job(job) if matches!(job.kind, JobKind::FinishDirectory { .. }) => {
@@ -145,7 +151,17 @@ impl Queue {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.urgent.is_empty()
+    }
+
+    /// Returns true if an urgent job has such a file.
+    pub(super) fn has_urgent(&self, is_it: impl Fn(&Unsynced) -> bool) -> bool {
+        self.urgent.iter().any(|job| match &job.kind {
+            JobKind::CommitSynced { files } | JobKind::DiscardUnsynced { files } => {
+                files.iter().any(&is_it)
+            }
+            _ => false,
+        })
     }
 
     /// Queues a sent job again. It is skipped if a worker has claimed it by then.
@@ -162,6 +178,12 @@ impl Scheduler {
 
     pub(super) fn push_job(&mut self, job: NewJob) {
         self.queue.push(Queued::Job(job), 1);
+    }
+
+    /// Queues a job that is sent before all others.
+    pub(super) fn push_urgent(&mut self, job: NewJob) {
+        self.queue.jobs += 1;
+        self.queue.urgent.push(job);
     }
 
     /// Queues subdirectories that are counted as pending in their parent.
@@ -190,7 +212,11 @@ impl Scheduler {
 
     /// Sends as many jobs as the engine takes.
     pub(super) fn dispatch(&mut self) {
-        while self.phase == Phase::Running && self.engine.free_slots() > 0 {
+        let is_behind = self.is_disk_behind();
+        while self.phase == Phase::Running
+            && self.engine.free_slots() > 0
+            && !(is_behind && self.queue.urgent.is_empty())
+        {
             let share = self.queue.jobs / (4 * self.limit.limit());
             let batch = self.take_batch(share.clamp(1, BATCH_JOBS));
             // Jobs that will wait behind another job or batch.
@@ -247,6 +273,7 @@ impl Scheduler {
         let mut batch = Vec::new();
         while batch.len() < most && self.queue.free_claims() > 0 {
             let is_small = match self.queue.entries.last() {
+                _ if !self.queue.urgent.is_empty() => true,
                 Some(Queued::Subdirs { .. } | Queued::Again(_)) => true,
                 Some(Queued::Job(job)) => matches!(
                     job.kind,
@@ -271,6 +298,9 @@ impl Scheduler {
 
     pub(super) fn pop(&mut self) -> Option<Popped> {
         self.queue.jobs = self.queue.jobs.saturating_sub(1);
+        if let Some(job) = self.queue.urgent.pop() {
+            return Some(Popped::New(Box::new(job)));
+        }
         let (job, is_last) = match self.queue.entries.last_mut()? {
             Queued::Job(_) | Queued::Again(_) => match self.queue.entries.pop() {
                 Some(Queued::Job(job)) => return Some(Popped::New(Box::new(job))),
@@ -333,6 +363,7 @@ impl Scheduler {
             next_update: 0,
             settled: 0,
             shared: 0,
+            written: Vec::new(),
         };
         self.running.insert(job.id, running);
         job
@@ -407,11 +438,12 @@ pub(super) enum Popped {
 }
 
 impl NewJob {
-    fn new(node: NodeKey, kind: JobKind) -> Self {
-        Self {
-            node,
-            kind,
-            leads: VecDeque::new(),
-        }
+    pub(super) fn new(node: NodeKey, kind: JobKind) -> Self {
+        Self::leading(node, kind, VecDeque::new())
+    }
+
+    /// Makes a job whose entries lead these groups of hard links.
+    pub(super) fn leading(node: NodeKey, kind: JobKind, leads: VecDeque<(Name, FileId)>) -> Self {
+        Self { node, kind, leads }
     }
 }

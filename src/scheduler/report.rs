@@ -56,7 +56,7 @@ impl Scheduler {
         true
     }
 
-    fn apply(&mut self, worker: usize, update: JobUpdate) {
+    fn apply(&mut self, worker: usize, mut update: JobUpdate) {
         let Some(running) = self.running.get(&update.job) else {
             return;
         };
@@ -74,6 +74,10 @@ impl Scheduler {
         }
 
         let mut leads = self.take_settled_leads(&update);
+        self.note_unsynced(dir, &mut update, &mut leads);
+        if let Some(error) = update.sync_error {
+            self.note_sync_error(dir, &job, error);
+        }
         let directory = self.tree.dir_mut(dir);
         if let Some(stat) = update.unfinished {
             directory.unfinished = Some(stat);
@@ -82,7 +86,8 @@ impl Scheduler {
         for name in &update.settled_suspects {
             directory.take_suspect(name);
         }
-        for error in &update.errors {
+        let is_sync = matches!(job.kind, JobKind::Sync { .. });
+        for error in update.errors.iter().filter(|_| !is_sync) {
             self.handle_error(node, &job, error);
         }
         for incomplete in update.incomplete {
@@ -108,8 +113,12 @@ impl Scheduler {
         }
         self.settle_leads(dir, leads, &update.errors);
         if update.is_done
-            && let Some(running) = self.end_job(update.job)
+            && let Some(mut running) = self.end_job(update.job)
         {
+            self.take_unsynced(&mut running);
+            if is_sync {
+                self.end_sync(&job, update.errors.first().map(|error| error.error));
+            }
             self.on_job_done(running, &update.errors);
         }
     }
@@ -361,7 +370,7 @@ impl Scheduler {
     }
 
     /// Continues the groups of these leaders. A leader without an error was copied.
-    fn settle_leads(
+    pub(super) fn settle_leads(
         &mut self,
         dir: NodeKey,
         leads: VecDeque<(Name, FileId)>,
@@ -465,10 +474,12 @@ fn handed_out(update: &JobUpdate) -> Vec<Name> {
     let subdirs = subdirs.map(|(_, name)| Name::new(name.to_bytes()));
     let hard_links = update.hard_links.iter().map(|entry| entry.name.clone());
     let chunked = update.chunked.iter().map(|file| file.name.clone());
+    let unsynced = update.unsynced.iter().map(|file| file.name.clone());
     let failed = update.errors.iter().filter_map(|error| error.name.clone());
     subdirs
         .chain(hard_links)
         .chain(chunked)
+        .chain(unsynced)
         .chain(failed)
         .collect()
 }

@@ -55,6 +55,20 @@ impl Mounts {
             path: unescape(line[3]).join(below_mount),
         })
     }
+
+    /// Returns the type of the file system on a device, as mount(8) names it.
+    pub(super) fn type_of(&self, device: u64) -> Option<&[u8]> {
+        let device = format!("{}:{}", fs::major(device), fs::minor(device));
+        self.table.split(|&b| b == b'\n').find_map(|line| {
+            let mut fields = line.split(|&b| b == b' ');
+            if fields.nth(2)? != device.as_bytes() {
+                return None;
+            }
+            // Optional fields end with a hyphen.
+            fields.find(|field| *field == b"-")?;
+            fields.next()
+        })
+    }
 }
 
 /// Returns the ID of the mount that a directory was opened through (Linux 5.8 and later).
@@ -97,6 +111,18 @@ mod tests {
     fn octal_escapes_are_decoded() {
         assert_eq!(unescape(b"/a\\040b\\134"), PathBuf::from("/a b\\"));
         assert_eq!(unescape(b"/a\\9"), PathBuf::from("/a\\9"));
+    }
+
+    #[test]
+    fn the_type_of_a_file_system_is_found_by_its_device() {
+        let mounts = Mounts {
+            table:
+                b"29 1 254:0 / / rw shared:1 - ext4 /dev/vda rw\n30 29 0:5 / /proc rw - proc p rw\n"
+                    .to_vec(),
+        };
+        assert_eq!(mounts.type_of(fs::makedev(254, 0)), Some(&b"ext4"[..]));
+        assert_eq!(mounts.type_of(fs::makedev(0, 5)), Some(&b"proc"[..]));
+        assert_eq!(mounts.type_of(fs::makedev(0, 6)), None);
     }
 
     #[test]

@@ -79,7 +79,8 @@ impl Worker {
                 self.add_error(None, error);
             }
         }
-        if self.current.has_children() || self.context.scoreboard.is_stopping() {
+        let is_unfinished = self.current.has_children() || !self.current.unsynced.is_empty();
+        if is_unfinished || self.context.scoreboard.is_stopping() {
             self.current.update.unfinished = Some(Box::new(stat));
             return Ok(());
         }
@@ -168,6 +169,7 @@ impl Worker {
         sink: &mut dyn ReportSink,
     ) {
         let suspects = self.current.take_suspects();
+        self.copier.is_synced_alone = true;
         while listed.entries < reported && !self.should_end() {
             let Some((kind, name)) = listed.read() else {
                 break;
@@ -188,6 +190,7 @@ impl Worker {
                 Err(error) => self.add_error(Some(&name), error),
             }
         }
+        self.copier.is_synced_alone = false;
         self.current.set_suspects(suspects);
     }
 
@@ -299,6 +302,7 @@ impl Worker {
             self.copy_entry(job, dir, kind, name, hard_links);
             remaining.settle(next);
             self.after_entry(|| progress(remaining, listed.as_deref()), sink);
+            self.settle_if_many(dir, job);
         }
     }
 

@@ -293,6 +293,9 @@ impl Worker {
                 State::EndJob
             }
             JobKind::FinishDirectory { .. } => State::FinishDir,
+            JobKind::Sync { .. }
+            | JobKind::CommitSynced { .. }
+            | JobKind::DiscardUnsynced { .. } => State::EndJob,
         }
     }
 
