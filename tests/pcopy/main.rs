@@ -77,6 +77,7 @@ mod faults;
 mod fidelity;
 mod filesystems;
 mod flags;
+mod fsync;
 mod gate;
 mod in_place;
 mod injection;
