@@ -219,6 +219,9 @@ pub struct Cli {
     pub one_file_system: bool,
 
     /// Sync files and directories to disk before exiting with status 0
+    ///
+    /// ext4, XFS, btrfs and F2FS are synced many files at a time. On other file systems each file is
+    /// synced alone, which is slower.
     #[arg(long)]
     pub fsync: bool,
 

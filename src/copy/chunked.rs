@@ -83,12 +83,12 @@ impl Copier {
         self.set_storage_flags(new.fd.as_fd(), source.flags);
         if self.clone_whole(Files::new(&source.fd, &new.fd, dir))? {
             let finish = Finish {
+                from: entry.from,
                 to: entry.to,
                 decision,
                 attempt: entry.attempt,
             };
-            self.finish_file(dir, source, new, finish)?;
-            return Ok(Some(EntryResult::Done(decision)));
+            return self.finish_file(dir, source, new, finish).map(Some);
         }
         if !content::takes_chunks(&new.fd)? || !content::preallocate(&new.fd, &source.stat)? {
             // It is created again under its own name, and written from front to back.
@@ -182,12 +182,14 @@ impl Copier {
             meta,
         };
         let finish = Finish {
+            from,
             to,
             decision: file.decision,
             attempt: Attempt::Last,
         };
         match self.finish_file(dir, &mut source, new, finish) {
-            Ok(()) => Ok(EntryResult::Done(Decision::Create)),
+            Ok(EntryResult::Done(_)) => Ok(EntryResult::Done(Decision::Create)),
+            Ok(unsynced) => Ok(unsynced),
             Err(error) if is_name_taken(&error) => {
                 // Another run has made the file meanwhile, or the destination takes its name for
                 // that of another file. Look at what is there.
@@ -223,7 +225,7 @@ impl Copier {
 
     /// Handles a commit whose temporary file is gone. A worker may have renamed it into place and
     /// crashed before it could report that. The entry is done then.
-    fn find_committed(
+    pub(super) fn find_committed(
         &mut self,
         dir: &mut DirPair,
         to: &CStr,

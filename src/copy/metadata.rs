@@ -353,6 +353,22 @@ impl Copier {
         false
     }
 
+    /// Sets the times of an entry whose other metadata is set, if they are to be kept. Verifies
+    /// them, if there is reason to.
+    pub(super) fn apply_times(&mut self, subject: &Subject<'_>, stat: &FileStat) {
+        let keep = self.context.config.preserve.timestamps;
+        if !keep.is_wanted() || !self.set_times(subject, stat) {
+            return;
+        }
+        let is_trusted = !self.learned(subject.device).ignores_times && is_safe(stat.mtime);
+        if keep == Keep::Required || !is_trusted {
+            let now = subject.handle.stat();
+            if now.is_ok_and(|now| !is_stored(stat.mtime, now.mtime)) {
+                self.note_ineffective(subject, self.times_problem());
+            }
+        }
+    }
+
     fn set_times(&mut self, subject: &Subject<'_>, stat: &FileStat) -> bool {
         match subject.handle.utimens(&times(stat)) {
             Ok(()) => {
@@ -484,7 +500,7 @@ impl Copier {
         if !dir.is_unreadable() {
             self.set_dir_flags(target, dir.source());
         }
-        if config.fsync {
+        if config.fsync && !self.is_batched(dir) {
             fs::fsync(target).at(Step::Sync)?;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Copies one entry: decide, write, apply metadata, commit. Workers of both modes call this.
 
 mod attributes;
+mod batched;
 mod chunked;
 mod content;
 mod decide;
@@ -27,6 +28,7 @@ mod update;
 
 use std::cell::Cell;
 use std::ffi::CStr;
+use std::os::fd::OwnedFd;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -36,7 +38,7 @@ use crate::fs::granularity::Granularity;
 use crate::fs::path::{Kind, Name};
 use crate::fs::spelling::{Folding, Naming};
 use crate::fs::stat::FileStat;
-use crate::protocol::entry::{ChunkedFile, Decision, HardLinks};
+use crate::protocol::entry::{ChunkedFile, Decision, HardLinks, Unsynced};
 use crate::protocol::error::{CopyError, Reason, Step};
 use crate::protocol::metadata::Grant;
 use crate::scoreboard::WorkerSlot;
@@ -87,6 +89,9 @@ pub(crate) enum EntryResult {
     /// It has been created at the destination, to be copied in chunks. The worker's slot shows its
     /// temporary name until the parent knows of it.
     Chunked(ChunkedFile),
+    /// It is complete but for its times and perhaps its name. It must be synced before it gets
+    /// them. If it has a temporary name, the worker's slot shows that until the parent knows it.
+    Unsynced(Unsynced),
 }
 
 /// Copies entries for one worker.
@@ -113,6 +118,10 @@ pub(crate) struct Copier {
     pub(crate) twin: Option<Name>,
     /// The next file is not divided into chunks, even if it is large.
     is_undivided: bool,
+    /// Each file is synced alone, even if batches are possible (`--fsync`).
+    pub(crate) is_synced_alone: bool,
+    /// Directories to sync devices by, with their devices ([`Copier::sync_own`]).
+    sync_roots: Vec<(u64, OwnedFd)>,
     /// Why the last entry was copied although it should have become a hard link.
     pub(crate) unlinked: Option<Unlinkable>,
     /// Observed behaviour of the destination's file systems.
@@ -144,6 +153,8 @@ impl Copier {
             foldings: Vec::new(),
             twin: None,
             is_undivided: false,
+            is_synced_alone: false,
+            sync_roots: Vec::new(),
             unlinked: None,
             learned: Vec::new(),
             same_kind: Vec::new(),

@@ -166,7 +166,8 @@ impl Copier {
         let applied = self.apply(&subject, &wanted);
         let are_flags_changed = flags.is_some_and(|flags| self.update_flags(&flags));
         let after = subject.handle.stat().at(Step::LookAtDestination)?;
-        if self.context.config.fsync && file_type(new) == FileType::RegularFile {
+        let is_synced_alone = self.context.config.fsync && !self.is_batched(dir);
+        if is_synced_alone && file_type(new) == FileType::RegularFile {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
             let file = fs::openat(destination, entry.to, flags, Mode::empty()).at(Step::Sync)?;
             fs::fsync(file).at(Step::Sync)?;

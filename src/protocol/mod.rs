@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::fs::path::{Kind, Name, Names, RelPath};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::quote::quote;
-use entry::{Chunk, ChunkedFile, Decision, DirOrigin, HardLinks};
+use entry::{Chunk, ChunkedFile, Decision, DirOrigin, HardLinks, Unsynced};
 use error::CopyError;
 use metadata::{Grant, Incomplete};
 
@@ -69,6 +69,15 @@ pub(crate) enum JobKind {
     },
     /// A chunk failed: remove the file.
     Discard { file: ChunkedFile },
+    /// Write everything on the destination's device to disk. Belongs to no directory.
+    Sync {
+        /// Which of the target's descriptors to use (`targets/batch.rs`).
+        root: usize,
+    },
+    /// These files are on disk: set their times, and rename them into place.
+    CommitSynced { files: Vec<Unsynced> },
+    /// These files could not be written to disk: remove them.
+    DiscardUnsynced { files: Vec<Unsynced> },
     /// Remove an incomplete file that a crashed worker left.
     Remove { name: Name },
     /// Remove these entries, which the source did not have when its directory was listed.
@@ -146,6 +155,12 @@ pub(crate) struct JobUpdate {
     pub(crate) next_leader: Option<Name>,
     /// Files that are ready to be copied in chunks.
     pub(crate) chunked: Vec<ChunkedFile>,
+    /// Files to be synced and then committed. They belong to the worker until the job ends.
+    pub(crate) unsynced: Vec<Unsynced>,
+    /// How many of the job's unsynced files, from the first one, the worker has settled itself.
+    pub(crate) settled_unsynced: usize,
+    /// The worker has tried to sync its files, and failed. So these files have failed.
+    pub(crate) sync_error: Option<CopyError>,
     pub(crate) errors: Vec<EntryError>,
     /// Suspects that were examined and are complete now.
     pub(crate) settled_suspects: Vec<Name>,

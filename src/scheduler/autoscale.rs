@@ -221,7 +221,8 @@ impl Sleep {
             if self.seen.len() <= worker {
                 self.seen.push(None);
             }
-            let is_busy = slot.job().is_some();
+            // A sync says nothing about how fast files are copied.
+            let is_busy = slot.job().is_some() && !slot.is_syncing();
             if is_busy && slot.gate() == GateState::Waiting {
                 // What was seen stays: the time before and after the wait is looked at later.
                 continue;

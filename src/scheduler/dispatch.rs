@@ -6,12 +6,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::batched::Written;
 use super::tree::NodeKey;
 use super::{Phase, Scheduler};
 use crate::engine::Sent;
 use crate::fs::path::{Name, Names};
 use crate::fs::stat::{DirIds, FileId};
-use crate::protocol::entry::{Chunk, DirOrigin};
+use crate::protocol::entry::{Chunk, DirOrigin, Unsynced};
 use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::claims::Claim;
 use crate::worker::BATCH;
@@ -42,12 +43,16 @@ pub(super) struct Running {
     pub(super) settled: usize,
     /// How many names at the end of its list were given to other jobs.
     pub(super) shared: usize,
+    /// Files that the job has written, and that are neither synced nor committed.
+    pub(super) written: Vec<Written>,
 }
 
 /// Work that has not been sent. The last in is the first out, so the tree is copied depth first,
 /// which keeps memory bounded.
 pub(super) struct Queue {
     entries: Vec<Queued>,
+    /// Syncs and what follows from them. They are sent before anything else.
+    urgent: Vec<NewJob>,
     /// About how many jobs the entries stand for.
     jobs: usize,
     last_job: JobId,
@@ -94,6 +99,7 @@ impl Queue {
     pub(super) fn new(claims: usize) -> Self {
         Self {
             entries: Vec::new(),
+            urgent: Vec::new(),
             jobs: 0,
             last_job: 0,
             last_batch: 0,
@@ -137,10 +143,10 @@ impl Queue {
         rest.len()
     }
 
-    /// Drops all queued work except finishing directories. Returns the jobs that remove temporary
-    /// files, because these files must still be removed.
+    /// Drops all queued work except finishing directories. Returns the jobs whose files must be
+    /// removed.
     pub(super) fn drop_rest(&mut self) -> Vec<NewJob> {
-        let mut removals = Vec::new();
+        let mut removals = std::mem::take(&mut self.urgent);
         for queued in std::mem::take(&mut self.entries) {
             match queued {
                 Queued::Job(job) if matches!(job.kind, JobKind::FinishDirectory { .. }) => {
@@ -157,7 +163,17 @@ impl Queue {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.urgent.is_empty()
+    }
+
+    /// Returns true if an urgent job has such a file.
+    pub(super) fn has_urgent(&self, is_it: impl Fn(&Unsynced) -> bool) -> bool {
+        self.urgent.iter().any(|job| match &job.kind {
+            JobKind::CommitSynced { files } | JobKind::DiscardUnsynced { files } => {
+                files.iter().any(&is_it)
+            }
+            _ => false,
+        })
     }
 
     /// Queues a sent job again. It is skipped if a worker has claimed it by then.
@@ -174,6 +190,12 @@ impl Scheduler {
 
     pub(super) fn push_job(&mut self, job: NewJob) {
         self.queue.push(Queued::Job(job), 1);
+    }
+
+    /// Queues a job that is sent before all others.
+    pub(super) fn push_urgent(&mut self, job: NewJob) {
+        self.queue.jobs += 1;
+        self.queue.urgent.push(job);
     }
 
     /// Queues subdirectories that are counted as pending in their parent.
@@ -214,7 +236,11 @@ impl Scheduler {
 
     /// Sends as many jobs as the engine takes.
     pub(super) fn dispatch(&mut self) {
-        while self.phase == Phase::Running && self.engine.free_slots() > 0 {
+        let is_behind = self.is_disk_behind();
+        while self.phase == Phase::Running
+            && self.engine.free_slots() > 0
+            && !(is_behind && self.queue.urgent.is_empty())
+        {
             let share = self.queue.jobs / (4 * self.limit.limit());
             let batch = self.take_batch(share.clamp(1, BATCH_JOBS));
             // Jobs that will wait behind another job or batch.
@@ -271,6 +297,7 @@ impl Scheduler {
         let mut batch = Vec::new();
         while batch.len() < most && self.queue.free_claims() > 0 {
             let is_small = match self.queue.entries.last() {
+                _ if !self.queue.urgent.is_empty() => true,
                 Some(Queued::Subdirs { .. } | Queued::Doomed { .. } | Queued::Again(_)) => true,
                 Some(Queued::Job(job)) => matches!(
                     job.kind,
@@ -297,6 +324,9 @@ impl Scheduler {
 
     pub(super) fn pop(&mut self) -> Option<Popped> {
         self.queue.jobs = self.queue.jobs.saturating_sub(1);
+        if let Some(job) = self.queue.urgent.pop() {
+            return Some(Popped::New(Box::new(job)));
+        }
         let (job, is_last) = match self.queue.entries.last_mut()? {
             Queued::Job(_) | Queued::Again(_) => match self.queue.entries.pop() {
                 Some(Queued::Job(job)) => return Some(Popped::New(Box::new(job))),
@@ -375,6 +405,7 @@ impl Scheduler {
             next_update: 0,
             settled: 0,
             shared: 0,
+            written: Vec::new(),
         };
         self.running.insert(job.id, running);
         job
@@ -449,11 +480,12 @@ pub(super) enum Popped {
 }
 
 impl NewJob {
-    fn new(node: NodeKey, kind: JobKind) -> Self {
-        Self {
-            node,
-            kind,
-            leads: VecDeque::new(),
-        }
+    pub(super) fn new(node: NodeKey, kind: JobKind) -> Self {
+        Self::leading(node, kind, VecDeque::new())
+    }
+
+    /// Makes a job whose entries lead these groups of hard links.
+    pub(super) fn leading(node: NodeKey, kind: JobKind, leads: VecDeque<(Name, FileId)>) -> Self {
+        Self { node, kind, leads }
     }
 }

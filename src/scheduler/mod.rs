@@ -10,6 +10,7 @@
 //! 4. A node completes when nothing of it is pending ([`tree`]).
 
 pub(crate) mod autoscale;
+mod batched;
 mod delete;
 mod dispatch;
 mod hard_links;
@@ -37,6 +38,7 @@ use crate::protocol::{Counts, Job, JobId, JobKind};
 use crate::signals::Signals;
 use crate::ui::{Activity, Side, Status, Summary, Ui};
 use autoscale::WorkerLimit;
+use batched::Batches;
 use delete::Deleting;
 use dispatch::{Queue, Running};
 use hard_links::HardLinkGroups;
@@ -71,6 +73,8 @@ pub(crate) struct Scheduler {
     /// The path of the first entry that was copied because it could not become a hard link.
     first_unlinked: Option<String>,
     queue: Queue,
+    /// Files that wait to be synced.
+    batches: Batches,
     /// Jobs that were sent and are not reported done.
     running: HashMap<JobId, Running>,
     /// The counts that each worker has reported. `None` once it is lost.
@@ -118,6 +122,7 @@ impl Scheduler {
             tree: Tree::default(),
             hard_links: HardLinkGroups::default(),
             first_unlinked: None,
+            batches: Batches::default(),
             queue: Queue::new(context.scoreboard.claims.capacity()),
             running: HashMap::new(),
             reported: Vec::new(),
@@ -174,7 +179,8 @@ impl Scheduler {
 
     /// Sends jobs and handles events until everything is done, or the run has stopped.
     fn run_jobs(&mut self) {
-        while !self.tree.is_empty() {
+        while !self.tree.is_empty() || self.begin_final_sync() {
+            self.sync_batches();
             self.dispatch();
             let event = self.engine.next(self.timeout());
             self.handle_event(event);

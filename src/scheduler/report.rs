@@ -75,6 +75,10 @@ impl Scheduler {
         }
 
         let mut leads = self.take_settled_leads(&update);
+        self.note_unsynced(dir, &mut update, &mut leads);
+        if let Some(error) = update.sync_error {
+            self.note_sync_error(dir, &job, error);
+        }
         let directory = self.tree.dir_mut(dir);
         if let Some(stat) = update.unfinished.take() {
             directory.unfinished = Some(stat);
@@ -83,7 +87,8 @@ impl Scheduler {
         for name in &update.settled_suspects {
             directory.take_suspect(name);
         }
-        for error in &update.errors {
+        let is_sync = matches!(job.kind, JobKind::Sync { .. });
+        for error in update.errors.iter().filter(|_| !is_sync) {
             self.handle_error(node, &job, error);
         }
         if update.is_about_deletion() || !update.doomed.is_empty() {
@@ -115,8 +120,12 @@ impl Scheduler {
         }
         self.settle_leads(dir, leads, &update.errors);
         if update.is_done
-            && let Some(running) = self.end_job(update.job)
+            && let Some(mut running) = self.end_job(update.job)
         {
+            self.take_unsynced(&mut running);
+            if is_sync {
+                self.end_sync(&job, update.errors.first().map(|error| error.error));
+            }
             self.on_job_done(running, &update.errors);
         }
     }
@@ -381,7 +390,7 @@ impl Scheduler {
     }
 
     /// Continues the groups of these leaders. A leader without an error was copied.
-    fn settle_leads(
+    pub(super) fn settle_leads(
         &mut self,
         dir: NodeKey,
         leads: VecDeque<(Name, FileId)>,
@@ -487,11 +496,13 @@ fn handed_out(update: &JobUpdate) -> Vec<Name> {
     let chunked = update.chunked.iter().map(|file| file.name.clone());
     let obstructed = update.obstructed.iter();
     let obstructed = obstructed.map(|(_, name)| Name::new(name.to_bytes()));
+    let unsynced = update.unsynced.iter().map(|file| file.name.clone());
     let failed = update.errors.iter().filter_map(|error| error.name.clone());
     subdirs
         .chain(hard_links)
         .chain(chunked)
         .chain(obstructed)
+        .chain(unsynced)
         .chain(failed)
         .collect()
 }

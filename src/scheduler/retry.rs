@@ -6,13 +6,14 @@
 
 use std::collections::VecDeque;
 
+use super::batched::Written;
 use super::dispatch::{NewJob, Running};
 use super::tree::{CrashSite, Listing, NodeKey, Suspect};
 use super::{Phase, Scheduler};
 use crate::copy::temp;
-use crate::fs::path::{Name, Names};
+use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::FileId;
-use crate::protocol::entry::HardLinks;
+use crate::protocol::entry::{HardLinks, Unsynced};
 use crate::protocol::error::{CopyError, Death, Reason, Step};
 use crate::protocol::{EntryError, JobId, JobKind};
 use crate::scoreboard::WriteTarget;
@@ -48,7 +49,7 @@ impl Scheduler {
                 continue;
             };
             if Some(id) == current {
-                self.remove_temp_of(worker, running.node);
+                self.remove_temp_of(worker, &running);
                 self.on_crash(worker, running, reason);
             } else {
                 // Done, but the report was lost; or never begun.
@@ -58,7 +59,7 @@ impl Scheduler {
     }
 
     /// Queues the removal of the temporary file that a lost worker was writing.
-    fn remove_temp_of(&mut self, worker: usize, node: NodeKey) {
+    fn remove_temp_of(&mut self, worker: usize, running: &Running) {
         let target = self.context.scoreboard.slot(worker).writing();
         let (WriteTarget::Temp(number) | WriteTarget::Chunked(number)) = target else {
             return;
@@ -73,10 +74,15 @@ impl Scheduler {
         {
             return;
         }
+        // So is an unsynced file that it has reported.
+        let is_written = |written: &Written| written.file.temp.as_ref() == Some(&name);
+        if running.written.iter().any(is_written) || self.is_unsynced_temp(&name) {
+            return;
+        }
         if matches!(target, WriteTarget::Chunked(_)) {
             self.context.scoreboard.end_chunked();
         }
-        self.push_removal(node, name);
+        self.push_removal(running.node, name);
     }
 
     /// Removes the incomplete copy that a crashed worker left of an entry that failed.
@@ -108,7 +114,7 @@ impl Scheduler {
 
     /// Does the job again at which a worker crashed. After the second crash at an entry, leaves that
     /// entry out.
-    fn on_crash(&mut self, worker: usize, running: Running, reason: Reason) {
+    fn on_crash(&mut self, worker: usize, mut running: Running, reason: Reason) {
         let slot = self.context.scoreboard.slot(worker);
         let entry = slot.entry();
         let position = match (&running.job.kind, &entry) {
@@ -132,6 +138,14 @@ impl Scheduler {
         if self.tree.add_strike(running.node, site) {
             return self.retry(running, GivenUp::Nothing);
         }
+        if let JobKind::Sync { .. } = running.job.kind {
+            let job = std::sync::Arc::clone(&running.job);
+            self.end_sync(&job, Some(CopyError::new(Step::Sync, reason)));
+            return self.complete_one(running.node);
+        }
+        if let Some(name) = &entry {
+            self.give_up_unsynced(&mut running, name);
+        }
         let hung = self.hung.get(&worker);
         let step = match (&entry, &running.job.kind) {
             (
@@ -149,7 +163,8 @@ impl Scheduler {
         };
         // A chunked file fails once, whichever of its jobs crash: its chunks, its commit, its discard.
         let is_chunked = self.tree.chunked_mut(running.node).is_some();
-        let is_known = is_chunked && !self.fail_chunked(running.node);
+        let is_discarded = matches!(running.job.kind, JobKind::DiscardUnsynced { .. });
+        let is_known = is_discarded || is_chunked && !self.fail_chunked(running.node);
         if !is_known {
             self.report_given_up(&running, entry.clone(), CopyError::new(step, reason));
         }
@@ -176,6 +191,14 @@ impl Scheduler {
                 JobKind::Entries { names, .. } | JobKind::HardLinks { names, .. } => {
                     running.remaining(names.clone(), &GivenUp::Nothing)
                 }
+                JobKind::CommitSynced { files } => {
+                    let files = &files[running.settled.min(files.len())..];
+                    let mut names = Names::default();
+                    for file in files {
+                        names.push(Kind::File, file.name.as_bytes());
+                    }
+                    names
+                }
                 JobKind::Directory { .. } => {
                     is_directory_named = true;
                     self.tree.dir(running.node).own_entries()
@@ -201,8 +224,9 @@ impl Scheduler {
     }
 
     /// Does the unreported part of a job again.
-    fn retry(&mut self, running: Running, given_up: GivenUp) {
+    fn retry(&mut self, mut running: Running, given_up: GivenUp) {
         let node = running.node;
+        self.take_unsynced(&mut running);
         self.tree.dir_mut(node).origin.known_empty = false;
         let is_given_up = !matches!(given_up, GivenUp::Nothing);
         match running.job.kind.clone() {
@@ -243,6 +267,10 @@ impl Scheduler {
                 }
                 self.push(node, JobKind::MakeRoom { names });
             }
+            JobKind::CommitSynced { files } => {
+                self.retry_commits(running, files, given_up);
+            }
+            JobKind::Sync { .. } => self.retry_sync(&running.job, node),
             JobKind::Commit { file, .. } if is_given_up => {
                 self.push(node, JobKind::Discard { file });
             }
@@ -253,11 +281,43 @@ impl Scheduler {
                 self.complete_one(node);
             }
             _ if is_given_up => self.complete_one(node),
+            kind @ JobKind::DiscardUnsynced { .. } => self.push_urgent(NewJob::new(node, kind)),
             kind => self.push(node, kind),
         }
         if self.phase != Phase::Running {
             self.drop_queue();
         }
+    }
+
+    /// Commits the files again that no report has named, and removes those that are given up.
+    fn retry_commits(&mut self, running: Running, mut files: Vec<Unsynced>, given_up: GivenUp) {
+        let node = running.node;
+        files.drain(..running.settled.min(files.len()));
+        let is_given_up = |file: &Unsynced| match &given_up {
+            GivenUp::Nothing => false,
+            GivenUp::Entry(name) => file.name == *name,
+            GivenUp::Job => true,
+        };
+        let (lost, files): (Vec<_>, Vec<_>) = files.into_iter().partition(is_given_up);
+        let is_lost = |(name, _): &(Name, FileId)| lost.iter().any(|file| file.name == *name);
+        let (lost_leads, leads): (VecDeque<_>, VecDeque<_>) =
+            running.leads.into_iter().partition(is_lost);
+        for (_, id) in lost_leads {
+            self.on_leader_failed(id);
+        }
+        for (files, leads, is_lost) in [(files, leads, false), (lost, VecDeque::new(), true)] {
+            if files.is_empty() {
+                continue;
+            }
+            let kind = if is_lost {
+                JobKind::DiscardUnsynced { files }
+            } else {
+                JobKind::CommitSynced { files }
+            };
+            self.tree.add_pending(node, 1);
+            self.push_urgent(NewJob::leading(node, kind, leads));
+        }
+        self.complete_one(node);
     }
 
     /// Lists a directory again. A separate job copies the entries that the lister had kept.

@@ -81,6 +81,11 @@ impl Scheduler {
     /// Returns true if an error need not be reported, because the whole source or destination is
     /// gone. At the first such error this is reported, and the run stops.
     pub(super) fn is_root_gone(&mut self, job: &Job, error: &CopyError) -> bool {
+        self.is_target_gone(job.target, error)
+    }
+
+    /// The same, by the number of the target.
+    pub(super) fn is_target_gone(&mut self, target: u32, error: &CopyError) -> bool {
         let first = if error.step.is_at_destination() {
             Side::Destination
         } else {
@@ -102,8 +107,8 @@ impl Scheduler {
             return false;
         }
         for side in [first, first.other()] {
-            if let Health::Gone(errno) = self.roots.examine(self.context, job.target, side) {
-                let path = self.ui.show(side, job.target, &RelPath::default(), None);
+            if let Health::Gone(errno) = self.roots.examine(self.context, target, side) {
+                let path = self.ui.show(side, target, &RelPath::default(), None);
                 let reason = Reason::from(errno);
                 self.ui.error(&format!(
                     "{path}: {} is gone: {reason}; stopped",

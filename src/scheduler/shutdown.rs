@@ -5,11 +5,12 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::dispatch::{Popped, Running};
-use super::tree::Directory;
+use super::tree::{Directory, NodeKey};
 use super::{Phase, Scheduler};
 use crate::copy::temp;
 use crate::engine::{Event, KILL_TIMEOUT, Sent};
 use crate::fs::path::{Name, RelPath};
+use crate::protocol::entry::Unsynced;
 use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;
@@ -63,12 +64,29 @@ impl Scheduler {
     /// Drops the queue, except for directories that only need their metadata.
     pub(super) fn drop_queue(&mut self) {
         for job in self.queue.drop_rest() {
-            if let JobKind::Remove { name } = job.kind {
-                let directory = self.tree.dir(job.node);
-                self.unfinished
-                    .push(Unfinished::in_directory(directory, name));
-            }
+            let names = match job.kind {
+                JobKind::Remove { name } => vec![name],
+                JobKind::CommitSynced { files } | JobKind::DiscardUnsynced { files } => {
+                    let files = files.into_iter();
+                    files
+                        .map(|file| self.unsynced_name(job.node, file))
+                        .collect()
+                }
+                _ => Vec::new(),
+            };
+            let directory = self.tree.dir(job.node);
+            let unfinished = names
+                .into_iter()
+                .map(|name| Unfinished::in_directory(directory, name));
+            self.unfinished.extend(unfinished);
         }
+    }
+
+    /// Returns the name that an unsynced file has at the destination.
+    fn unsynced_name(&self, dir: NodeKey, file: Unsynced) -> Name {
+        let target = self.tree.dir(dir).target;
+        let own_name = || self.name_at_destination(target, &file.name);
+        file.temp.unwrap_or_else(own_name)
     }
 
     pub(super) fn fail_without_workers(&mut self) {
@@ -198,6 +216,12 @@ impl Scheduler {
                 self.unfinished
                     .push(Unfinished::of_job(&running.job, name.clone()));
             }
+        }
+        for (node, file) in self.unsynced_files() {
+            let name = self.unsynced_name(node, file);
+            let directory = self.tree.dir(node);
+            self.unfinished
+                .push(Unfinished::in_directory(directory, name));
         }
         let mut unfinished = Vec::new();
         for directory in self.tree.directories() {

@@ -250,6 +250,11 @@ impl Tree {
         }
     }
 
+    /// Takes the group of hard links that waits for a chunked file.
+    pub(super) fn take_lead(&mut self, key: NodeKey) -> Option<FileId> {
+        self.chunked_mut(key)?.leads.take()
+    }
+
     /// Returns all directories in progress.
     pub(super) fn directories(&self) -> impl Iterator<Item = &Directory> {
         self.nodes.iter().filter_map(|(_, node)| match &node.kind {

@@ -26,7 +26,8 @@ const WANTED: usize = 1;
 const CHUNKED: usize = 2;
 const RUN: usize = 3;
 const DELETED: usize = 4;
-const COMMON_WORDS: usize = 5;
+const SYNC_ALONE: usize = 5;
+const COMMON_WORDS: usize = 6;
 
 /// The shared memory of one run.
 #[derive(Clone, Copy)]
@@ -68,6 +69,15 @@ impl Scoreboard {
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.common[STOP].load(Relaxed) != 0
+    }
+
+    /// Tells all workers to sync each file alone from now on (`--fsync`).
+    pub(crate) fn sync_alone(&self) {
+        self.common[SYNC_ALONE].store(1, Release);
+    }
+
+    pub(crate) fn must_sync_alone(&self) -> bool {
+        self.common[SYNC_ALONE].load(Relaxed) != 0
     }
 
     /// Returns the number of the run. The first caller finds it, and all get the same one.

@@ -41,6 +41,8 @@ const REQUESTS: usize = THREAD + 3;
 const WORK: usize = THREAD + 4;
 /// The listing of this job's directory has ended.
 const LISTED: usize = THREAD + 5;
+/// It waits until the disk has everything (`--fsync`).
+const SYNCING: usize = THREAD + 6;
 /// A file costs as much as so many bytes.
 const WORK_PER_FILE: u64 = 64 << 10;
 
@@ -143,6 +145,15 @@ impl WorkerSlot {
     pub(crate) fn work(&self) -> (u64, u64) {
         let word = |index: usize| self.words[index].load(Relaxed);
         (word(REQUESTS), word(WORK))
+    }
+
+    /// Says whether the worker waits until the disk has everything.
+    pub(crate) fn set_syncing(&self, is_syncing: bool) {
+        self.words[SYNCING].store(u64::from(is_syncing), Relaxed);
+    }
+
+    pub(crate) fn is_syncing(&self) -> bool {
+        self.words[SYNCING].load(Relaxed) != 0
     }
 
     /// Says that the worker has claimed this job and begins it.

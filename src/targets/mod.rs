@@ -1,5 +1,6 @@
 //! The sources and destinations of a run.
 
+mod batch;
 mod mounts;
 mod overlap;
 mod parents;
@@ -16,6 +17,8 @@ use anyhow::{Context as _, Result, bail};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+pub(crate) use self::batch::Batch;
+use self::batch::{is_synced_at_once, open_roots};
 use self::mounts::Mounts;
 pub(crate) use self::mounts::mount_options;
 use self::overlap::Overlap;
@@ -58,6 +61,10 @@ pub(crate) struct Target {
     pub(crate) created: bool,
     /// The first of several targets in a row with the same destination directory.
     pub(crate) is_first: bool,
+    /// Set with `--fsync` if files at the destination are synced in batches.
+    pub(crate) batch: Option<Batch>,
+    /// Descriptors to sync that device by, if this target is the first one on it.
+    pub(crate) sync_roots: Vec<OwnedFd>,
 }
 
 impl Target {
@@ -124,20 +131,27 @@ impl Targets {
             overlap,
         };
         for source in sources {
-            targets.add(source, config, umask)?;
+            targets.add(source, config, umask, &mounts)?;
         }
         Ok(targets)
     }
 
     /// Creates and opens the destination directory of one source.
-    fn add(&mut self, source: Resolved, config: &Config, umask: u32) -> Result<()> {
+    fn add(
+        &mut self,
+        source: Resolved,
+        config: &Config,
+        umask: u32,
+        mounts: &Mounts,
+    ) -> Result<()> {
         let path = source.destination;
         let is_dir = source.single.is_none();
         let is_copy = is_dir && !source.lands_in;
         let cannot = || format!("cannot create the destination {}", quote_path(&path));
         let copy_of = is_copy.then_some(source.stat.st_mode);
+        let mut made = Vec::new();
         let created = !config.dry_run
-            && create_destination(&path, copy_of, config, umask)
+            && create_destination(&path, copy_of, config, umask, &mut made)
                 .map_err(|reason| explain_name(&path, reason))
                 .with_context(cannot)?
             && is_copy;
@@ -167,7 +181,22 @@ impl Targets {
             (None, None) => open_above(&path).map(Arc::new),
             (_, above) => above,
         };
+        let (batch, sync_roots) = match &destination {
+            Some(destination) if config.fsync && !config.dry_run => {
+                self.find_batch(destination.as_fd(), mounts).unzip()
+            }
+            _ => (None, None),
+        };
+        if config.fsync && batch.is_none() {
+            for path in made {
+                sync_parent(&path)
+                    .map_err(Reason::from)
+                    .with_context(cannot)?;
+            }
+        }
         self.list.push(Target {
+            batch,
+            sync_roots: sync_roots.unwrap_or_default(),
             source: source.source,
             source_path: source.source_path,
             destination,
@@ -181,6 +210,24 @@ impl Targets {
             destination_path: path,
         });
         Ok(())
+    }
+
+    /// Returns how the next target is synced, if it can be synced in batches.
+    fn find_batch(
+        &self,
+        destination: BorrowedFd<'_>,
+        mounts: &Mounts,
+    ) -> Option<(Batch, Vec<OwnedFd>)> {
+        let device = fs::fstat(destination).ok()?.st_dev;
+        let mut known = self.list.iter().filter_map(|target| target.batch);
+        if let Some(batch) = known.find(|batch| batch.device == device) {
+            return Some((batch, Vec::new()));
+        }
+        if !is_synced_at_once(destination, device, mounts) {
+            return None;
+        }
+        let leader = self.list.len() as u32;
+        Some((Batch { leader, device }, open_roots(destination).ok()?))
     }
 
     /// Refuses a directory whose name the destination treats as that of another source.
@@ -309,7 +356,8 @@ fn is_complete(target: &Target, dir: BorrowedFd<'_>, path: &RelPath, name: &[u8]
     source.is_ok_and(|source| copy.is_ok_and(|copy| essence(source) == essence(copy)))
 }
 
-/// Creates a destination directory and its missing parents. Returns true if it did not exist.
+/// Creates a destination directory and its missing parents, and adds them to `made`. Returns true
+/// if it did not exist.
 ///
 /// `copy_of` is the mode of the source directory, if this becomes a copy of one. Its final mode is
 /// set at the end. Any other directory, and each parent, gets the usual mode, reduced by the umask
@@ -319,6 +367,7 @@ fn create_destination(
     copy_of: Option<u32>,
     config: &Config,
     umask: u32,
+    made: &mut Vec<PathBuf>,
 ) -> Result<bool, Reason> {
     // The owner must be able to create the next directory, even if the umask denies that. mkdir -p
     // does the same.
@@ -327,8 +376,11 @@ fn create_destination(
         Some(source) => (config.new_dir_mode(source), umask & 0o700),
         None => usual,
     };
-    let create = |path: &Path, (mode, needed)| -> rustix::io::Result<bool> {
-        let is_new = create_dir(path, mode, config.fsync)?;
+    let mut create = |path: &Path, (mode, needed)| -> rustix::io::Result<bool> {
+        let is_new = create_dir(path, mode)?;
+        if is_new {
+            made.push(path.to_owned());
+        }
         if is_new && needed != 0 {
             let mode = fs::stat(path)?.st_mode & 0o7777 | needed;
             fs::chmod(path, Mode::from_raw_mode(mode))?;
@@ -402,16 +454,17 @@ fn missing_parents(path: &Path) -> Vec<PathBuf> {
 }
 
 /// Creates a directory. Returns false if it exists.
-fn create_dir(path: &Path, mode: Mode, fsync: bool) -> rustix::io::Result<bool> {
+fn create_dir(path: &Path, mode: Mode) -> rustix::io::Result<bool> {
     match fs::mkdir(path, mode) {
-        Ok(()) if fsync => {
-            fs::fsync(open_followed(&parent_of(path))?)?;
-            Ok(true)
-        }
         Ok(()) => Ok(true),
         Err(Errno::EXIST) => Ok(false),
         Err(errno) => Err(errno),
     }
+}
+
+/// Syncs the directory in which another one was made.
+fn sync_parent(path: &Path) -> rustix::io::Result<()> {
+    fs::fsync(open_followed(&parent_of(path))?)
 }
 
 /// Opens a destination directory. Returns `None` in a dry run if it does not exist.
@@ -538,7 +591,7 @@ mod tests {
     fn an_existing_directory_is_not_created() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        assert_eq!(create_dir(&path, Mode::RWXU, true), Ok(true));
-        assert_eq!(create_dir(&path, Mode::RWXU, true), Ok(false));
+        assert_eq!(create_dir(&path, Mode::RWXU), Ok(true));
+        assert_eq!(create_dir(&path, Mode::RWXU), Ok(false));
     }
 }

@@ -55,6 +55,20 @@ impl Mounts {
             path: unescape(line[3]).join(below_mount),
         })
     }
+
+    /// Returns the type of the file system on a device, as mount(8) names it.
+    pub(super) fn type_of(&self, device: u64) -> Option<&[u8]> {
+        let device = format!("{}:{}", fs::major(device), fs::minor(device));
+        self.table.split(|&b| b == b'\n').find_map(|line| {
+            let mut fields = line.split(|&b| b == b' ');
+            if fields.nth(2)? != device.as_bytes() {
+                return None;
+            }
+            // Optional fields end with a hyphen.
+            fields.find(|field| *field == b"-")?;
+            fields.next()
+        })
+    }
 }
 
 /// Returns the options of the file system that a directory is on, as the kernel shows them. Empty if
@@ -122,6 +136,18 @@ mod tests {
         assert_eq!(options_of(table, 1), Some(&b"rw,one"[..]));
         assert_eq!(options_of(table, 12), Some(&b"rw,two"[..]));
         assert_eq!(options_of(table, 2), None);
+    }
+
+    #[test]
+    fn the_type_of_a_file_system_is_found_by_its_device() {
+        let mounts = Mounts {
+            table:
+                b"29 1 254:0 / / rw shared:1 - ext4 /dev/vda rw\n30 29 0:5 / /proc rw - proc p rw\n"
+                    .to_vec(),
+        };
+        assert_eq!(mounts.type_of(fs::makedev(254, 0)), Some(&b"ext4"[..]));
+        assert_eq!(mounts.type_of(fs::makedev(0, 5)), Some(&b"proc"[..]));
+        assert_eq!(mounts.type_of(fs::makedev(0, 6)), None);
     }
 
     #[test]

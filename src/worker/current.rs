@@ -4,7 +4,7 @@ use std::ffi::CStr;
 
 use crate::fs::path::{Name, Names};
 use crate::fs::stat::DirIds;
-use crate::protocol::entry::Decision;
+use crate::protocol::entry::{Decision, Unsynced};
 use crate::protocol::error::CopyError;
 use crate::protocol::{Counts, EntryError, Job, JobUpdate, Line, Progress};
 use crate::scoreboard::WorkerSlot;
@@ -20,6 +20,9 @@ pub(super) struct CurrentJob {
     has_reported_children: bool,
     /// The directory's ids, until they are reported.
     pub(super) dir_ids: Option<DirIds>,
+    /// The job's files that are neither synced nor committed.
+    pub(super) unsynced: Vec<Unsynced>,
+    pub(super) unsynced_bytes: u64,
     suspects: Vec<Name>,
     /// Complete entries were copied by a worker of this run that crashed.
     complete_is_copied: bool,
@@ -101,6 +104,9 @@ impl CurrentJob {
             && self.update.counts == Counts::default()
             && !self.update.has_children()
             && self.update.errors.is_empty()
+            && self.update.unsynced.is_empty()
+            && self.update.settled_unsynced == 0
+            && self.update.sync_error.is_none()
             && self.update.incomplete.is_empty()
             && self.update.lines.is_empty()
             && self.update.excluded.is_empty()

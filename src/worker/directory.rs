@@ -61,7 +61,8 @@ impl Worker {
                 self.add_error(None, error);
             }
         }
-        if self.current.has_children() || self.context.scoreboard.is_stopping() {
+        let is_unfinished = self.current.has_children() || !self.current.unsynced.is_empty();
+        if is_unfinished || self.context.scoreboard.is_stopping() {
             self.current.update.unfinished = Some(Box::new(stat));
             return Ok(());
         }
@@ -172,6 +173,7 @@ impl Worker {
         sink: &mut dyn ReportSink,
     ) {
         let suspects = self.current.take_suspects();
+        self.copier.is_synced_alone = true;
         while listed.entries < reported && !self.should_end() {
             if !listed.advance() {
                 break;
@@ -196,6 +198,7 @@ impl Worker {
                 Err(error) => self.add_error(Some(&name), error),
             }
         }
+        self.copier.is_synced_alone = false;
         self.current.set_suspects(suspects);
     }
 
@@ -308,6 +311,7 @@ impl Worker {
             self.copy_entry(job, dir, kind, name, hard_links);
             remaining.settle(next);
             self.after_entry(|| progress(remaining, listed.as_deref()), sink);
+            self.settle_if_many(dir, job);
         }
     }
 

@@ -6,6 +6,7 @@ mod delete;
 mod directory;
 mod entries;
 mod order;
+mod unsynced;
 
 use std::borrow::Borrow;
 use std::ffi::CStr;
@@ -105,6 +106,8 @@ impl Worker {
     fn run_job(&mut self, job: &Job, sink: &mut dyn ReportSink) {
         self.slot.begin_job(job.id);
         self.current = CurrentJob::new(job, self.slot);
+        // Names that follow may become links to what a job for links copies.
+        self.copier.is_synced_alone = matches!(job.kind, JobKind::HardLinks { .. });
         let result = match &job.kind {
             JobKind::Directory { ancestors, resume } => {
                 self.run_directory(job, ancestors, resume, sink)
@@ -120,6 +123,9 @@ impl Worker {
             JobKind::Discard { file } => self
                 .open(job)
                 .and_then(|mut dir| self.copier.discard_chunked(&mut dir, file)),
+            JobKind::Sync { root } => self.run_sync(job, *root),
+            JobKind::CommitSynced { files } => self.run_commit_synced(job, files, sink),
+            JobKind::DiscardUnsynced { files } => self.run_discard_unsynced(job, files),
             JobKind::Remove { name } => self
                 .open(job)
                 .and_then(|dir| self.copier.remove_temp(&dir, name)),
@@ -143,6 +149,7 @@ impl Worker {
 
     fn open(&mut self, job: &Job) -> Result<DirPair, CopyError> {
         let target = job.target as usize;
+        self.copier.prepare_sync(target);
         let opened = DirPair::open(self.context, target, &job.path, job.origin);
         opened.map_err(|error| self.copier.explain_missing(target, &job.path, error))
     }
@@ -222,6 +229,7 @@ impl Worker {
                     links: stat.links,
                 });
             }
+            Ok(EntryResult::Unsynced(file)) => self.note_unsynced(file),
             Ok(EntryResult::Chunked(file)) => {
                 self.size += name.count_bytes() + size_of::<ChunkedFile>();
                 self.current.update.chunked.push(file);
@@ -369,7 +377,7 @@ impl Worker {
     /// Syncs a directory that sources land in with `--fsync`.
     fn sync_landing(&self, dir: &DirPair) -> Result<(), CopyError> {
         let config = &self.context.config;
-        if !config.fsync || config.dry_run {
+        if !config.fsync || config.dry_run || self.copier.is_batched(dir) {
             return Ok(());
         }
         fs::fsync(dir.destination()?).at(Step::Sync)
@@ -388,8 +396,8 @@ impl Worker {
 
     /// Sends an update after an entry, if one is due.
     fn after_entry(&mut self, progress: impl FnOnce() -> Progress, sink: &mut dyn ReportSink) {
-        if !self.current.update.chunked.is_empty() {
-            // Sent at once, so that the parent knows the prepared file if this worker dies.
+        if !self.current.update.chunked.is_empty() || self.has_unreported_temp() {
+            // Sent at once, so that the parent knows the temporary name if this worker dies.
             self.send_update(progress(), sink);
             self.slot.set_writing(WriteTarget::None);
             return;

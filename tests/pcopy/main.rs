@@ -80,6 +80,7 @@ mod files_from;
 mod filesystems;
 mod filters;
 mod flags;
+mod fsync;
 mod gate;
 mod in_place;
 mod injection;

@@ -27,6 +27,9 @@ impl World {
             self.check_dirs(outcome, &printed);
         }
         self.check_sums(outcome, &printed);
+        if outcome.status == 0 && self.is_unsynced() {
+            self.broke(Rule::SyncedLast, "changed after the last sync");
+        }
         if !outcome.free_chunked_slots && !outcome.was_stopped {
             self.broke(Rule::ChunkedSlots, "not all are free");
         }
@@ -168,6 +171,10 @@ impl World {
             if outcome.was_stopped && outcome.is_left_behind || self.is_excused(dir, printed) {
                 continue;
             }
+            // A lost worker may not have reported a file that has no times yet.
+            if self.has_losses && self.is_durable && !name.starts_with(TEMPORARY) {
+                continue;
+            }
             let rule = if name.starts_with(TEMPORARY) {
                 Rule::NoTemporaryName
             } else {
@@ -202,7 +209,8 @@ impl World {
         for number in 0..self.tree.dirs.len() {
             let dir = self.dirs[number];
             let shown = self.tree.dirs[number].path.escape_ascii().to_string();
-            if printed.failed_dirs.contains(&number) && !self.has_died_twice(number, None) {
+            let may_fail = self.has_died_twice(number, None) || self.has_sync_failed;
+            if printed.failed_dirs.contains(&number) && !may_fail {
                 let messages: Vec<_> = outcome
                     .err
                     .iter()

@@ -8,7 +8,7 @@ use super::worker::{Outcome, State, Worker, Writing, stat};
 use crate::copy::temp;
 use crate::fs::path::Name;
 use crate::fs::stat::{FileId, FileStat};
-use crate::protocol::entry::{Chunk, ChunkedFile, Decision, HardLinks};
+use crate::protocol::entry::{Chunk, ChunkedFile, Decision, HardLinks, Unsynced};
 use crate::protocol::error::{CopyError, Death, Reason, Step};
 use crate::protocol::{JobKind, Line};
 use crate::scoreboard::WriteTarget;
@@ -34,7 +34,7 @@ impl Worker {
             return State::EndJob;
         }
         let may_share = match &job.kind {
-            JobKind::HardLinks { .. } => false,
+            JobKind::HardLinks { .. } | JobKind::CommitSynced { .. } => false,
             JobKind::Entries { hard_links, .. } => *hard_links == HardLinks::Report,
             _ => true,
         };
@@ -81,6 +81,10 @@ impl Worker {
                 State::Concluded(self.write_chunk(env, file, *chunk, trouble))
             }
             JobKind::Commit { file, changed } => self.commit(env, file, *changed, entry),
+            JobKind::CommitSynced { files } => {
+                let file = files.iter().find(|file| file.name.as_bytes() == name);
+                self.commit_synced(env, file.expect("a file of the job"), entry)
+            }
             JobKind::HardLinks { leader, .. } => {
                 if trouble == Trouble::Fails {
                     return failed(Step::Link, EACCES);
@@ -207,6 +211,12 @@ impl Worker {
         let entry = world.tree.entry(dir, &name);
         if !writing.is_link {
             world.write_all(writing.inode, entry);
+            if env.is_batched() {
+                let source = world.tree.source(entry);
+                drop(world);
+                return State::Concluded(Ok(self.leave_unsynced(&name, writing, source)));
+            }
+            world.sync_one(writing.inode);
             world.complete(writing.inode, entry);
         }
         if writing.name != name {
@@ -299,6 +309,18 @@ impl Worker {
                 if changed {
                     world.write_all(inode, entry);
                 }
+                if env.is_batched() {
+                    let source = world.tree.source(entry);
+                    drop(world);
+                    let writing = Writing {
+                        name: temp.to_vec(),
+                        inode,
+                        decision: Decision::Create,
+                        is_link: false,
+                    };
+                    return State::Concluded(Ok(self.leave_unsynced(&name, writing, source)));
+                }
+                world.sync_one(inode);
                 world.complete(inode, entry);
                 State::Written(Writing {
                     name: temp.to_vec(),
@@ -307,6 +329,74 @@ impl Worker {
                     is_link: true,
                 })
             }
+        }
+    }
+
+    /// Leaves a file that is written to a batch.
+    fn leave_unsynced(&mut self, name: &[u8], writing: Writing, source: u64) -> Outcome {
+        let id = |dev, ino| FileId { dev, ino };
+        Outcome::Unsynced(Unsynced {
+            name: Name::new(name),
+            temp: (writing.name != name).then(|| Name::new(&writing.name)),
+            id: id(2, writing.inode),
+            stat: Box::new(stat(id(1, source))),
+            decision: writing.decision,
+            failures: Vec::new(),
+            refusals: Vec::new(),
+        })
+    }
+
+    fn commit_synced(&mut self, env: &mut Env, file: &Unsynced, entry: usize) -> State {
+        let dir = self.dir();
+        let mut world = env.world.borrow_mut();
+        let written_as = file.temp.as_ref().unwrap_or(&file.name).as_bytes();
+        match world.existing(dir, written_as) {
+            Some(inode) if inode == file.id.ino => {
+                world.complete(inode, entry);
+                State::Written(Writing {
+                    name: written_as.to_vec(),
+                    inode,
+                    decision: file.decision,
+                    is_link: true,
+                })
+            }
+            _ => {
+                // A worker renamed it and crashed before it could report that.
+                let existing = world.existing(dir, file.name.as_bytes());
+                if existing.is_some_and(|inode| world.is_copy(inode, entry)) {
+                    return State::Concluded(Ok(Outcome::Done(Decision::Create)));
+                }
+                failed(Step::Rename, ENOENT)
+            }
+        }
+    }
+
+    /// Syncs and commits the job's files, as a worker does with very many of them.
+    fn settle_own(&mut self, env: &mut Env) {
+        let files = std::mem::take(&mut self.current().unsynced);
+        if !env.sync() {
+            env.context.scoreboard.sync_alone();
+            self.update.sync_error = Some(CopyError::new(Step::Sync, Reason::System(EIO)));
+            return;
+        }
+        let dir = self.dir();
+        for file in files {
+            if env.rng.chance(env.faults.crash) {
+                return self.die(env, Death::Signal(9));
+            }
+            let mut world = env.world.borrow_mut();
+            let entry = world.tree.entry(dir, file.name.as_bytes());
+            world.complete(file.id.ino, entry);
+            if let Some(temp) = &file.temp {
+                world.rename(dir, temp.as_bytes(), file.name.as_bytes());
+            }
+            drop(world);
+            self.slot.add_outcome(file.decision.outcome());
+            self.update.lines.push(Line {
+                name: Some(file.name),
+                decision: file.decision,
+            });
+            self.update.settled_unsynced += 1;
         }
     }
 
@@ -344,6 +434,14 @@ impl Worker {
                 self.update.chunked.push(file);
                 is_urgent = true;
             }
+            Ok(Outcome::Unsynced(file)) => {
+                if file.temp.is_none() {
+                    self.slot.set_writing(WriteTarget::None);
+                }
+                is_urgent = file.temp.is_some();
+                self.current().unsynced.push(file.clone());
+                self.update.unsynced.push(file);
+            }
             Ok(Outcome::Chunk) => {}
             Err(error) => self.fail_with(env, Some(&name), error),
         }
@@ -365,6 +463,12 @@ impl Worker {
         }
         if is_urgent {
             self.slot.set_writing(WriteTarget::None);
+        }
+        if self.current().unsynced.len() >= env.batch / 4 {
+            self.settle_own(env);
+            if self.death.is_some() {
+                return State::Free;
+            }
         }
         State::Pick
     }

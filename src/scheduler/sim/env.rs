@@ -31,6 +31,8 @@ pub(super) struct Faults {
     /// Steps until a signal is sent, and until the destination is full.
     pub(super) signal_at: Option<u64>,
     pub(super) full_at: Option<u64>,
+    /// Probability that a sync fails.
+    pub(super) sync: f64,
     /// How many processes can be started.
     pub(super) starts: usize,
 }
@@ -53,6 +55,22 @@ pub(super) struct Env {
 impl Env {
     pub(super) fn is_stopping(&self) -> bool {
         self.context.scoreboard.is_stopping()
+    }
+
+    /// Returns true if files are synced in batches.
+    pub(super) fn is_batched(&self) -> bool {
+        self.context.targets.list[0].batch.is_some() && !self.context.scoreboard.must_sync_alone()
+    }
+
+    /// Syncs everything. Returns false if that fails.
+    pub(super) fn sync(&mut self) -> bool {
+        let mut world = self.world.borrow_mut();
+        if self.rng.chance(self.faults.sync) {
+            world.has_sync_failed = true;
+            return false;
+        }
+        world.sync();
+        true
     }
 
     pub(super) fn is_full(&self) -> bool {

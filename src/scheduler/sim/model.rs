@@ -20,6 +20,8 @@ pub(super) struct Inode {
     pub(super) is_complete: bool,
     /// Offsets of the chunks that have been written.
     chunks: BTreeSet<u64>,
+    /// Everything that was written is on disk.
+    is_synced: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,6 +85,10 @@ pub(super) enum Rule {
     Total,
     /// Whatever limits the chunked files at one time is free again.
     ChunkedSlots,
+    /// With `--fsync`, a file is on disk before it looks complete.
+    SyncedFirst,
+    /// With `--fsync`, everything is on disk at the end of a run that succeeds.
+    SyncedLast,
     /// A message is about something that exists.
     Message,
 }
@@ -118,6 +124,12 @@ pub(super) struct World {
     pub(super) inodes: HashMap<u64, Inode>,
     last_inode: u64,
     clock: u64,
+    /// The run has `--fsync`.
+    pub(super) is_durable: bool,
+    /// When everything was synced last.
+    synced: u64,
+    /// A sync has failed, or may have.
+    pub(super) has_sync_failed: bool,
     claims: Vec<Claim>,
     /// How many workers died at an entry or directory.
     pub(super) deaths: HashMap<(usize, Option<Vec<u8>>), u32>,
@@ -136,7 +148,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(tree: Tree) -> Self {
+    pub(super) fn new(tree: Tree, is_durable: bool) -> Self {
         let dir = |dir: &Dir| DestinationDir {
             exists: dir.existed || dir.parent.is_none(),
             is_new: !dir.existed,
@@ -149,6 +161,9 @@ impl World {
             inodes: HashMap::new(),
             last_inode: 0,
             clock: 0,
+            is_durable,
+            synced: 0,
+            has_sync_failed: false,
             claims: Vec::new(),
             deaths: HashMap::new(),
             full: HashSet::new(),
@@ -257,7 +272,9 @@ impl World {
     }
 
     pub(super) fn write_chunk(&mut self, inode: u64, offset: u64) {
-        self.inodes.get_mut(&inode).unwrap().chunks.insert(offset);
+        let inode = self.inodes.get_mut(&inode).unwrap();
+        inode.chunks.insert(offset);
+        inode.is_synced = false;
     }
 
     /// Writes all of a file.
@@ -275,9 +292,35 @@ impl World {
             // A commit is done again if its report was lost.
             return;
         }
+        let is_unsafe = self.is_durable && !inode.is_synced;
         inode.is_complete = inode.chunks.len() as u64 == size.div_ceil(CHUNK);
         *self.commits.entry(entry).or_default() += 1;
+        self.clock += 1;
         self.trace(|| format!("complete {}", self.tree.entries[entry].name.escape_ascii()));
+        if is_unsafe {
+            let name = self.tree.entries[entry].name.escape_ascii().to_string();
+            self.broke(Rule::SyncedFirst, name);
+        }
+    }
+
+    /// Writes one file to disk.
+    pub(super) fn sync_one(&mut self, inode: u64) {
+        self.inodes.get_mut(&inode).unwrap().is_synced = true;
+    }
+
+    /// Writes everything to disk.
+    pub(super) fn sync(&mut self) {
+        for inode in self.inodes.values_mut() {
+            inode.is_synced = true;
+        }
+        self.clock += 1;
+        self.synced = self.clock;
+        self.trace(|| "sync".to_owned());
+    }
+
+    /// Returns true if something was changed after the last sync.
+    pub(super) fn is_unsynced(&self) -> bool {
+        self.is_durable && self.clock > self.synced
     }
 
     pub(super) fn rename(&mut self, dir: usize, from: &[u8], to: &[u8]) {
@@ -328,6 +371,7 @@ impl World {
         self.remove(dir, name);
         if let Some(inode) = self.create(dir, name, entry) {
             self.write_all(inode, entry);
+            self.sync_one(inode);
             self.complete(inode, entry);
         }
     }

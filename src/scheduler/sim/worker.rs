@@ -11,7 +11,7 @@ use super::tree::{Item, Sort};
 use crate::context::Context;
 use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::{DirIds, FileId, FileStat};
-use crate::protocol::entry::{ChunkedFile, Decision};
+use crate::protocol::entry::{ChunkedFile, Decision, Unsynced};
 use crate::protocol::error::{CopyError, Death, Reason, Step};
 use crate::protocol::{
     Counts, EntryError, HardLinkEntry, Job, JobKind, JobUpdate, Line, Progress, Report,
@@ -19,12 +19,14 @@ use crate::protocol::{
 use crate::scoreboard::{WorkerSlot, WriteTarget};
 
 const EEXIST: i32 = 17;
+const EIO: i32 = 5;
 
 /// How an entry of a job ended.
 pub(super) enum Outcome {
     Done(Decision),
     HardLink,
     Chunked(ChunkedFile),
+    Unsynced(Unsynced),
     Chunk,
 }
 
@@ -70,6 +72,8 @@ pub(super) struct Current {
     counts: Counts,
     has_reported_children: bool,
     ids: Option<DirIds>,
+    /// Files that are neither synced nor committed.
+    pub(super) unsynced: Vec<Unsynced>,
 }
 
 pub(super) struct Worker {
@@ -242,6 +246,7 @@ impl Worker {
             counts: self.slot.counts(),
             has_reported_children: false,
             ids: None,
+            unsynced: Vec::new(),
         });
         State::Open
     }
@@ -297,6 +302,29 @@ impl Worker {
             | JobKind::MakeRoom { .. }
             | JobKind::EmptyDirectory
             | JobKind::RemoveDirectory => unreachable!("nothing is deleted here"),
+            JobKind::Sync { .. } => {
+                drop(world);
+                if !env.sync() {
+                    self.fail(env, None, Step::Sync, EIO);
+                }
+                State::EndJob
+            }
+            JobKind::CommitSynced { files } => {
+                self.current().left = files.len();
+                for file in files {
+                    self.current().names.push(Kind::File, file.name.as_bytes());
+                }
+                State::Pick
+            }
+            JobKind::DiscardUnsynced { files } => {
+                for file in files {
+                    let name = file.temp.as_ref().unwrap_or(&file.name).as_bytes();
+                    if world.existing(dir, name) == Some(file.id.ino) {
+                        world.remove(dir, name);
+                    }
+                }
+                State::EndJob
+            }
         }
     }
 
@@ -318,7 +346,9 @@ impl Worker {
             }
             return State::Pick;
         }
-        if self.current().has_reported_children || self.update.has_children() || is_stopping {
+        let has_unsynced = !self.current().unsynced.is_empty();
+        let has_children = self.current().has_reported_children || self.update.has_children();
+        if has_children || has_unsynced || is_stopping {
             let id = FileId {
                 dev: 1,
                 ino: self.dir() as u64 + 1,
@@ -464,6 +494,9 @@ impl Worker {
             && self.update.counts == Counts::default()
             && !self.update.has_children()
             && self.update.errors.is_empty()
+            && self.update.unsynced.is_empty()
+            && self.update.settled_unsynced == 0
+            && self.update.sync_error.is_none()
             && self.update.lines.is_empty();
         if is_empty {
             return;

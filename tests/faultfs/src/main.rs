@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! faultfs SOURCE MOUNTPOINT [--delay-ms 0.5] [--head SEEK_MS,MIB_S] [--ttl-ms 1000]
+//!         [--flush-ms MS]
 //!         [--fault KIND:NAME[:ARG]]... [--no-permissions] [--keep]
 //! ```
 //!
@@ -55,6 +56,11 @@
 //! disk: a new mount has nothing in it, and without `FOPEN_KEEP_CACHE` the kernel forgets the
 //! contents of a file whenever it is opened. So each copy of a file reads it from the disk, once.
 //! The readahead is that of the kernel (128 KiB, the double for sequential readers).
+//!
+//! # A disk with a slow cache
+//!
+//! With `--flush-ms 5` a sync takes 5 ms longer, and syncs take turns, as a disk flushes its cache.
+//! An image of a file system in SOURCE, mounted through a loop device, is a disk of this kind.
 //!
 //! # Lesser file systems
 //!

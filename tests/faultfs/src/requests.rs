@@ -247,7 +247,15 @@ impl Filesystem for Passthrough {
             true => fs::fdatasync(&handle.file),
             false => fs::fsync(&handle.file),
         });
-        answer!(self, reply, synced, () => reply.ok());
+        // One after another.
+        let now = Instant::now();
+        let mut flushed = self.flushed.lock().unwrap();
+        *flushed = (*flushed).max(now) + self.settings.flush;
+        let wait = self.settings.delay + flushed.saturating_duration_since(now);
+        self.delayed.after(wait, move || match synced {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        });
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
