@@ -1,5 +1,6 @@
 //! The settings of a run: the command line, checked and complete.
 
+mod contents;
 mod destination;
 mod filter;
 mod mirror;
@@ -13,9 +14,10 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use rustix::fs::Mode as FileMode;
 
+pub use crate::cli::{Algorithm, Mode, Overwrite, Reflink, Sparse};
 use crate::cli::{Attribute, Cli, When};
-pub use crate::cli::{Mode, Overwrite, Reflink, Sparse};
 use crate::protocol::entry::Decision;
+pub use contents::{Contents, Manifest};
 pub use destination::Destination;
 pub(crate) use destination::{normalize, own_name};
 pub use filter::{FilterSettings, Limits, Moment, RuleOption, Size};
@@ -48,6 +50,8 @@ pub struct Config {
     pub inplace: bool,
     /// Which entries are copied.
     pub filter: FilterSettings,
+    /// Comparing, verifying and listing contents.
+    pub contents: Contents,
     /// Which properties to keep.
     pub preserve: Preserve,
     /// When to share extents with the source.
@@ -189,6 +193,7 @@ impl Config {
                  existing file to be complete"
             );
         }
+        let contents = Contents::new(&cli, overwrite)?;
         // `-q` and `-n` say more than the environment.
         let default_progress = match cli.environment.progress {
             Some(When::Always) if cli.quiet || cli.dry_run => When::Never,
@@ -211,6 +216,7 @@ impl Config {
             overwrite,
             inplace: cli.inplace,
             filter,
+            contents,
             preserve: Preserve::new(&cli.preserve, &cli.no_preserve)?,
             reflink: cli.reflink,
             sparse: cli.sparse,

@@ -47,7 +47,7 @@ const fn both(names: &'static [&'static str], instead: Instead) -> Foreign {
 const DELETE: &str = "rsync -a --delete SRC/ DST, after the copy";
 const FILTER: &str = "--exclude, which leaves out entries by name";
 const REMOTE: &str = "pcopy copies to mounted file systems only: mount the other one with sshfs";
-const RESUME: &str = "run pcopy again: what is complete already is left alone";
+const RESUME: &str = "--partial, which goes on with large files that were interrupted";
 const LOG: &str = "-v, with stdout and stderr sent to a file";
 const REPORT: &str = "-n for the changes before the copy, -v for those that were made";
 
@@ -178,14 +178,8 @@ const FOREIGN: &[Foreign] = &[
         Use("find DST -type d -empty -delete, after the copy"),
     ),
     rsync(
-        &[
-            "-c",
-            "--checksum",
-            "--checksum-choice",
-            "--cc",
-            "--checksum-seed",
-        ],
-        Use("--overwrite=always, which does not trust sizes and times"),
+        &["--checksum-choice", "--cc", "--checksum-seed"],
+        Nothing("-c compares the contents themselves"),
     ),
     rsync(&["-I", "--ignore-times"], Use("--overwrite=always")),
     rsync(
@@ -216,7 +210,7 @@ const FOREIGN: &[Foreign] = &[
     ),
     // How.
     rsync(
-        &["--append", "--append-verify", "--partial", "--partial-dir"],
+        &["--append", "--append-verify", "--partial-dir"],
         Use(RESUME),
     ),
     rsync(

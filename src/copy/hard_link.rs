@@ -88,7 +88,7 @@ impl Copier {
             // A dry run has not replaced the leader, so equal IDs do not mean unchanged.
             let is_replaced = config.dry_run && {
                 let new = self.stat_source(dir, entry.from)?;
-                self.would_replace(dir, leader, &new)
+                self.would_replace(dir, entry, leader, &new)?
             };
             return Ok(EntryResult::Done(if is_replaced {
                 Decision::HardLink
@@ -102,11 +102,13 @@ impl Copier {
         if self.is_existing_trusted() {
             let new = self.stat_source(dir, entry.from)?;
             let is_leader_other = leader.is_some_and(|leader| !self.is_copy(dir, &leader, &new));
-            if is_leader_other
-                || old.is_some_and(|old| {
-                    !self.is_copy(dir, &old, &new) && !self.would_replace(dir, &old, &new)
-                })
-            {
+            let is_kept = match &old {
+                Some(old) => {
+                    !self.is_copy(dir, old, &new) && !self.would_replace(dir, entry, old, &new)?
+                }
+                None => false,
+            };
+            if is_leader_other || is_kept {
                 return self.copy_entry(dir, as_copy);
             }
         }
@@ -232,13 +234,21 @@ impl Copier {
     }
 
     /// Returns true if the source's entry would replace this one of the destination.
-    fn would_replace(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
-        let difference = if file_type(old) != file_type(new) {
+    fn would_replace(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+        old: &FileStat,
+        new: &FileStat,
+    ) -> Result<bool, CopyError> {
+        let difference = if self.context.config.contents.checksum {
+            self.difference(dir, entry, old, new)?
+        } else if file_type(old) != file_type(new) {
             Some(Decision::ReplaceOtherKind)
         } else {
             (!self.is_copy(dir, old, new)).then_some(Decision::ReplaceTime)
         };
-        self.apply_overwrite(difference, old, new).changes()
+        Ok(self.apply_overwrite(difference, old, new).changes())
     }
 }
 

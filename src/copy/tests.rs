@@ -170,7 +170,7 @@ fn a_chunked_file_has_a_temporary_name_until_it_is_committed() {
     let file = setup.begin_chunked();
     // The worker resets it once the parent knows of the file.
     assert_eq!(setup.copier.slot.writing(), WriteTarget::Chunked(1));
-    assert_eq!(file.temp, temp_name(setup.context, 1));
+    assert_eq!(file.temp, Some(temp_name(setup.context, 1)));
     assert!(!setup.path("dst/large").exists());
 
     let mut dir = setup.open(RETRIED);

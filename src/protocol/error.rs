@@ -84,6 +84,8 @@ pub(crate) enum Step {
     ReadLink,
     #[error("read attributes")]
     ReadAttributes,
+    #[error("read back")]
+    ReadBack,
     #[error("copy")]
     Copy,
     #[error("open directory")]
@@ -158,6 +160,9 @@ pub(crate) enum Reason {
     /// A listed path leads through it.
     #[error("a listed path leads through this symbolic link; pcopy follows it only with -L")]
     LinkOnTheWay,
+    /// With `--verify`; or a chunk, with `--checksum`.
+    #[error("contents differ from those of the source")]
+    Differs,
     /// With `--dereference`.
     #[error("symbolic link to nothing")]
     DanglingLink,

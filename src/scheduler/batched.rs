@@ -116,7 +116,7 @@ impl Scheduler {
         let groups = settled
             .into_iter()
             .filter_map(|written| Some((written.file.name, written.leads?)));
-        self.settle_leads(dir, groups.collect(), &update.errors);
+        self.settle_leads(dir, groups.collect(), &update.errors, &update.checksums);
     }
 
     /// Handles a failed sync of a worker's own files.

@@ -77,6 +77,12 @@ impl Target {
     pub(crate) fn name_at_destination<'a>(&'a self, name: &'a CStr) -> &'a CStr {
         self.single.as_ref().map_or(name, |single| &single.to)
     }
+
+    /// The same for a name that was checked.
+    pub(crate) fn to_destination<'a>(&'a self, name: &'a Name) -> &'a [u8] {
+        let single = self.single.as_ref();
+        single.map_or(name.as_bytes(), |single| single.to.to_bytes())
+    }
 }
 
 /// All targets of a run.
@@ -182,7 +188,10 @@ impl Targets {
             (_, above) => above,
         };
         let (batch, sync_roots) = match &destination {
-            Some(destination) if config.fsync && !config.dry_run => {
+            // A file that is read back is synced for that alone.
+            Some(destination)
+                if config.fsync && !config.dry_run && !config.contents.reads_everything() =>
+            {
                 self.find_batch(destination.as_fd(), mounts).unzip()
             }
             _ => (None, None),

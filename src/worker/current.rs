@@ -111,6 +111,8 @@ impl CurrentJob {
             && self.update.lines.is_empty()
             && self.update.excluded.is_empty()
             && !self.update.is_about_deletion()
+            && self.update.checksums.is_empty()
+            && self.update.repeated.is_empty()
             && self.update.unfinished.is_none();
         if is_empty {
             return None;

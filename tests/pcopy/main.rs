@@ -70,6 +70,7 @@ mod zoo;
 // The promises.
 mod bar;
 mod cli;
+mod contents;
 mod crash_reports;
 mod crashes;
 mod disk_full;
@@ -94,6 +95,7 @@ mod output;
 mod overlap;
 mod overwrite;
 mod parents;
+mod partial;
 mod preserve;
 mod random;
 mod resources;
