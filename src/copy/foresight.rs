@@ -69,7 +69,8 @@ impl Holds {
                     } else {
                         Modes::ReadOnly { is_strict: false }
                     },
-                    invents_numbers: has("noserverino"),
+                    // The kernel shows this option, and never its opposite.
+                    invents_numbers: !has("serverino"),
                 }
             }
             FileSystem::Fuse => Self {
@@ -269,7 +270,7 @@ mod tests {
     #[test]
     fn an_option_is_a_whole_word() {
         let options = b"rw,nounix,noserverino,file_mode=0755";
-        assert!(has_option(options, "noserverino"));
+        assert!(has_option(options, "nounix"));
         assert!(!has_option(options, "unix"));
         assert!(!has_option(options, "serverino"));
     }
@@ -279,7 +280,7 @@ mod tests {
         let of = |options: &[u8]| Holds::of(FileSystem::Smb, options);
         assert!(!of(b"rw,nounix,serverino").owners);
         assert!(!of(b"rw,nounix,serverino").invents_numbers);
-        assert!(of(b"rw,nounix,noserverino").invents_numbers);
+        assert!(of(b"rw,nounix").invents_numbers);
         assert_eq!(of(b"rw,posix,serverino"), Holds::ALL);
         assert!(of(b"rw,modefromsid").has_mode_effect(0o755, 0o644));
         assert!(!of(b"rw,modefromsid").owners);
