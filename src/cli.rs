@@ -1,5 +1,8 @@
 //! The command line: its options and their help. [`crate::config`] decides what they mean.
 
+pub(crate) mod backup;
+pub(crate) mod changes;
+pub(crate) mod links;
 pub(crate) mod mirror;
 
 use std::ffi::OsString;
@@ -208,6 +211,18 @@ pub struct Cli {
     /// Options of deletion.
     #[command(flatten)]
     pub mirror: mirror::Mirror,
+
+    /// Options of metadata.
+    #[command(flatten)]
+    pub changes: changes::Changes,
+
+    /// Options of links.
+    #[command(flatten)]
+    pub links: links::Links,
+
+    /// Options of backups.
+    #[command(flatten)]
+    pub backups: backup::Backups,
 
     /// Stay on the file system of each SRC
     #[arg(short = 'x', long)]

@@ -1,6 +1,9 @@
 //! The settings of a run: the command line, checked and complete.
 
+mod backup;
+mod changes;
 mod destination;
+mod links;
 mod mirror;
 
 use std::io::IsTerminal;
@@ -13,7 +16,10 @@ use rustix::fs::Mode as FileMode;
 use crate::cli::{Attribute, Cli, When};
 pub use crate::cli::{Mode, Overwrite, Reflink, Sparse};
 use crate::protocol::entry::Decision;
+pub use backup::{Backup, BackupNaming};
+pub use changes::Changes;
 pub use destination::Destination;
+pub use links::{Linking, Links};
 pub use mirror::Mirror;
 pub(crate) use destination::{normalize, own_name};
 
@@ -48,6 +54,14 @@ pub struct Config {
     pub reflink: Reflink,
     /// Which parts of a file become holes.
     pub sparse: Sparse,
+    /// Metadata that is changed on the way.
+    pub changes: Changes,
+    /// Print changes in the letters of rsync.
+    pub itemize: bool,
+    /// Make links instead of copies.
+    pub links: Links,
+    /// Keep what is replaced or removed.
+    pub backup: Option<Backup>,
     /// Remove what only the destination has.
     pub mirror: Option<Mirror>,
     /// Follow symbolic links in the source.
@@ -157,6 +171,11 @@ impl Config {
     pub fn new(cli: Cli) -> Result<Self> {
         let (sources, destination) = destination::of(&cli)?;
         let overwrite = cli.update.map_or(cli.overwrite, Overwrite::from);
+        let changes = changes::of(&cli)?;
+        let links = links::of(&cli, &sources)?;
+        let mut preserve = Preserve::new(&cli.preserve, &cli.no_preserve)?;
+        changes.check(&mut preserve, &links)?;
+        let backup = backup::of(&cli)?;
         let mirror = mirror::of(&cli, sources.len())?;
         let links_as_links =
             cli.no_dereference || cli.habits.no_dereference_d || cli.habits.archive;
@@ -200,9 +219,13 @@ impl Config {
             dry_run: cli.dry_run,
             overwrite,
             inplace: cli.inplace,
-            preserve: Preserve::new(&cli.preserve, &cli.no_preserve)?,
+            preserve,
             reflink: cli.reflink,
             sparse: cli.sparse,
+            changes,
+            itemize: cli.changes.itemize_changes,
+            links,
+            backup,
             mirror,
             dereference: cli.dereference,
             links_as_links,
@@ -217,6 +240,10 @@ impl Config {
     /// Returns true if `-v` or `-n` prints this decision: the changes, and what a dry run leaves
     /// alone only with both.
     pub(crate) fn prints(&self, decision: Decision) -> bool {
+        if self.itemize {
+            // What a snapshot shares is the same: rsync has no line for it either.
+            return decision.changes() && decision != Decision::LinkSame;
+        }
         (self.verbose || self.dry_run) && decision.changes() || self.verbose && self.dry_run
     }
 
@@ -224,6 +251,15 @@ impl Config {
     /// is removed.
     pub(crate) fn makes_room(&self) -> bool {
         self.mirror.is_some() && self.overwrite != Overwrite::Never
+    }
+
+    /// Returns true if workers must know the path of a directory, not only the open directory.
+    pub(crate) fn needs_paths(&self) -> bool {
+        self.backup
+            .as_ref()
+            .is_some_and(|backup| backup.dir.is_some())
+            || !self.links.snapshots.is_empty()
+            || self.links.instead == Some(Linking::Symbolic)
     }
 
     /// Returns the mode that a new directory has until its final mode is set.

@@ -46,6 +46,25 @@ const EXAMPLES: &[(&str, &str)] = &[
         "pcopy --reflink=always machine.qcow2 snapshot.qcow2",
     ),
     ("sparse", "pcopy --sparse=always disk.img small.img"),
+    (
+        "delete",
+        "pcopy -n --delete photos /mnt/backup/photos",
+    ),
+    (
+        "max_delete",
+        "pcopy --delete --max-delete=100 /home /mnt/backup/home",
+    ),
+    (
+        "backup_dir",
+        "pcopy --delete --backup-dir=../old-$(date +%F) /home /mnt/backup/home",
+    ),
+    (
+        "link_dest",
+        "pcopy --link-dest=../monday /home /mnt/backup/tuesday",
+    ),
+    ("chmod", "pcopy --chmod=D755,F644 stick/ ~/stick"),
+    ("chown", "pcopy --chown=www-data: site /var/www/site"),
+    ("itemize_changes", "pcopy -ni src dst"),
     ("one_file_system", "pcopy -x / /mnt/root"),
     (
         "fsync",

@@ -101,6 +101,7 @@ impl Copier {
             id: FileId::of(&stat),
             stat: Box::new(source.stat),
             decision,
+            items: self.items.take(),
         };
         new.unfinished.hand_over();
         Ok(Some(EntryResult::Chunked(file)))
@@ -145,6 +146,7 @@ impl Copier {
         let unfinished = Unfinished::adopt(dir, &file.temp)?;
         let source = self.open_source(dir, from).at(Step::Open)?;
         let now = FileStat::of(&fs::fstat(&source).at(Step::Look)?);
+        let now = self.context.config.changes.apply(now);
         let has_changed = changed || !now.has_same_contents(&file.stat);
         let stat = if has_changed { now } else { *file.stat };
         let fd = match open_chunked(dir, file) {
@@ -187,6 +189,10 @@ impl Copier {
             attempt: Attempt::Last,
         };
         match self.finish_file(dir, &mut source, new, finish) {
+            Ok(()) if file.items.is_some() => {
+                self.items = file.items;
+                Ok(EntryResult::Done(file.decision))
+            }
             Ok(()) => Ok(EntryResult::Done(Decision::Create)),
             Err(error) if is_name_taken(&error) => {
                 // Another run has made the file meanwhile, or the destination takes its name for

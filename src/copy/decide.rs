@@ -9,10 +9,11 @@ use super::dir::DirPair;
 use super::handle::{Handle, Subject};
 use super::learned::{is_possibly_clamped, is_safe};
 use super::{Copier, Entry, EntryResult, file_type};
-use crate::config::Overwrite;
+use crate::config::{Linking, Overwrite};
 use crate::fs::granularity::{Granularity, PROBE, Time};
 use crate::fs::stat::{FileStat, file_system_type};
 use crate::protocol::entry::{Decision, HardLinks};
+use crate::protocol::items::Update;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::protocol::metadata::Sort;
 
@@ -27,9 +28,16 @@ impl Copier {
         entry: Entry<'_>,
     ) -> Result<ControlFlow<EntryResult, Decision>, CopyError> {
         let dry_run = self.context.config.dry_run;
+        if self.context.config.links.instead == Some(Linking::Symbolic) {
+            return Ok(ControlFlow::Break(self.symlink_to_source(dir, entry)?));
+        }
         let old = self.existing(dir, entry.to)?;
         if old.is_none() && !dry_run {
-            return Ok(ControlFlow::Continue(Decision::Create));
+            if self.context.config.itemize {
+                let new = self.stat_source(dir, entry.from)?;
+                self.itemize(dir, entry, None, &new, None);
+            }
+            return self.link_or_copy(dir, entry, Decision::Create);
         }
         if self.context.config.makes_room()
             && old.is_some_and(|old| file_type(&FileStat::of(&old)) == FileType::Directory)
@@ -50,13 +58,20 @@ impl Copier {
             self.slot.add_size(new.size);
             self.slot.add_spared(new.size);
         }
+        if decision.changes() {
+            self.itemize(dir, entry, old.as_ref(), &new, None);
+        }
         if let Some(old) = &old
             && decision == Decision::LeaveUnchanged
             && self.context.config.overwrite == Overwrite::Changed
             && self.has_other_metadata(dir, entry, old, &new)
         {
+            self.itemize(dir, entry, Some(old), &new, Some(Update::Metadata));
             decision = if dry_run {
                 Decision::UpdateMetadata
+            } else if old.links > 1 && !self.context.config.links.snapshots.is_empty() {
+                // The file is also that of an older snapshot, which must not change.
+                return self.link_or_copy(dir, entry, Decision::UpdateMetadata);
             } else {
                 self.update_metadata(dir, entry, old, &new)?
             };
@@ -66,13 +81,29 @@ impl Copier {
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));
         }
         if dry_run {
+            if let Some(linked) = self.link_instead(dir, entry, decision)? {
+                return Ok(ControlFlow::Break(linked));
+            }
             if file_type(&new) == FileType::RegularFile {
                 self.slot.add_size(new.size);
                 self.slot.add_bytes(new.size);
             }
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));
         }
-        Ok(ControlFlow::Continue(decision))
+        self.link_or_copy(dir, entry, decision)
+    }
+
+    /// Makes an entry a link, or continues with copying it.
+    fn link_or_copy(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+        decision: Decision,
+    ) -> Result<ControlFlow<EntryResult, Decision>, CopyError> {
+        Ok(match self.link_instead(dir, entry, decision)? {
+            Some(linked) => ControlFlow::Break(linked),
+            None => ControlFlow::Continue(decision),
+        })
     }
 
     /// Decides about an entry whose name exists at the destination.
@@ -191,6 +222,7 @@ impl Copier {
     pub(super) fn should_report(&self, stat: &FileStat, hard_links: HardLinks) -> bool {
         hard_links == HardLinks::Report
             && stat.links > 1
+            && self.context.config.links.instead.is_none()
             && self.context.config.preserve.links.is_wanted()
     }
 
@@ -201,13 +233,13 @@ impl Copier {
             AtFlags::SYMLINK_NOFOLLOW
         };
         let stat = fs::statat(dir.source(), from, flags).at(Step::Look)?;
-        Ok(FileStat::of(&stat))
+        Ok(self.context.config.changes.apply(FileStat::of(&stat)))
     }
 
     /// Returns true if the destination's time is the source's, as far as the destination's file
     /// system can store it. The granularity is measured, not assumed. So a change within the same
     /// second goes unnoticed only if the file system cannot express it.
-    fn is_same_time(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
+    pub(super) fn is_same_time(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
         if old.mtime == new.mtime {
             return true;
         }

@@ -23,12 +23,16 @@ use super::twins::Naming;
 pub(crate) struct DirPair {
     /// The number of the target that it belongs to.
     pub(super) target: usize,
+    /// Its path below the target. Kept only if an option needs it.
+    path: Option<RelPath>,
     source: OwnedFd,
     /// None in a dry run if there is no such directory.
     destination: Option<Rc<OwnedFd>>,
     /// The source directory's stat when it was opened.
     pub(crate) stat: FileStat,
     destination_id: Option<FileId>,
+    /// The destination directory's stat when it was opened. Kept only to itemize changes.
+    pub(super) destination_stat: Option<FileStat>,
     /// The destination directory's mode when it was opened.
     destination_mode: u32,
     origin: DirOrigin,
@@ -90,6 +94,7 @@ impl DirPair {
         };
         let source = source.at(Step::OpenDirectory)?;
         let stat = FileStat::of(&fs::fstat(&source).at(Step::OpenDirectory)?);
+        let stat = config.changes.apply(stat);
         let destination = match &target.destination {
             // The "created" directories of a dry run do not exist.
             Some(root) if !(config.dry_run && origin.created) => {
@@ -99,10 +104,12 @@ impl DirPair {
         };
         let mut dir = Self {
             target: number,
+            path: config.needs_paths().then(|| path.clone()),
             source,
             destination: destination.map(Rc::new),
             stat,
             destination_id: None,
+            destination_stat: None,
             destination_mode: 0,
             origin,
             is_shared: false,
@@ -114,6 +121,29 @@ impl DirPair {
         };
         dir.examine_destination(context)?;
         Ok(dir)
+    }
+
+    /// Returns a pair of the same source directory and another directory of the destination's file
+    /// system. Nothing is written there.
+    pub(super) fn beside(&self, other: OwnedFd) -> rustix::io::Result<Self> {
+        let stat = fs::fstat(&other)?;
+        Ok(Self {
+            target: self.target,
+            path: None,
+            source: rustix::io::fcntl_dupfd_cloexec(&self.source, 3)?,
+            destination: Some(Rc::new(other)),
+            stat: self.stat,
+            destination_id: Some(FileId::of(&stat)),
+            destination_stat: None,
+            destination_mode: 0,
+            origin: DirOrigin::default(),
+            is_shared: false,
+            default_owner: None,
+            has_default_acl: None,
+            naming: None,
+            stored: None,
+            source_names: None,
+        })
     }
 
     /// Checks that writing to the destination does not change a source. Skips that for a new
@@ -130,6 +160,7 @@ impl DirPair {
         let stat = fs::fstat(destination).at(Step::OpenDestinationDirectory)?;
         let id = FileId::of(&stat);
         self.destination_id = Some(id);
+        self.destination_stat = context.config.itemize.then(|| FileStat::of(&stat));
         self.destination_mode = stat.st_mode & 0o7777;
         if self.origin.known_empty {
             // Its ACLs were removed when it was made.
@@ -191,6 +222,11 @@ impl DirPair {
         {
             flags::unseal(self.source.as_fd(), destination.as_fd());
         }
+    }
+
+    /// Returns its path below the target, if an option needs it.
+    pub(super) fn path(&self) -> Option<&RelPath> {
+        self.path.as_ref()
     }
 
     pub(crate) fn source(&self) -> BorrowedFd<'_> {

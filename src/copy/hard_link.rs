@@ -117,6 +117,10 @@ impl Copier {
             let new = self.stat_source(dir, entry.from)?;
             self.check_link(dir, entry, &new, old)?;
         }
+        if config.itemize {
+            let new = self.stat_source(dir, entry.from)?;
+            self.itemize(dir, entry, old.as_ref(), &new, Some(Update::HardLink));
+        }
         if config.dry_run {
             return Ok(EntryResult::Done(Decision::HardLink));
         }
@@ -165,7 +169,7 @@ impl Copier {
                 AtFlags::empty(),
             )
             .at(Step::Link)?;
-        } else if !unfinished.commit_link(entry.to, decision)? {
+        } else if !self.commit_link(dir, unfinished, entry.to, decision)? {
             // The file system invents inode numbers: both names were one file already.
             return Ok(EntryResult::Done(Decision::LeaveUnchanged));
         }
@@ -224,7 +228,7 @@ pub(crate) enum Unlinkable {
 }
 
 impl Unlinkable {
-    fn from_error(error: &CopyError) -> Option<Self> {
+    pub(super) fn from_error(error: &CopyError) -> Option<Self> {
         let is = |errno: &Errno| error.reason == (*errno).into();
         if is(&Errno::MLINK) {
             return Some(Self::Full);

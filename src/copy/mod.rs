@@ -1,6 +1,7 @@
 //! Copies one entry: decide, write, apply metadata, commit. Workers of both modes call this.
 
 mod attributes;
+mod backup;
 mod chunked;
 mod content;
 mod decide;
@@ -12,7 +13,9 @@ mod handle;
 mod hard_link;
 mod in_place;
 mod issues;
+mod itemize;
 mod learned;
+mod links;
 mod metadata;
 mod names;
 mod special;
@@ -36,6 +39,7 @@ use crate::fs::path::{Kind, Name};
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{ChunkedFile, Decision, HardLinks};
 use crate::protocol::error::{CopyError, Reason, Step};
+use crate::protocol::items::Items;
 use crate::protocol::metadata::Grant;
 use crate::scoreboard::WorkerSlot;
 use dir::{Devices, DirPair};
@@ -106,6 +110,14 @@ pub(crate) struct Copier {
     namings: Vec<(u64, Naming)>,
     /// Devices of sources that keep names apart that differ in case.
     exact_sources: Vec<u64>,
+    /// What has changed of the current entry, with `--itemize-changes`.
+    pub(crate) items: Option<Items>,
+    /// The directories of `--link-dest` beside the one that was looked at last.
+    snapshots: links::Snapshots,
+    /// The numbers of backups in the directory that was looked at last.
+    numbers: backup::Numbers,
+    /// The directory below `--backup-dir` that was opened last.
+    backup_dir: Option<backup::OpenBackupDir>,
     /// The other entry, after an error with [`Reason::SameName`].
     pub(crate) twin: Option<Name>,
     /// The next file is not divided into chunks, even if it is large.
@@ -138,6 +150,10 @@ impl Copier {
             granularities: Vec::new(),
             namings: Vec::new(),
             exact_sources: Vec::new(),
+            items: None,
+            snapshots: links::Snapshots::default(),
+            numbers: backup::Numbers::default(),
+            backup_dir: None,
             twin: None,
             is_undivided: false,
             unlinked: None,
@@ -181,6 +197,7 @@ impl Copier {
 
     fn try_entry(&mut self, dir: &mut DirPair, entry: Entry<'_>) -> Result<EntryResult, CopyError> {
         self.issues = Issues::default();
+        self.items = None;
         if let Some(stream) = entry.stream {
             return Ok(EntryResult::Done(self.copy_stream(dir, entry, stream)?));
         }

@@ -7,6 +7,7 @@
 
 pub(crate) mod entry;
 pub(crate) mod error;
+pub(crate) mod items;
 pub(crate) mod metadata;
 pub(crate) mod wire;
 
@@ -20,6 +21,7 @@ use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::quote::quote;
 use entry::{Chunk, ChunkedFile, Decision, DirOrigin, HardLinks};
 use error::CopyError;
+use items::Items;
 use metadata::{Grant, Incomplete};
 
 /// A job's number: never 0, never used twice in a run.
@@ -288,6 +290,8 @@ pub(crate) struct Line {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
     pub(crate) decision: Decision,
+    /// What has changed, with `--itemize-changes`.
+    pub(crate) items: Option<Items>,
 }
 
 /// Counters of a worker, or of the whole run.

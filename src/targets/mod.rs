@@ -1,5 +1,6 @@
 //! The sources and destinations of a run.
 
+mod beside;
 mod mounts;
 mod overlap;
 mod resolve;
@@ -15,6 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use self::beside::Beside;
 use self::mounts::Mounts;
 use self::overlap::Overlap;
 pub(crate) use self::resolve::SingleFile;
@@ -40,6 +42,8 @@ pub(crate) struct Target {
     pub(crate) destination: Option<Arc<OwnedFd>>,
     /// The path of `destination`, for messages.
     pub(crate) destination_path: PathBuf,
+    /// Its path below the directory that the command line names as DST.
+    pub(crate) below_named: RelPath,
     /// Set if the source is not a directory.
     pub(crate) single: Option<SingleFile>,
     /// The device that the source is on.
@@ -62,6 +66,7 @@ pub(crate) struct Targets {
     /// In the order of the command line.
     pub(crate) list: Vec<Target>,
     overlap: Overlap,
+    beside: Beside,
 }
 
 impl Targets {
@@ -94,15 +99,25 @@ impl Targets {
         let mut targets = Self {
             list: Vec::with_capacity(sources.len()),
             overlap,
+            beside: Beside::default(),
         };
+        let named = beside::named_directory(config, &sources);
         for source in sources {
-            targets.add(source, config, umask)?;
+            targets.add(source, &named, config, umask)?;
         }
+        let root = targets.list.first().and_then(|it| it.destination.clone());
+        targets.beside = Beside::open(config, &named, root, &targets.overlap, &mounts)?;
         Ok(targets)
     }
 
     /// Creates and opens the destination directory of one source.
-    fn add(&mut self, source: Resolved, config: &Config, umask: u32) -> Result<()> {
+    fn add(
+        &mut self,
+        source: Resolved,
+        named: &Path,
+        config: &Config,
+        umask: u32,
+    ) -> Result<()> {
         let path = source.destination;
         let is_copy = source.single.is_none();
         let cannot = || format!("cannot create the destination {}", quote_path(&path));
@@ -141,6 +156,7 @@ impl Targets {
             single: source.single,
             created,
             is_first,
+            below_named: beside::path_below(named, &path),
             destination_path: path,
         });
         Ok(())
@@ -195,9 +211,25 @@ impl Targets {
         self.overlap.is_source(file)
     }
 
-    /// Returns true if a directory must not be removed from the destination: it is a source.
+    /// Returns true if a directory must not be removed from the destination: it is a source, or
+    /// keeps backups.
     pub(crate) fn is_precious(&self, dir: FileId) -> bool {
-        self.overlap.is_source_dir(dir)
+        self.overlap.is_source_dir(dir) || self.beside.has(dir)
+    }
+
+    /// Returns the directories of `--link-dest` that exist.
+    pub(crate) fn snapshots(&self) -> &[OwnedFd] {
+        &self.beside.snapshots
+    }
+
+    /// Returns the directories of `--link-dest` that do not exist.
+    pub(crate) fn missing_snapshots(&self) -> &[PathBuf] {
+        &self.beside.missing
+    }
+
+    /// Returns the directory of `--backup-dir`. `None` in a dry run if it does not exist.
+    pub(crate) fn backup_dir(&self) -> Option<BorrowedFd<'_>> {
+        self.beside.backup.as_ref().map(AsFd::as_fd)
     }
 
     /// Returns true if the command line names a file of this name as a source.

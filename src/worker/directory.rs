@@ -57,7 +57,6 @@ impl Worker {
     ) -> Result<(), CopyError> {
         let mut dir = self.open(job)?;
         let stat = dir.stat_to_apply(self.context);
-        dir.make_writable(self.context);
         let is_elsewhere = self.check_place(job, &dir, ancestors)?;
         let config = &self.context.config;
         let decision = if dir.is_created() {
@@ -65,9 +64,11 @@ impl Worker {
         } else {
             Decision::MergeDirectory
         };
-        if !resume.is_announced && config.prints(decision) {
-            self.current.add_line(None, decision);
+        let items = self.copier.itemize_dir(&mut dir);
+        if !resume.is_announced && (config.prints(decision) || items.is_some()) {
+            self.current.add_line(None, decision, items);
         }
+        dir.make_writable(self.context);
         self.current.dir_ids = Some(dir.ids());
         if !is_elsewhere {
             if !dir.is_known_empty() {

@@ -8,6 +8,7 @@
 //!   directories, on any file system. The default is the system's temporary directory.
 //! - `PCOPY_TEST_PROGRAM` names another pcopy to test, such as an installed one.
 //! - `PCOPY_TEST_SEED` is the seed of the randomised tests, which print it. It has a default.
+//! - `PCOPY_TEST_CASES` is the number of random trees that are compared with those of rsync.
 //!
 //! No test measures time: a busy machine only makes them slower. What must be fast is
 //! measured in `benches/`.
@@ -67,7 +68,9 @@ mod trees;
 mod zoo;
 
 // The promises.
+mod backups;
 mod bar;
+mod changes;
 mod cli;
 mod crash_reports;
 mod crashes;
@@ -95,6 +98,7 @@ mod resources;
 mod resume;
 mod safety;
 mod signals;
+mod snapshots;
 mod stalls;
 mod streams;
 mod targets;
