@@ -1,8 +1,11 @@
 //! The command line: its options and their help. [`crate::config`] decides what they mean.
 
+pub(crate) mod backup;
+pub(crate) mod changes;
 mod contents;
 pub mod filter;
-pub mod mirror;
+pub(crate) mod links;
+pub(crate) mod mirror;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -220,6 +223,18 @@ pub struct Cli {
     /// Options of deletion.
     #[command(flatten)]
     pub mirror: mirror::Mirror,
+
+    /// Options of metadata.
+    #[command(flatten)]
+    pub changes: changes::Changes,
+
+    /// Options of links.
+    #[command(flatten)]
+    pub links: links::Links,
+
+    /// Options of backups.
+    #[command(flatten)]
+    pub backups: backup::Backups,
 
     /// Stay on the file system of each SRC
     #[arg(short = 'x', long)]

@@ -1,8 +1,11 @@
 //! The settings of a run: the command line, checked and complete.
 
+mod backup;
+mod changes;
 mod contents;
 mod destination;
 mod filter;
+mod links;
 mod mirror;
 mod size;
 mod time;
@@ -17,8 +20,11 @@ use rustix::fs::Mode as FileMode;
 pub use crate::cli::{Algorithm, Mode, Overwrite, Reflink, Sparse};
 use crate::cli::{Attribute, Cli, When};
 use crate::protocol::entry::Decision;
+pub use backup::{Backup, BackupNaming};
+pub use changes::Changes;
 pub use contents::{Contents, Manifest};
 pub use destination::Destination;
+pub use links::{Linking, Links};
 pub(crate) use destination::{normalize, own_name};
 pub use filter::{FilterSettings, Limits, Moment, RuleOption, Size};
 pub use mirror::Mirror;
@@ -58,6 +64,14 @@ pub struct Config {
     pub reflink: Reflink,
     /// Which parts of a file become holes.
     pub sparse: Sparse,
+    /// Metadata that is changed on the way.
+    pub changes: Changes,
+    /// Print changes in the letters of rsync.
+    pub itemize: bool,
+    /// Make links instead of copies.
+    pub links: Links,
+    /// Keep what is replaced or removed.
+    pub backup: Option<Backup>,
     /// Remove what only the destination has.
     pub mirror: Option<Mirror>,
     /// Follow symbolic links in the source.
@@ -171,6 +185,11 @@ impl Config {
             true => Overwrite::Never,
             false => cli.update.map_or(cli.overwrite, Overwrite::from),
         };
+        let changes = changes::of(&cli)?;
+        let links = links::of(&cli, &sources)?;
+        let mut preserve = Preserve::new(&cli.preserve, &cli.no_preserve)?;
+        changes.check(&mut preserve, &links)?;
+        let backup = backup::of(&cli)?;
         let mirror = mirror::of(&cli, sources.len())?;
         let links_as_links =
             cli.no_dereference || cli.habits.no_dereference_d || cli.habits.archive;
@@ -217,9 +236,13 @@ impl Config {
             inplace: cli.inplace,
             filter,
             contents,
-            preserve: Preserve::new(&cli.preserve, &cli.no_preserve)?,
+            preserve,
             reflink: cli.reflink,
             sparse: cli.sparse,
+            changes,
+            itemize: cli.changes.itemize_changes,
+            links,
+            backup,
             mirror,
             dereference: cli.dereference,
             links_as_links,
@@ -234,7 +257,19 @@ impl Config {
     /// Returns true if `-v` or `-n` prints this decision: the changes, and what a dry run leaves
     /// alone only with both.
     pub(crate) fn prints(&self, decision: Decision) -> bool {
+        if self.itemize {
+            // What a snapshot shares is the same: rsync has no line for it either.
+            return decision.changes() && decision != Decision::LinkSame;
+        }
         (self.verbose || self.dry_run) && decision.changes() || self.verbose && self.dry_run
+    }
+
+    /// Returns true if files may wait for a common sync before they get their times and names.
+    ///
+    /// A file that is read back is synced for that alone. Backups and the lines of `-i` belong to
+    /// the moment when a file is replaced, which a batch does not know of.
+    pub(crate) fn can_batch(&self) -> bool {
+        !(self.contents.reads_everything() || self.backup.is_some() || self.itemize)
     }
 
     /// Returns true if entries are named that a filter leaves out.
@@ -246,6 +281,15 @@ impl Config {
     /// is removed.
     pub(crate) fn makes_room(&self) -> bool {
         self.mirror.is_some() && self.overwrite != Overwrite::Never
+    }
+
+    /// Returns true if workers must know the path of a directory, not only the open directory.
+    pub(crate) fn needs_paths(&self) -> bool {
+        self.backup
+            .as_ref()
+            .is_some_and(|backup| backup.dir.is_some())
+            || !self.links.snapshots.is_empty()
+            || self.links.instead == Some(Linking::Symbolic)
     }
 
     /// Returns the mode that a new directory has until its final mode is set.

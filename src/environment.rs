@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use crate::cli::When;
+use crate::cli::backup::Control;
 use crate::quote::quote;
 
 /// What the environment says. Options on the command line win.
@@ -15,6 +16,10 @@ pub struct Environment {
     pub jobs: Option<u16>,
     /// `PCOPY_PROGRESS`: when to show progress.
     pub progress: Option<When>,
+    /// `VERSION_CONTROL`: how `--backup` names backups, as with cp.
+    pub version_control: Option<Control>,
+    /// `SIMPLE_BACKUP_SUFFIX`, as with cp.
+    pub backup_suffix: Option<OsString>,
     /// The locale's messages are Chinese.
     pub is_chinese: bool,
 }
@@ -47,6 +52,12 @@ impl Environment {
                 );
             }
         }
+        // Only `--backup` reads these two. Other programs have more values, so a wrong one is no error.
+        let control = get("VERSION_CONTROL");
+        let control = control.as_ref().and_then(|value| value.to_str());
+        environment.version_control =
+            control.and_then(|value| Control::from_str(value, false).ok());
+        environment.backup_suffix = get("SIMPLE_BACKUP_SUFFIX");
         // The first one that is set decides, as in setlocale(3).
         let locale = ["LC_ALL", "LC_MESSAGES", "LANG"].into_iter().find_map(get);
         environment.is_chinese =

@@ -44,7 +44,7 @@ const fn both(names: &'static [&'static str], instead: Instead) -> Foreign {
     }
 }
 
-const DELETE: &str = "rsync -a --delete SRC/ DST, after the copy";
+const DELETE: &str = "--delete, which deletes after the copy";
 const FILTER: &str = "--exclude, which leaves out entries by name";
 const REMOTE: &str = "pcopy copies to mounted file systems only: mount the other one with sshfs";
 const RESUME: &str = "--partial, which goes on with large files that were interrupted";
@@ -57,26 +57,11 @@ const FOREIGN: &[Foreign] = &[
         &["--attributes-only"],
         Use("a second run: it brings metadata that alone has changed"),
     ),
-    both(
-        &["-b", "--backup"],
-        Use("--overwrite=never, which leaves existing entries alone"),
-    ),
-    both(
-        &["-S", "--suffix"],
-        Use("--overwrite=never; rsync's -S is --sparse=always"),
-    ),
     cp(
         &["--copy-contents"],
         Use("/dev/stdin or <(...) as SRC, which is read to its end"),
     ),
-    both(&["-i"], Use(REPORT)),
     cp(&["--interactive"], Use(REPORT)),
-    rsync(&["--itemize-changes"], Use(REPORT)),
-    both(
-        &["-l"],
-        Use("cp -al, for hard links to SRC; links are copied as links in any case"),
-    ),
-    cp(&["--link"], Use("cp -al, for hard links to SRC")),
     rsync(&["--links"], Nothing("links are copied as links")),
     cp(&["--no-clobber"], Use("--update=none")),
     cp(
@@ -86,10 +71,6 @@ const FOREIGN: &[Foreign] = &[
     cp(
         &["--remove-destination"],
         Nothing("a file is replaced by a rename"),
-    ),
-    cp(
-        &["-s", "--symbolic-link"],
-        Use("cp -rs, for symbolic links to SRC"),
     ),
     cp(
         &["--strip-trailing-slashes"],
@@ -150,21 +131,15 @@ const FOREIGN: &[Foreign] = &[
         Nothing("--parents makes the directories on the way, and follows no link there"),
     ),
     rsync(
-        &["-s", "--secluded-args", "--protect-args", "--old-args"],
+        &["--secluded-args", "--protect-args", "--old-args"],
         Nothing("no shell reads names"),
     ),
     // Which entries.
     rsync(
         &[
-            "--del",
-            "--delete",
             "--delete-before",
             "--delete-during",
-            "--delete-delay",
-            "--delete-after",
-            "--delete-excluded",
             "--delete-missing-args",
-            "--max-delete",
             "--ignore-errors",
         ],
         Use(DELETE),
@@ -214,14 +189,8 @@ const FOREIGN: &[Foreign] = &[
         Use(RESUME),
     ),
     rsync(
-        &[
-            "-y",
-            "--fuzzy",
-            "--compare-dest",
-            "--copy-dest",
-            "--link-dest",
-        ],
-        Use("--reflink=always, if the file system shares extents"),
+        &["-y", "--fuzzy", "--compare-dest", "--copy-dest"],
+        Use("--link-dest, or --reflink=always if the file system shares extents"),
     ),
     rsync(
         &[
@@ -242,15 +211,8 @@ const FOREIGN: &[Foreign] = &[
     ),
     rsync(&["--timeout", "--contimeout"], Use("--stall-timeout")),
     rsync(
-        &[
-            "--chmod",
-            "--chown",
-            "--usermap",
-            "--groupmap",
-            "--fake-super",
-            "--copy-as",
-        ],
-        Use("--no-preserve=mode,ownership, or chmod and chown after the copy"),
+        &["--usermap", "--groupmap", "--fake-super", "--copy-as"],
+        Use("--chown, or --no-preserve=ownership"),
     ),
     rsync(&["--no-perms", "--no-p"], Use("--no-preserve=mode")),
     rsync(
@@ -401,8 +363,8 @@ mod tests {
     fn the_nearest_is_named() {
         for (words, part) in [
             (
-                &["--delete"][..],
-                "--delete: pcopy does not have this option of rsync; nearest: ",
+                &["--delete-before"][..],
+                "--delete-before: pcopy does not have this option of rsync; nearest: ",
             ),
             (&["--filter=- *.o"], "--filter: pcopy does not have"),
             (&["-avz"], "-z: pcopy does not have this option of rsync"),

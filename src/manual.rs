@@ -83,6 +83,25 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("newer_than", "pcopy --newer-than=7d /var/log logs"),
     ("parents", "pcopy --parents /etc/fstab /etc/ssh /mnt/backup"),
     ("existing", "pcopy --existing src dst"),
+    (
+        "delete",
+        "pcopy -n --delete photos /mnt/backup/photos",
+    ),
+    (
+        "max_delete",
+        "pcopy --delete --max-delete=100 /home /mnt/backup/home",
+    ),
+    (
+        "backup_dir",
+        "pcopy --delete --backup-dir=../old-$(date +%F) /home /mnt/backup/home",
+    ),
+    (
+        "link_dest",
+        "pcopy --link-dest=../monday /home /mnt/backup/tuesday",
+    ),
+    ("chmod", "pcopy --chmod=D755,F644 stick/ ~/stick"),
+    ("chown", "pcopy --chown=www-data: site /var/www/site"),
+    ("itemize_changes", "pcopy -ni src dst"),
     ("one_file_system", "pcopy -x / /mnt/root"),
     (
         "fsync",

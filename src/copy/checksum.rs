@@ -160,6 +160,7 @@ impl Copier {
             id: old.id,
             stat: Box::new(*new),
             decision: Decision::LeaveUnchanged,
+            items: None,
         }
     }
 

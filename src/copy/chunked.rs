@@ -94,6 +94,7 @@ impl Copier {
                 id,
                 stat: Box::new(source.stat),
                 decision,
+                items: self.items.take(),
             })));
         }
         // Other workers open it again for each chunk, and the source may change meanwhile. Until
@@ -132,6 +133,7 @@ impl Copier {
             id: FileId::of(&stat),
             stat: Box::new(source.stat),
             decision,
+            items: self.items.take(),
         };
         new.unfinished.hand_over();
         Ok(Some(EntryResult::Chunked(file)))
@@ -189,6 +191,7 @@ impl Copier {
         let temp = temp.to_c_string();
         let source = self.open_source(dir, from).at(Step::Open)?;
         let now = FileStat::of(&fs::fstat(&source).at(Step::Look)?);
+        let now = self.context.config.changes.apply(now);
         let has_changed = changed || !now.has_same_contents(&file.stat);
         let stat = if has_changed { now } else { *file.stat };
         let fd = match open_chunked(dir, file, &temp) {
@@ -233,7 +236,12 @@ impl Copier {
         match self.finish_file(dir, &mut source, new, finish) {
             Ok(EntryResult::Done(_)) => {
                 self.add_checksum(dir, to, Decision::Create)?;
-                Ok(EntryResult::Done(Decision::Create))
+                let decision = match file.items {
+                    Some(_) => file.decision,
+                    None => Decision::Create,
+                };
+                self.items = file.items;
+                Ok(EntryResult::Done(decision))
             }
             Ok(unsynced) => Ok(unsynced),
             Err(error) if is_name_taken(&error) => {

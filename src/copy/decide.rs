@@ -9,12 +9,13 @@ use super::dir::DirPair;
 use super::handle::{Handle, Subject};
 use super::learned::{is_possibly_clamped, is_safe};
 use super::{Copier, Entry, EntryResult, file_type};
-use crate::config::Overwrite;
+use crate::config::{Linking, Overwrite};
 use crate::fs::file_system::FileSystem;
 use crate::fs::granularity::{Granularity, PROBE, Time};
 use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{Decision, HardLinks};
+use crate::protocol::items::Update;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
 impl Copier {
@@ -28,12 +29,19 @@ impl Copier {
         entry: Entry<'_>,
     ) -> Result<ControlFlow<EntryResult, Decision>, CopyError> {
         let dry_run = self.context.config.dry_run;
+        if self.context.config.links.instead == Some(Linking::Symbolic) {
+            return Ok(ControlFlow::Break(self.symlink_to_source(dir, entry)?));
+        }
         let old = self.existing(dir, entry.to)?;
         if old.is_none() && self.context.config.filter.existing {
             return Ok(ControlFlow::Break(EntryResult::Done(Decision::SkipMissing)));
         }
         if old.is_none() && !dry_run {
-            return Ok(ControlFlow::Continue(Decision::Create));
+            if self.context.config.itemize {
+                let new = self.stat_source(dir, entry.from)?;
+                self.itemize(dir, entry, None, &new, None);
+            }
+            return self.link_or_copy(dir, entry, Decision::Create);
         }
         if self.context.config.makes_room()
             && old.is_some_and(|old| file_type(&FileStat::of(&old)) == FileType::Directory)
@@ -60,9 +68,20 @@ impl Copier {
             self.slot.add_size(new.size);
             self.slot.add_spared(new.size);
         }
+        if decision.changes() {
+            self.itemize(dir, entry, old.as_ref(), &new, None);
+        }
         if let Some(old) = &old
             && decision == Decision::LeaveUnchanged
         {
+            if !self.needs_repair(dir, entry, old, &new) {
+                return Ok(ControlFlow::Break(EntryResult::Done(decision)));
+            }
+            self.itemize(dir, entry, Some(old), &new, Some(Update::Metadata));
+            if !dry_run && old.links > 1 && !self.context.config.links.snapshots.is_empty() {
+                // The file is also that of an older snapshot, which must not change.
+                return self.link_or_copy(dir, entry, Decision::UpdateMetadata);
+            }
             let decision = self.repair_metadata(dir, entry, old, &new)?;
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));
         }
@@ -70,13 +89,29 @@ impl Copier {
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));
         }
         if dry_run {
+            if let Some(linked) = self.link_instead(dir, entry, decision)? {
+                return Ok(ControlFlow::Break(linked));
+            }
             if file_type(&new) == FileType::RegularFile {
                 self.slot.add_size(new.size);
                 self.slot.add_bytes(new.size);
             }
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));
         }
-        Ok(ControlFlow::Continue(decision))
+        self.link_or_copy(dir, entry, decision)
+    }
+
+    /// Makes an entry a link, or continues with copying it.
+    fn link_or_copy(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+        decision: Decision,
+    ) -> Result<ControlFlow<EntryResult, Decision>, CopyError> {
+        Ok(match self.link_instead(dir, entry, decision)? {
+            Some(linked) => ControlFlow::Break(linked),
+            None => ControlFlow::Continue(decision),
+        })
     }
 
     /// Brings the metadata of an entry up to date whose contents are the same.
@@ -87,16 +122,25 @@ impl Copier {
         old: &FileStat,
         new: &FileStat,
     ) -> Result<Decision, CopyError> {
-        let is_same = self.context.config.overwrite != Overwrite::Changed
-            || !(self.has_other_time(dir, old, new)
-                || self.has_other_metadata(dir, entry, old, new));
-        if is_same {
+        if !self.needs_repair(dir, entry, old, new) {
             return Ok(Decision::LeaveUnchanged);
         }
         if self.context.config.dry_run {
             return Ok(Decision::UpdateMetadata);
         }
         self.update_metadata(dir, entry, old, new)
+    }
+
+    /// Returns true if metadata of an entry differs whose contents are the same.
+    fn needs_repair(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+        old: &FileStat,
+        new: &FileStat,
+    ) -> bool {
+        self.context.config.overwrite == Overwrite::Changed
+            && (self.has_other_time(dir, old, new) || self.has_other_metadata(dir, entry, old, new))
     }
 
     /// Returns true with `--checksum` if the time must be repaired. Otherwise an entry with another
@@ -230,6 +274,7 @@ impl Copier {
     pub(super) fn should_report(&self, stat: &FileStat, hard_links: HardLinks) -> bool {
         hard_links == HardLinks::Report
             && stat.links > 1
+            && self.context.config.links.instead.is_none()
             && self.context.config.preserve.links.is_wanted()
     }
 
@@ -240,13 +285,13 @@ impl Copier {
             AtFlags::SYMLINK_NOFOLLOW
         };
         let stat = fs::statat(dir.source(), from, flags).at(Step::Look)?;
-        Ok(FileStat::of(&stat))
+        Ok(self.context.config.changes.apply(FileStat::of(&stat)))
     }
 
     /// Returns true if the destination's time is the source's, as far as the destination's file
     /// system can store it. The granularity is measured, not assumed. So a change within the same
     /// second goes unnoticed only if the file system cannot express it.
-    fn is_same_time(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
+    pub(super) fn is_same_time(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
         if old.mtime == new.mtime {
             return true;
         }

@@ -13,6 +13,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::Copier;
+use super::backup;
 use super::dir::DirPair;
 use super::flags::{self, Unsealed};
 use super::temp;
@@ -40,6 +41,16 @@ pub(crate) enum Fate {
     OverLimit,
 }
 
+/// Where an entry is that is to be removed.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) target: usize,
+    /// Its directory below the target.
+    pub(crate) path: &'a RelPath,
+    /// The same directory, if the source has it too.
+    pub(crate) source: Option<&'a DirPair>,
+}
+
 /// A directory that only the destination has.
 pub(crate) struct DoomedDir {
     pub(crate) fd: OwnedFd,
@@ -50,8 +61,8 @@ pub(crate) struct DoomedDir {
 /// This is the place to ask whether a filter protects it. `dir` is its directory below the root of
 /// the target. With `--delete-excluded` filters protect nothing.
 pub(crate) fn is_protected(context: &Context, dir: &RelPath, name: &CStr, kind: Kind) -> bool {
-    let _ = (context, dir, name, kind);
-    false
+    let _ = (dir, kind);
+    backup::is_backup(context, name.to_bytes())
 }
 
 impl Copier {
@@ -111,6 +122,7 @@ impl Copier {
     pub(crate) fn delete(
         &mut self,
         dir: &mut DirPair,
+        path: &RelPath,
         kind: Kind,
         name: &CStr,
     ) -> Result<Fate, CopyError> {
@@ -118,12 +130,18 @@ impl Copier {
             return Ok(Fate::Kept);
         }
         let destination = dir.share_destination()?;
-        self.remove_entry(destination.as_fd(), kind, name)
+        let place = Place {
+            target: dir.target,
+            path,
+            source: Some(dir),
+        };
+        self.remove_entry(place, destination.as_fd(), kind, name)
     }
 
     /// Removes an entry, unless it is a directory.
     pub(crate) fn remove_entry(
         &mut self,
+        place: Place<'_>,
         dir: BorrowedFd<'_>,
         kind: Kind,
         name: &CStr,
@@ -148,6 +166,18 @@ impl Copier {
         }
         if self.context.config.dry_run {
             return Ok(Fate::Removed);
+        }
+        if let Some(backup) = &self.context.config.backup {
+            let Place {
+                target,
+                path,
+                source,
+            } = place;
+            let kept = self.move_to_backup(backup, target, path, dir, source, name);
+            if kept.is_err() {
+                self.undo_deletion();
+            }
+            return kept.map(|()| Fate::Removed);
         }
         let result = match fs::unlinkat(dir, name, AtFlags::empty()) {
             Err(Errno::PERM) if flags::keeps_flags(&self.context.config) => {
@@ -225,7 +255,12 @@ impl Copier {
             if !matches!(result, Err(Errno::NOTEMPTY | Errno::EXIST)) {
                 break;
             }
-            self.empty_again(parent.as_fd(), &name)?;
+            let place = Place {
+                target: target as usize,
+                path,
+                source: None,
+            };
+            self.empty_again(place, parent.as_fd(), &name)?;
             result = fs::unlinkat(&parent, &*name, AtFlags::REMOVEDIR);
         }
         match result {
@@ -238,7 +273,12 @@ impl Copier {
     }
 
     /// Removes files that a listing has missed.
-    fn empty_again(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> Result<(), CopyError> {
+    fn empty_again(
+        &mut self,
+        place: Place<'_>,
+        parent: BorrowedFd<'_>,
+        name: &CStr,
+    ) -> Result<(), CopyError> {
         let dir = open_on_same_mount(parent, name).at(Step::Delete)?;
         let mut listing = Listing::of(list::path_to(dir.as_fd(), false));
         let mut missed = Vec::new();
@@ -246,7 +286,7 @@ impl Copier {
             missed.push((kind, name.to_owned()));
         }
         for (kind, name) in missed {
-            self.remove_entry(dir.as_fd(), kind, &name)?;
+            self.remove_entry(place, dir.as_fd(), kind, &name)?;
         }
         Ok(())
     }

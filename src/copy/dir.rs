@@ -23,6 +23,8 @@ use super::handle::Handle;
 pub(crate) struct DirPair {
     /// The number of the target that it belongs to.
     pub(super) target: usize,
+    /// Its path below the target. Kept only if an option needs it.
+    path: Option<RelPath>,
     source: OwnedFd,
     /// The source is open for its metadata only.
     is_unreadable: bool,
@@ -31,6 +33,8 @@ pub(crate) struct DirPair {
     /// The source directory's stat when it was opened.
     pub(crate) stat: FileStat,
     destination_id: Option<FileId>,
+    /// The destination directory's stat when it was opened. Kept only to itemize changes.
+    pub(super) destination_stat: Option<FileStat>,
     /// The destination directory's mode when it was opened.
     destination_mode: u32,
     origin: DirOrigin,
@@ -133,6 +137,7 @@ impl DirPair {
         let stat = FileStat::of(&fs::fstat(&source).at(Step::OpenDirectory)?);
         // The mode of a destination directory before it was opened.
         let mut closed_mode = None;
+        let stat = config.changes.apply(stat);
         let destination = match &target.destination {
             // The "created" directories of a dry run do not exist.
             Some(root) if !(config.dry_run && origin.created) => {
@@ -146,11 +151,13 @@ impl DirPair {
         };
         let mut dir = Self {
             target: number,
+            path: config.needs_paths().then(|| path.clone()),
             source,
             is_unreadable: false,
             destination: destination.map(Rc::new),
             stat,
             destination_id: None,
+            destination_stat: None,
             destination_mode: 0,
             origin,
             is_shared: false,
@@ -167,6 +174,32 @@ impl DirPair {
         Ok(dir)
     }
 
+    /// Returns a pair of the same source directory and another directory of the destination's file
+    /// system. Nothing is written there.
+    pub(super) fn beside(&self, other: OwnedFd) -> rustix::io::Result<Self> {
+        let stat = fs::fstat(&other)?;
+        Ok(Self {
+            target: self.target,
+            path: None,
+            source: rustix::io::fcntl_dupfd_cloexec(&self.source, 3)?,
+            is_unreadable: false,
+            destination: Some(Rc::new(other)),
+            stat: self.stat,
+            destination_id: Some(FileId::of(&stat)),
+            destination_stat: None,
+            destination_mode: 0,
+            origin: DirOrigin::default(),
+            is_shared: false,
+            default_owner: None,
+            has_default_acl: None,
+            naming: None,
+            folding: None,
+            missing: RelPath::default(),
+            stored: None,
+            source_names: None,
+        })
+    }
+
     /// Checks that writing to the destination does not change a source. Skips that for a new
     /// directory, and sets the defaults that a new directory is known to have.
     ///
@@ -181,6 +214,7 @@ impl DirPair {
         let stat = fs::fstat(destination).at(Step::OpenDestinationDirectory)?;
         let id = FileId::of(&stat);
         self.destination_id = Some(id);
+        self.destination_stat = context.config.itemize.then(|| FileStat::of(&stat));
         self.destination_mode = stat.st_mode & 0o7777;
         if self.origin.known_empty {
             // Its ACLs were removed when it was made.
@@ -247,6 +281,11 @@ impl DirPair {
 
     pub(super) fn is_unreadable(&self) -> bool {
         self.is_unreadable
+    }
+
+    /// Returns its path below the target, if an option needs it.
+    pub(super) fn path(&self) -> Option<&RelPath> {
+        self.path.as_ref()
     }
 
     /// Returns the destination directory. Fails in a dry run if it does not exist.

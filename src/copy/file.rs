@@ -75,6 +75,7 @@ impl Copier {
             result => result.at(Step::Open)?,
         };
         let stat = FileStat::of(&fs::fstat(&fd).at(Step::Look)?);
+        let stat = self.context.config.changes.apply(stat);
         if file_type(&stat) != FileType::RegularFile {
             // It was one when the directory was listed.
             drop(fd);
@@ -171,7 +172,7 @@ impl Copier {
         let replaced = (sealed.is_some() && finish.decision != Decision::Create)
             .then(|| Unsealed::new(dir.destination().ok()?, finish.to))
             .flatten();
-        new.unfinished.commit(finish.to, finish.decision)?;
+        self.commit(dir, new.unfinished, finish.to, finish.decision)?;
         if let Some(replaced) = replaced {
             replaced.keep();
         }

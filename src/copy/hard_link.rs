@@ -12,6 +12,7 @@ use super::{Copier, Entry, EntryResult, MAX_TAKEN, file_type, is_name_taken};
 use crate::config::{Keep, Overwrite};
 use crate::fs::stat::{FileId, FileStat};
 use crate::protocol::entry::{Decision, HardLinks};
+use crate::protocol::items::Update;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::scoreboard::WriteTarget;
 
@@ -129,6 +130,10 @@ impl Copier {
             let new = self.stat_source(dir, entry.from)?;
             self.check_link(dir, entry, &new, old)?;
         }
+        if config.itemize {
+            let new = self.stat_source(dir, entry.from)?;
+            self.itemize(dir, entry, old.as_ref(), &new, Some(Update::HardLink));
+        }
         if config.dry_run {
             return Ok(EntryResult::Done(Decision::HardLink));
         }
@@ -177,7 +182,7 @@ impl Copier {
                 AtFlags::empty(),
             )
             .at(Step::Link)?;
-        } else if !unfinished.commit_link(entry.to, decision)? {
+        } else if !self.commit_link(dir, unfinished, entry.to, decision)? {
             // Inode numbers do not last here: both names were one file already.
             return Ok(EntryResult::Done(Decision::LeaveUnchanged));
         }
@@ -277,7 +282,7 @@ pub(crate) enum Unlinkable {
 }
 
 impl Unlinkable {
-    fn from_error(error: &CopyError) -> Option<Self> {
+    pub(super) fn from_error(error: &CopyError) -> Option<Self> {
         let is = |errno: &Errno| error.reason == (*errno).into();
         if is(&Errno::MLINK) {
             return Some(Self::Full);

@@ -1,6 +1,7 @@
 //! Copies one entry: decide, write, apply metadata, commit. Workers of both modes call this.
 
 mod attributes;
+mod backup;
 mod batched;
 mod checksum;
 mod chunked;
@@ -16,7 +17,9 @@ mod handle;
 mod hard_link;
 mod in_place;
 mod issues;
+mod itemize;
 mod learned;
+mod links;
 mod metadata;
 mod names;
 mod partial;
@@ -44,6 +47,7 @@ use crate::fs::spelling::{Folding, Naming};
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{Checksum, ChunkedFile, Decision, HardLinks, Unsynced};
 use crate::protocol::error::{CopyError, Reason, Step};
+use crate::protocol::items::Items;
 use crate::protocol::metadata::Grant;
 use crate::scoreboard::WorkerSlot;
 use digest::Digest;
@@ -130,6 +134,14 @@ pub(crate) struct Copier {
     exact_sources: Vec<u64>,
     /// How they compare names, as far as a dry run can know, by device.
     foldings: Vec<(u64, Folding)>,
+    /// What has changed of the current entry, with `--itemize-changes`.
+    pub(crate) items: Option<Items>,
+    /// The directories of `--link-dest` beside the one that was looked at last.
+    snapshots: links::Snapshots,
+    /// The numbers of backups in the directory that was looked at last.
+    numbers: backup::Numbers,
+    /// The directory below `--backup-dir` that was opened last.
+    backup_dir: Option<backup::OpenBackupDir>,
     /// The other entry, after an error with [`Reason::SameName`].
     pub(crate) twin: Option<Name>,
     /// The next file is not divided into chunks, even if it is large.
@@ -172,6 +184,10 @@ impl Copier {
             namings: Vec::new(),
             exact_sources: Vec::new(),
             foldings: Vec::new(),
+            items: None,
+            snapshots: links::Snapshots::default(),
+            numbers: backup::Numbers::default(),
+            backup_dir: None,
             twin: None,
             is_undivided: false,
             is_synced_alone: false,
@@ -232,6 +248,7 @@ impl Copier {
     fn try_entry(&mut self, dir: &mut DirPair, entry: Entry<'_>) -> Result<EntryResult, CopyError> {
         self.issues = Issues::default();
         (self.digest, self.checksum) = (None, None);
+        self.items = None;
         if let Some(stream) = entry.stream {
             return Ok(EntryResult::Done(self.copy_stream(dir, entry, stream)?));
         }

@@ -86,7 +86,7 @@ impl Copier {
             fs::fsync(&new.fd).at(Step::Sync)?;
         }
         sys::close(new.fd).at(Step::Close)?;
-        new.unfinished.commit(entry.to, decision)?;
+        self.commit(dir, new.unfinished, entry.to, decision)?;
         Ok(decision)
     }
 

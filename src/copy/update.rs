@@ -20,7 +20,7 @@ use crate::config::Keep;
 use crate::fs::open::ENTRY;
 use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
-use crate::fs::xattr;
+use crate::fs::xattr::{self, ACCESS_ACL};
 use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
@@ -41,22 +41,33 @@ impl Copier {
     }
 
     fn has_other_owner(&mut self, dir: &DirPair, old: &FileStat, new: &FileStat) -> bool {
+        let (owner, group) = self.other_owner(dir, old, new);
+        owner || group
+    }
+
+    /// Returns whether the owner, and whether the group is another one and can be set.
+    pub(super) fn other_owner(
+        &mut self,
+        dir: &DirPair,
+        old: &FileStat,
+        new: &FileStat,
+    ) -> (bool, bool) {
         let keep = self.context.config.preserve.ownership;
         if !keep.is_wanted() || (old.uid, old.gid) == (new.uid, new.gid) {
-            return false;
+            return (false, false);
         }
         // A dry run must not announce what the destination cannot hold.
         if self.context.config.dry_run && !self.holds(dir).owners {
-            return false;
+            return (false, false);
         }
         let is_root = self.context.identity.is_root;
         let is_settable =
             |copier: &mut Self| is_root || keep == Keep::Required || copier.is_own_group(new.gid);
-        (is_root || keep == Keep::Required) && old.uid != new.uid
-            || old.gid != new.gid && is_settable(self)
+        let owner = (is_root || keep == Keep::Required) && old.uid != new.uid;
+        (owner, old.gid != new.gid && is_settable(self))
     }
 
-    fn has_other_mode(&mut self, dir: &DirPair, old: &FileStat, new: &FileStat) -> bool {
+    pub(super) fn has_other_mode(&mut self, dir: &DirPair, old: &FileStat, new: &FileStat) -> bool {
         let config = &self.context.config;
         if !config.preserve.mode.is_wanted() || file_type(new) == FileType::Symlink {
             return false;
@@ -76,6 +87,22 @@ impl Copier {
 
     /// Compares attributes. If they cannot be read, that is left to [`Copier::update_metadata`].
     fn has_other_attributes(&mut self, dir: &DirPair, entry: Entry<'_>) -> bool {
+        // With --chmod the copy's ACL is not that of the source: it contains the mode.
+        let is_mode_changed = self.context.config.changes.has_modes();
+        self.differ_in_attributes(dir, entry.from, entry.to, |name| {
+            !(is_mode_changed && name == ACCESS_ACL)
+        })
+    }
+
+    /// Compares those attributes that are chosen.
+    pub(super) fn differ_in_attributes(
+        &mut self,
+        dir: &DirPair,
+        from: &CStr,
+        to: &CStr,
+        is_chosen: impl Fn(&CStr) -> bool,
+    ) -> bool {
+        let (source_name, copy_name) = (from, to);
         let config = &self.context.config;
         let Ok(destination) = dir.destination() else {
             return false;
@@ -84,8 +111,8 @@ impl Copier {
             return false;
         }
         let follow = config.dereference;
-        let from = xattr::list_at(dir.source(), entry.from, follow);
-        let to = xattr::list_at(destination, entry.to, false);
+        let from = xattr::list_at(dir.source(), source_name, follow);
+        let to = xattr::list_at(destination, copy_name, false);
         let (mut from, mut to) = match (from, to) {
             (Ok(from), Ok(to)) => (from, to),
             // Attributes do not exist here, or there is no way to get at them.
@@ -99,6 +126,8 @@ impl Copier {
         let is_dry_run = config.dry_run;
         self.retain_kept(dir, &mut from);
         self.retain_kept(dir, &mut to);
+        from.retain(|name| is_chosen(name));
+        to.retain(|name| is_chosen(name));
         let has_more = to
             .iter()
             .any(|name| is_removable(name) && !from.contains(name));
@@ -107,10 +136,10 @@ impl Copier {
                 let value = |dir: BorrowedFd<'_>, entry: &CStr, follow| {
                     xattr::get_at(dir, entry, name, follow)
                 };
-                let existing = value(destination, entry.to, false);
+                let existing = value(destination, copy_name, false);
                 // The destination has no attributes of this kind. A dry run must not announce one.
                 let is_possible = existing != Err(Errno::OPNOTSUPP) || !is_dry_run;
-                is_possible && value(dir.source(), entry.from, follow) != existing
+                is_possible && value(dir.source(), source_name, follow) != existing
             })
     }
 

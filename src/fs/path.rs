@@ -325,6 +325,14 @@ impl RelPath {
         Self(path)
     }
 
+    /// Returns this path with another one below it.
+    pub(crate) fn append(&self, below: &Self) -> Self {
+        if below.0.is_empty() {
+            return self.clone();
+        }
+        self.join(&below.0)
+    }
+
     /// Splits the path into its parent directory and its last name. Both are empty for the root.
     pub(crate) fn split_last(&self) -> (Self, &[u8]) {
         match self.0.iter().rposition(|&b| b == b'/') {

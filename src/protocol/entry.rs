@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::metadata::{MetadataError, Refusal};
 use crate::fs::path::Name;
+use super::items::Items;
 use crate::fs::stat::{FileId, FileStat};
 
 /// Bytes of data in one chunk. Large enough that handing it out costs nothing, small enough that
@@ -27,6 +28,8 @@ pub(crate) enum Decision {
     ReplaceAlways,
     ReplaceOlder,
     HardLink,
+    /// The same in a directory of `--link-dest`.
+    LinkSame,
     /// The contents are the same: owner, mode or attributes are updated.
     UpdateMetadata,
     LeaveUnchanged,
@@ -54,6 +57,7 @@ impl Decision {
             Self::ReplaceAlways => ("replace", "asked for"),
             Self::ReplaceOlder => ("replace", "older"),
             Self::HardLink => ("link", "hard link"),
+            Self::LinkSame => ("link", "same in --link-dest"),
             Self::UpdateMetadata => ("update", "metadata differs"),
             Self::LeaveUnchanged => ("leave", "unchanged"),
             Self::LeaveSame => ("leave", "same file"),
@@ -83,6 +87,7 @@ impl Decision {
             | Self::ReplaceAlways
             | Self::ReplaceOlder
             | Self::HardLink
+            | Self::LinkSame
             | Self::UpdateMetadata
             | Self::MakeDirectory => Outcome::Copied,
             Self::LeaveUnchanged | Self::LeaveSame | Self::MergeDirectory => Outcome::Unchanged,
@@ -138,6 +143,7 @@ pub(crate) struct ChunkedFile {
     pub(crate) stat: Box<FileStat>,
     /// Whether it is new, or replaces something.
     pub(crate) decision: Decision,
+    pub(crate) items: Option<Items>,
 }
 
 impl ChunkedFile {
@@ -223,6 +229,7 @@ impl ChunkedFile {
                 ctime: none,
             }),
             decision: Decision::Create,
+            items: None,
         }
     }
 }

@@ -124,6 +124,8 @@ pub(crate) enum Step {
     Remove,
     #[error("delete")]
     Delete,
+    #[error("keep backup")]
+    Backup,
 }
 
 impl Step {
@@ -208,6 +210,8 @@ pub(crate) enum Reason {
     /// The source's directory, or the destination's, is not the one that was listed.
     #[error("another directory has taken its place; nothing in it was deleted")]
     OtherDirectory,
+    #[error("the source has an entry with the name of the backup; choose another --suffix")]
+    BackupIsSource,
     /// A temporary file in a directory that is to be removed.
     #[error("belongs to another run of pcopy, and stays")]
     InUse,

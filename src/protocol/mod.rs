@@ -7,6 +7,7 @@
 
 pub(crate) mod entry;
 pub(crate) mod error;
+pub(crate) mod items;
 pub(crate) mod metadata;
 pub(crate) mod wire;
 
@@ -20,6 +21,7 @@ use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::quote::quote;
 use entry::{Checksum, Chunk, ChunkedFile, Decision, DirOrigin, HardLinks, Unsynced};
 use error::CopyError;
+use items::Items;
 use metadata::{Grant, Incomplete};
 
 /// A job's number: never 0, never used twice in a run.
@@ -316,6 +318,8 @@ pub(crate) struct Line {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
     pub(crate) decision: Decision,
+    /// What has changed, with `--itemize-changes`.
+    pub(crate) items: Option<Items>,
 }
 
 /// An entry that a filter leaves out.

@@ -180,6 +180,9 @@ impl Scheduler {
 
     /// Runs to the end and returns the exit status.
     pub(crate) fn run(mut self) -> i32 {
+        for path in self.context.targets.missing_snapshots() {
+            self.ui.warn_no_snapshot(path);
+        }
         self.run_jobs();
         self.delete_extraneous();
         self.end()

@@ -1,6 +1,7 @@
 //! The sources and destinations of a run.
 
 mod batch;
+mod beside;
 mod mounts;
 mod overlap;
 mod parents;
@@ -19,6 +20,7 @@ use rustix::io::Errno;
 
 pub(crate) use self::batch::Batch;
 use self::batch::{is_synced_at_once, open_roots};
+use self::beside::Beside;
 use self::mounts::Mounts;
 pub(crate) use self::mounts::mount_options;
 use self::overlap::Overlap;
@@ -49,6 +51,8 @@ pub(crate) struct Target {
     pub(crate) above: Option<Arc<OwnedFd>>,
     /// The path of `destination`, for messages.
     pub(crate) destination_path: PathBuf,
+    /// Its path below the directory that the command line names as DST.
+    pub(crate) below_named: RelPath,
     /// Set if the source is not a directory.
     pub(crate) single: Option<SingleFile>,
     /// Only these paths below the source are copied.
@@ -92,6 +96,7 @@ pub(crate) struct Targets {
     /// Which entries of them are copied. `None`: all.
     pub(crate) filter: Option<Filter>,
     overlap: Overlap,
+    beside: Beside,
 }
 
 impl Targets {
@@ -135,10 +140,14 @@ impl Targets {
             list: Vec::with_capacity(sources.len()),
             filter,
             overlap,
+            beside: Beside::default(),
         };
+        let named = beside::named_directory(config, &sources);
         for source in sources {
-            targets.add(source, config, umask, &mounts)?;
+            targets.add(source, &named, config, umask, &mounts)?;
         }
+        let root = targets.list.first().and_then(|it| it.destination.clone());
+        targets.beside = Beside::open(config, &named, root, &targets.overlap, &mounts)?;
         Ok(targets)
     }
 
@@ -146,6 +155,7 @@ impl Targets {
     fn add(
         &mut self,
         source: Resolved,
+        named: &Path,
         config: &Config,
         umask: u32,
         mounts: &Mounts,
@@ -188,9 +198,8 @@ impl Targets {
             (_, above) => above,
         };
         let (batch, sync_roots) = match &destination {
-            // A file that is read back is synced for that alone.
             Some(destination)
-                if config.fsync && !config.dry_run && !config.contents.reads_everything() =>
+                if config.fsync && !config.dry_run && config.can_batch() =>
             {
                 self.find_batch(destination.as_fd(), mounts).unzip()
             }
@@ -216,6 +225,7 @@ impl Targets {
             lands_in: source.lands_in,
             created,
             is_first,
+            below_named: beside::path_below(named, &path),
             destination_path: path,
         });
         Ok(())
@@ -288,9 +298,25 @@ impl Targets {
         self.overlap.is_source(file)
     }
 
-    /// Returns true if a directory must not be removed from the destination: it is a source.
+    /// Returns true if a directory must not be removed from the destination: it is a source, or
+    /// keeps backups.
     pub(crate) fn is_precious(&self, dir: FileId) -> bool {
-        self.overlap.is_source_dir(dir)
+        self.overlap.is_source_dir(dir) || self.beside.has(dir)
+    }
+
+    /// Returns the directories of `--link-dest` that exist.
+    pub(crate) fn snapshots(&self) -> &[OwnedFd] {
+        &self.beside.snapshots
+    }
+
+    /// Returns the directories of `--link-dest` that do not exist.
+    pub(crate) fn missing_snapshots(&self) -> &[PathBuf] {
+        &self.beside.missing
+    }
+
+    /// Returns the directory of `--backup-dir`. `None` in a dry run if it does not exist.
+    pub(crate) fn backup_dir(&self) -> Option<BorrowedFd<'_>> {
+        self.beside.backup.as_ref().map(AsFd::as_fd)
     }
 
     /// Returns true if the command line names a file of this name as a source.

@@ -11,6 +11,8 @@ mod units;
 use std::cell::Cell;
 use std::fmt::Write as _;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::context::Context;
@@ -19,6 +21,7 @@ use crate::protocol::entry::Decision;
 use crate::protocol::error::error_text;
 use crate::protocol::metadata::{Lacking, MetadataError};
 use crate::protocol::{EntryError, Excluded, Line};
+use crate::quote::quote;
 
 pub(crate) use manifest::Manifest;
 pub(crate) use paths::Side;
@@ -97,6 +100,12 @@ impl Ui {
         ));
     }
 
+    /// Warns that a directory of `--link-dest` does not exist.
+    pub(crate) fn warn_no_snapshot(&self, path: &Path) {
+        let path = quote(path.as_os_str().as_bytes());
+        self.error(&format!("warning: --link-dest: {path} does not exist; continuing without it"));
+    }
+
     /// Warns that entries were copied because they could not become hard links.
     pub(crate) fn warn_unlinked(&self, count: u64, first: &str) {
         let entries = if count == 1 {
@@ -133,6 +142,10 @@ impl Ui {
         }
         let mut text = String::new();
         for line in lines {
+            if self.context.config.itemize {
+                text.push_str(&self.itemized(target, dir, line));
+                continue;
+            }
             let side = match line.decision {
                 Decision::Delete => Side::Destination,
                 _ => Side::Source,
@@ -182,6 +195,28 @@ impl Ui {
         let printed = self.progress.suspend(|| output::print_lines(&text));
         self.has_stdout_failed.set(printed.is_err());
         printed
+    }
+
+    /// Formats a line of `--itemize-changes`, as rsync does.
+    fn itemized(&self, target: u32, dir: &RelPath, line: &Line) -> String {
+        let target = &self.context.targets.list[target as usize];
+        let mut path = target.below_named.append(dir).as_bytes().to_vec();
+        match &line.name {
+            Some(name) => {
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(name.as_bytes());
+            }
+            None if path.is_empty() => path.extend_from_slice(b"./"),
+            None => path.push(b'/'),
+        }
+        let path = quote(&path);
+        match line.items {
+            Some(items) => format!("{} {path}\n", items.as_str()),
+            None if line.decision == Decision::Delete => format!("*deleting   {path}\n"),
+            None => String::new(),
+        }
     }
 
     /// Reports the error of [`Ui::print_entries`].
@@ -304,6 +339,7 @@ mod tests {
         let line = |name: Option<&[u8]>, decision| Line {
             name: name.map(Name::new),
             decision,
+            items: None,
         };
         [
             line(None, Decision::MakeDirectory),

@@ -98,13 +98,10 @@ impl Summary {
             }
         }
         let deleted = if is_dry_run { "to delete" } else { "deleted" };
-        if counts.deleted > 0 && parts.is_empty() {
-            let entries = match counts.deleted {
-                1 => "1 entry".to_owned(),
-                number => format!("{number} entries"),
-            };
-            parts.push(format!("{entries} {deleted} at {destination}"));
-        } else if counts.deleted > 0 {
+        if counts.deleted > 0 {
+            if parts.is_empty() {
+                parts.push(format!("no files {copied} to {destination}"));
+            }
             parts.push(format!("{} {deleted}", counts.deleted));
         }
         let ending = self.ending();

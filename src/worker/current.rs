@@ -6,6 +6,7 @@ use crate::fs::path::{Name, Names};
 use crate::fs::stat::DirIds;
 use crate::protocol::entry::{Decision, Unsynced};
 use crate::protocol::error::CopyError;
+use crate::protocol::items::Items;
 use crate::protocol::{Counts, EntryError, Job, JobUpdate, Line, Progress};
 use crate::scoreboard::WorkerSlot;
 
@@ -91,9 +92,18 @@ impl CurrentJob {
         self.update.errors.push(EntryError { name, error, twin });
     }
 
-    pub(super) fn add_line(&mut self, name: Option<&CStr>, decision: Decision) {
+    pub(super) fn add_line(
+        &mut self,
+        name: Option<&CStr>,
+        decision: Decision,
+        items: Option<Items>,
+    ) {
         let name = name.map(|name| Name::new(name.to_bytes()));
-        self.update.lines.push(Line { name, decision });
+        self.update.lines.push(Line {
+            name,
+            decision,
+            items,
+        });
     }
 
     /// Takes the pending update. `None` if it is empty.

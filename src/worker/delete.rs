@@ -83,7 +83,7 @@ impl Worker {
             return Err(CopyError::new(Step::Delete, Reason::OtherDirectory));
         }
         self.for_each_name(names, sink, |worker, kind, name| {
-            let fate = worker.copier.delete(&mut dir, kind, name);
+            let fate = worker.copier.delete(&mut dir, &job.path, kind, name);
             worker.note_fate(Some(name), fate);
         });
         Ok(())
@@ -98,15 +98,22 @@ impl Worker {
     ) -> Result<(), CopyError> {
         let mut dir = self.open_again(job)?;
         self.for_each_name(names, sink, |worker, _, name| {
-            if let Err(error) = worker.make_room_for(&mut dir, name) {
+            if let Err(error) = worker.make_room_for(job, &mut dir, name) {
                 worker.add_error(Some(name), error);
             }
         });
         Ok(())
     }
 
-    fn make_room_for(&mut self, dir: &mut DirPair, name: &CStr) -> Result<(), CopyError> {
-        let is_dir = |stat: fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    fn make_room_for(
+        &mut self,
+        job: &Job,
+        dir: &mut DirPair,
+        name: &CStr,
+    ) -> Result<(), CopyError> {
+        let is_dir = |stat: fs::Stat| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+        };
         let follow = if self.context.config.dereference {
             AtFlags::empty()
         } else {
@@ -133,7 +140,12 @@ impl Worker {
             }
             (true, old) => {
                 if old == Some(false) {
-                    let fate = self.copier.remove_entry(destination, Kind::File, name)?;
+                    let place = delete::Place {
+                        target: job.target as usize,
+                        path: &job.path,
+                        source: Some(dir),
+                    };
+                    let fate = self.copier.remove_entry(place, destination, Kind::File, name)?;
                     self.note_fate(Some(name), Ok(fate));
                     if fate != Fate::Removed {
                         let step = Step::OpenDestinationDirectory;
@@ -170,6 +182,11 @@ impl Worker {
             }
         };
         let dir = doomed.fd.as_fd();
+        let place = delete::Place {
+            target: job.target as usize,
+            path: &job.path,
+            source: None,
+        };
         let mut listing = Listing::of(list::path_to(dir, self.has_own_cwd));
         while let Some((kind, name)) = listing.read()
             && !self.should_end()
@@ -178,7 +195,7 @@ impl Worker {
             let fate = if delete::is_protected(self.context, &job.path, name, kind) {
                 Ok(Fate::Kept)
             } else {
-                self.copier.remove_entry(dir, kind, name)
+                self.copier.remove_entry(place, dir, kind, name)
             };
             self.note_fate(Some(name), fate);
             self.slot.end_entry();
@@ -227,7 +244,7 @@ impl Worker {
                 self.slot.add_outcome(Outcome::Deleted);
                 if self.context.config.prints(Decision::Delete) {
                     self.size += name.map_or(0, CStr::count_bytes) + 16;
-                    self.current.add_line(name, Decision::Delete);
+                    self.current.add_line(name, Decision::Delete, None);
                 }
             }
             Ok(Fate::Doomed) => {

@@ -36,10 +36,6 @@ impl Worker {
         };
         let stat = dir.stat_to_apply(self.context);
         let is_landing = self.is_landing(job);
-        if !is_landing {
-            self.copier.unseal_dir(&dir);
-            dir.make_writable(self.context);
-        }
         let is_elsewhere = self.check_place(job, &dir, ancestors)?;
         let config = &self.context.config;
         let decision = if dir.is_created() {
@@ -47,8 +43,15 @@ impl Worker {
         } else {
             Decision::MergeDirectory
         };
-        if !resume.is_announced && !is_landing && config.prints(decision) {
-            self.current.add_line(None, decision);
+        let items = self.copier.itemize_dir(&mut dir);
+        if !resume.is_announced
+            && !is_landing
+            && (config.prints(decision) || items.is_some()) {
+            self.current.add_line(None, decision, items);
+        }
+        if !is_landing {
+            self.copier.unseal_dir(&dir);
+            dir.make_writable(self.context);
         }
         self.current.dir_ids = Some(dir.ids());
         if !is_elsewhere {
@@ -258,7 +261,7 @@ impl Worker {
             Ok(false) => {}
             Ok(true) => {
                 if self.context.config.prints(Decision::SkipMissing) {
-                    self.current.add_line(Some(name), Decision::SkipMissing);
+                    self.current.add_line(Some(name), Decision::SkipMissing, None);
                 }
                 return self.slot.begin_dir();
             }

@@ -233,9 +233,10 @@ impl Worker {
                     checksums.push(FileChecksum { name, checksum });
                 }
                 let config = &self.context.config;
+                let items = self.copier.items.take();
                 if config.prints(decision) && !has_failed {
                     self.size += name.count_bytes() + size_of::<Line>();
-                    self.current.add_line(Some(name), decision);
+                    self.current.add_line(Some(name), decision, items);
                 }
             }
             Ok(EntryResult::HardLink(stat)) => {

@@ -9,6 +9,7 @@
 //! - `PCOPY_TEST_PROGRAM` names another pcopy to test, such as an installed one.
 //! - `PCOPY_TEST_RSYNC` is the number of random trees that rsync and pcopy copy with rules.
 //! - `PCOPY_TEST_SEED` is the seed of the randomised tests, which print it. It has a default.
+//! - `PCOPY_TEST_CASES` is the number of random trees that are compared with those of rsync.
 //!
 //! No test measures time: a busy machine only makes them slower. What must be fast is
 //! measured in `benches/`.
@@ -68,7 +69,9 @@ mod trees;
 mod zoo;
 
 // The promises.
+mod backups;
 mod bar;
+mod changes;
 mod cli;
 mod contents;
 mod crash_reports;
@@ -103,6 +106,7 @@ mod resume;
 mod rsync;
 mod safety;
 mod signals;
+mod snapshots;
 mod stalls;
 mod streams;
 mod targets;

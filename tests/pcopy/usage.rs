@@ -51,8 +51,8 @@ once!(options_of_others_are_explained, |env| {
     small_tree(env);
     for (options, words) in [
         (
-            &["--delete"][..],
-            "--delete: pcopy does not have this option of rsync; nearest: rsync",
+            &["--delete-before"][..],
+            "--delete-before: pcopy does not have this option of rsync; nearest: --delete",
         ),
         (
             &["--filter=- *.o"],

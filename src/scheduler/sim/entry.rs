@@ -172,6 +172,7 @@ impl Worker {
                 name: Name::new(&name),
                 temp: Some(Name::new(&written_as)),
                 decision,
+                items: None,
                 id: id(2, inode),
                 stat: Box::new(FileStat {
                     size,
@@ -417,7 +418,11 @@ impl Worker {
                 self.slot.add_outcome(decision.outcome());
                 if decision.changes() {
                     let name = Some(Name::new(&name));
-                    self.update.lines.push(Line { name, decision });
+                    self.update.lines.push(Line {
+                        name,
+                        decision,
+                        items: None,
+                    });
                 }
             }
             Ok(Outcome::HardLink) => {

@@ -263,6 +263,7 @@ impl Worker {
                     self.update.lines.push(Line {
                         name: None,
                         decision: Decision::MakeDirectory,
+                        items: None,
                     });
                 }
                 self.current().ids = Some(ids(dir));
