@@ -259,9 +259,9 @@ mod tests {
     #[test]
     fn a_directory_is_whole_below_a_path_of_the_list() {
         let paths = ["a/b"].map(str::as_bytes);
-        let selection = Selection::new(paths, true).unwrap();
+        let whole = Selection::new(paths, true).unwrap();
         for (path, is_whole) in [("", false), ("a", false), ("a/b", true), ("a/b/c/d", true)] {
-            assert_eq!(selection.is_whole(&dir(path)), is_whole, "{path}");
+            assert_eq!(whole.is_whole(&dir(path)), is_whole, "{path}");
         }
         assert!(!selection(&["a/b"]).is_whole(&dir("a/b")));
         let all = Selection::new(["."].map(str::as_bytes), true).unwrap();
