@@ -37,7 +37,11 @@ const STEPS: u64 = 16;
 const WHOLE: u8 = 0xC1;
 /// Marks begin so many bytes after the contents: the first one shows that a file is unfinished.
 const MARKS_AFTER: u64 = 1;
-/// How long a worker copies until it syncs and marks its steps: at most so much work is lost.
+/// A worker syncs and marks its steps after so many times of what the last sync took, and at the
+/// latest after [`SYNC_AFTER`]: at most so much work is lost. In memory, where syncing is free, each
+/// step is marked. (2 GiB killed ten times on tmpfs: 1.02 times its size was read, and 1.21 times
+/// with marks at the end of a chunk only.)
+const SYNC_SHARE: u32 = 10;
 const SYNC_AFTER: Duration = Duration::from_secs(1);
 
 /// The source of an unfinished file.
@@ -182,10 +186,13 @@ impl Copier {
         let copy = open_copy(dir, temp).at(Step::ReadBack)?;
         let mut marks = Marks::read(&copy, &file.stat, chunk);
         let is_checked = self.context.config.contents.checksum;
-        let mut synced = Instant::now();
+        let (mut synced, mut sync_time) = (Instant::now(), Duration::ZERO);
         for (index, range) in steps(&file.stat, chunk).enumerate() {
             let is_whole = marks.is_whole(index)
-                && (!is_checked || self.compare_range(files.source, &copy, range.clone(), true)?);
+                && (!is_checked || {
+                    let _turn = self.take_turn();
+                    self.compare_range(files.source, &copy, range.clone(), true)?
+                });
             if is_whole {
                 self.slot.add_spared(range.end - range.start);
                 self.check_stop()?;
@@ -193,9 +200,11 @@ impl Copier {
             }
             self.copy_part(dir, files, &file.stat, range, method, temp)?;
             marks.pending.push(index);
-            if synced.elapsed() >= SYNC_AFTER {
+            let copied = Instant::now();
+            if copied - synced >= SYNC_AFTER.min(sync_time * SYNC_SHARE) {
                 marks.write(files.new)?;
                 synced = Instant::now();
+                sync_time = synced - copied;
             }
         }
         marks.write(files.new)
