@@ -199,6 +199,11 @@ fn a_large_file_is_compared_before_anything_is_created() {
     for path in ["src/large", "dst/large"] {
         setup.write(path, &contents);
     }
+    let source = std::fs::File::options()
+        .write(true)
+        .open(setup.path("src/large"));
+    let another_time = std::time::UNIX_EPOCH;
+    source.unwrap().set_modified(another_time).unwrap();
     let begin = |setup: &mut Setup| match setup.copy(RETRIED, c"large", true) {
         EntryResult::Chunked(file) => file,
         other => panic!("not in chunks: {other:?}"),
