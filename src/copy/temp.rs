@@ -138,7 +138,7 @@ pub(crate) fn remove_leftovers(
     }
     for (run, origin, name) in leftovers {
         let is_wanted =
-            |origin: Origin| context.config.contents.partial && origin.exists(context, dir);
+            |origin: Origin| context.config.contents.partial && origin.is_wanted(context, dir);
         if is_stale(run, destination, &name) && !origin.is_some_and(is_wanted) {
             let _ = fs::unlinkat(destination, &name, AtFlags::empty());
         }

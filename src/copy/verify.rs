@@ -7,9 +7,10 @@
 //! `--manifest` alone they may be shared, and the checksum is that of the copy.
 //!
 //! **Read back from the disk.** fdatasync(2) writes the file out, and POSIX_FADV_DONTNEED drops its
-//! pages, so that the next read comes from the device. O_DIRECT would do that too, but it needs
-//! aligned buffers, reads no more than it is asked for, and network and FUSE file systems treat it
-//! in their own ways. A file system in memory has no other copy, and reads the same pages.
+//! pages, so that the next read comes from the device. O_DIRECT would do that too, but reads no more
+//! than it is asked for, needs aligned buffers, and network and FUSE file systems treat it in their
+//! own ways (ext4, disk in memory: 4,000 files of 15 KB 0.29 s, not 0.18; one of 300 MiB 0.23 s, not
+//! 0.34). A file system in memory has no other copy, and reads the same pages.
 //!
 //! The file is opened anew to be read: it was created for writing only, and some servers forget
 //! their cached data at an open.

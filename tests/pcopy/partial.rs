@@ -140,15 +140,15 @@ both_modes!(what_does_not_fit_is_removed, |env| {
 
 both_modes!(ten_kills_lose_little, |env| {
     // The real program, at full speed: each kill may cost each of two workers a chunk at most.
-    env.file("src/large", pattern(8 * SIZE, 1)).mtime(1_000, 1);
+    env.file("src/large", pattern(4 * SIZE, 1)).mtime(1_000, 1);
     let mut kills = 0;
     while kills < 10 {
-        let before = marks(env, 8 * SIZE);
+        let before = marks(env, 4 * SIZE);
         let running = env
             .command(["-j2", "--partial", "--reflink=never", "src", "dst"])
             .start();
         eventually("a step more is marked", || {
-            marks(env, 8 * SIZE) > before || !running.is_running()
+            marks(env, 4 * SIZE) > before || !running.is_running()
         });
         if !running.is_running() {
             running.wait().ok();
