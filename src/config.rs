@@ -19,9 +19,9 @@ use crate::protocol::entry::Decision;
 pub use backup::{Backup, BackupNaming};
 pub use changes::Changes;
 pub use destination::Destination;
+pub(crate) use destination::{normalize, own_name};
 pub use links::{Linking, Links};
 pub use mirror::Mirror;
-pub(crate) use destination::{normalize, own_name};
 
 /// The settings of a run.
 #[derive(Clone, Debug)]

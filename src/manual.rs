@@ -46,10 +46,7 @@ const EXAMPLES: &[(&str, &str)] = &[
         "pcopy --reflink=always machine.qcow2 snapshot.qcow2",
     ),
     ("sparse", "pcopy --sparse=always disk.img small.img"),
-    (
-        "delete",
-        "pcopy -n --delete photos /mnt/backup/photos",
-    ),
+    ("delete", "pcopy -n --delete photos /mnt/backup/photos"),
     (
         "max_delete",
         "pcopy --delete --max-delete=100 /home /mnt/backup/home",

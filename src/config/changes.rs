@@ -136,7 +136,9 @@ impl ModeChange {
             copied: None,
         };
         if item.bytes().all(|b| matches!(b, b'0'..=b'7')) {
-            let mode = u32::from_str_radix(item, 8).ok().filter(|&mode| mode <= BITS)?;
+            let mode = u32::from_str_radix(item, 8)
+                .ok()
+                .filter(|&mode| mode <= BITS)?;
             return Some(Self {
                 keep: 0,
                 add: mode,
@@ -219,9 +221,10 @@ impl ModeChange {
 pub(super) fn of(cli: &Cli) -> Result<Changes> {
     let options = &cli.changes;
     let mut changes = Changes::default();
-    let umask = crate::context::Identity::read().umask;
+    let mut umask: Option<u32> = None;
     for item in options.chmod.iter().flat_map(|list| list.split(',')) {
-        match ModeChange::parse(item, umask) {
+        let umask = umask.get_or_insert_with(|| crate::context::Identity::read().umask);
+        match ModeChange::parse(item, *umask) {
             Some(change) => changes.modes.push(change),
             None => bail!(
                 "--chmod: {} is no mode; for example: D755,F644 or u+rwX,go-w",
@@ -286,7 +289,7 @@ mod tests {
             ("Dg+s,ug+w,Fo-w,+X", 0o754, true, 0o2775),
         ] {
             let found = change(items, mode, is_dir);
-            assert_eq!(found, Some(changed), "{items} on {mode:o}: {found:o?}");
+            assert_eq!(found, Some(changed), "{items} on {mode:o}: {found:?}");
         }
         for wrong in ["", "8", "17777", "z+r", "u+q", "Dx", "u"] {
             assert_eq!(change(wrong, 0, false), None, "{wrong}");

@@ -74,11 +74,13 @@ impl Copier {
         name: &CStr,
     ) -> Result<bool, CopyError> {
         match fs::statat(dir.source(), name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => Ok(self.is_listed_otherwise(dir, name).at(Step::ListDirectory)?),
-            // The last three: the source's file system can have no such name.
-            Err(Errno::NOENT | Errno::NAMETOOLONG | Errno::INVAL | Errno::ILSEQ) => Ok(!self
-                .is_source_spelling(dir, name)
+            Ok(_) => Ok(self
+                .is_listed_otherwise(dir, name)
                 .at(Step::ListDirectory)?),
+            // The last three: the source's file system can have no such name.
+            Err(Errno::NOENT | Errno::NAMETOOLONG | Errno::INVAL | Errno::ILSEQ) => {
+                Ok(!self.is_source_spelling(dir, name).at(Step::ListDirectory)?)
+            }
             Err(errno) => Err(CopyError::new(Step::Look, errno)),
         }
     }
@@ -296,7 +298,9 @@ impl Copier {
         path: &RelPath,
     ) -> Result<Result<(OwnedFd, CString), Fate>, CopyError> {
         let (parent, name) = path.split_last();
-        let root = self.context.targets.list[target as usize].destination.as_ref();
+        let root = self.context.targets.list[target as usize]
+            .destination
+            .as_ref();
         let (Some(root), Ok(name), false) = (root, CString::new(name), name.is_empty()) else {
             return Ok(Err(Fate::Kept));
         };
@@ -314,7 +318,12 @@ impl Copier {
     }
 
     fn undo_deletion(&self) {
-        if self.context.config.mirror.is_some_and(|mirror| mirror.limit.is_some()) {
+        if self
+            .context
+            .config
+            .mirror
+            .is_some_and(|mirror| mirror.limit.is_some())
+        {
             self.context.scoreboard.undo_deletion();
         }
     }

@@ -72,8 +72,7 @@ impl Copier {
             FileType::Symlink => {
                 let from = fs::readlinkat(dir.source(), entry.from, Vec::new()).ok();
                 let destination = dir.destination().ok();
-                let to = destination
-                    .and_then(|dir| fs::readlinkat(dir, entry.to, Vec::new()).ok());
+                let to = destination.and_then(|dir| fs::readlinkat(dir, entry.to, Vec::new()).ok());
                 from != to
             }
             FileType::CharacterDevice | FileType::BlockDevice => old.rdev != new.rdev,

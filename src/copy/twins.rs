@@ -198,7 +198,8 @@ impl Copier {
         let is_known = self.exact_sources.contains(&device);
         if !is_known
             && let Some(swapped) = swap_case(name)
-            && fs::statat(dir.source(), &*swapped, AtFlags::SYMLINK_NOFOLLOW).err() == Some(Errno::NOENT)
+            && fs::statat(dir.source(), &*swapped, AtFlags::SYMLINK_NOFOLLOW).err()
+                == Some(Errno::NOENT)
         {
             self.exact_sources.push(device);
             return true;
@@ -295,10 +296,7 @@ fn stored_names(dir: &mut DirPair, again: bool) -> rustix::io::Result<&Spellings
 }
 
 /// Returns the names of the source directory.
-fn source_names<'a>(
-    context: &Context,
-    dir: &'a mut DirPair,
-) -> rustix::io::Result<&'a Spellings> {
+fn source_names<'a>(context: &Context, dir: &'a mut DirPair) -> rustix::io::Result<&'a Spellings> {
     if dir.source_names.is_none() {
         dir.source_names = Some(match context.targets.names_beside(dir.target) {
             // Files of the command line come from any directories.

@@ -262,7 +262,13 @@ pub(crate) fn user_id(name: &CStr) -> Option<u32> {
     // is read only if the call has filled it in.
     unsafe {
         let (entry, length) = (entry.as_mut_ptr(), buffer.len());
-        libc::getpwnam_r(name.as_ptr(), entry, buffer.as_mut_ptr(), length, &raw mut found);
+        libc::getpwnam_r(
+            name.as_ptr(),
+            entry,
+            buffer.as_mut_ptr(),
+            length,
+            &raw mut found,
+        );
         (!found.is_null()).then(|| (*entry).pw_uid)
     }
 }
@@ -275,7 +281,13 @@ pub(crate) fn group_id(name: &CStr) -> Option<u32> {
     // SAFETY: as in `user_id`.
     unsafe {
         let (entry, length) = (entry.as_mut_ptr(), buffer.len());
-        libc::getgrnam_r(name.as_ptr(), entry, buffer.as_mut_ptr(), length, &raw mut found);
+        libc::getgrnam_r(
+            name.as_ptr(),
+            entry,
+            buffer.as_mut_ptr(),
+            length,
+            &raw mut found,
+        );
         (!found.is_null()).then(|| (*entry).gr_gid)
     }
 }

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::fs::path::Name;
 use super::items::Items;
+use crate::fs::path::Name;
 use crate::fs::stat::{FileId, FileStat};
 
 /// Bytes of data in one chunk. Large enough that handing it out costs nothing, small enough that

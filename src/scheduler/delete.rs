@@ -109,11 +109,7 @@ impl Deletion {
     }
 
     /// Returns what a directory that is complete leaves to the end of the run.
-    pub(super) fn into_found(
-        self,
-        path: RelPath,
-        ids: Option<DirIds>,
-    ) -> Option<Found> {
+    pub(super) fn into_found(self, path: RelPath, ids: Option<DirIds>) -> Option<Found> {
         let has_found = !(self.extraneous.is_empty() && self.obstructed.is_empty());
         has_found.then_some(Found {
             path,
@@ -127,9 +123,12 @@ impl Deletion {
 impl Scheduler {
     /// Removes what only the destination has, if this run has seen its whole source.
     pub(super) fn delete_extraneous(&mut self) {
+        if self.context.config.mirror.is_none() {
+            return;
+        }
         let found = std::mem::take(&mut self.tree.found);
         self.tick();
-        if self.context.config.mirror.is_none() || !self.may_delete() {
+        if !self.may_delete() {
             return;
         }
         self.deleting.round = Round::MakeRoom;
@@ -175,7 +174,9 @@ impl Scheduler {
         let line = if self.deleting.is_incomplete {
             format!("{more} was deleted, because not everything could be copied (named above)")
         } else if self.deleting.is_source_empty {
-            let source = self.ui.show(Side::Source, TARGET, &RelPath::default(), None);
+            let source = self
+                .ui
+                .show(Side::Source, TARGET, &RelPath::default(), None);
             format!("{source}: is empty, so nothing was deleted (--delete=force allows that)")
         } else {
             return true;
@@ -190,9 +191,14 @@ impl Scheduler {
         if let Some(limit) = self.context.config.mirror.and_then(|mirror| mirror.limit)
             && over > 0
         {
-            let verb = if over == 1 { "entry stays" } else { "entries stay" };
-            self.ui
-                .error(&format!("--max-delete={limit} is reached: {over} more {verb}"));
+            let verb = if over == 1 {
+                "entry stays"
+            } else {
+                "entries stay"
+            };
+            self.ui.error(&format!(
+                "--max-delete={limit} is reached: {over} more {verb}"
+            ));
             self.summary.has_kept = true;
         }
     }

@@ -72,7 +72,10 @@ enum Queued {
         origin: DirOrigin,
     },
     /// Directories that only the destination has, to be removed from the last one.
-    Doomed { parent: NodeKey, names: Names },
+    Doomed {
+        parent: NodeKey,
+        names: Names,
+    },
     /// Entries that only the destination has, from the last one.
     Deletion {
         node: NodeKey,

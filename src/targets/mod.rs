@@ -111,13 +111,7 @@ impl Targets {
     }
 
     /// Creates and opens the destination directory of one source.
-    fn add(
-        &mut self,
-        source: Resolved,
-        named: &Path,
-        config: &Config,
-        umask: u32,
-    ) -> Result<()> {
+    fn add(&mut self, source: Resolved, named: &Path, config: &Config, umask: u32) -> Result<()> {
         let path = source.destination;
         let is_copy = source.single.is_none();
         let cannot = || format!("cannot create the destination {}", quote_path(&path));

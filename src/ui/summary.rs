@@ -49,7 +49,11 @@ impl Summary {
     pub(crate) fn exit_status(&self) -> i32 {
         match self.signal {
             Some(signal) => 128 + signal,
-            None if self.failed > self.moved || self.is_full || self.gone.is_some() || self.has_kept => {
+            None if self.failed > self.moved
+                || self.is_full
+                || self.gone.is_some()
+                || self.has_kept =>
+            {
                 exit::FAILURES
             }
             None if self.moved > 0 => exit::MOVING_SOURCE,

@@ -59,7 +59,10 @@ impl Worker {
             };
             self.send_update(progress, sink);
         }
-        self.size += extraneous.iter().map(|(_, name)| name.count_bytes()).sum::<usize>();
+        self.size += extraneous
+            .iter()
+            .map(|(_, name)| name.count_bytes())
+            .sum::<usize>();
         self.current.update.extraneous = extraneous;
         Ok(())
     }
@@ -108,15 +111,15 @@ impl Worker {
         dir: &mut DirPair,
         name: &CStr,
     ) -> Result<(), CopyError> {
-        let is_dir = |stat: fs::Stat| {
-            FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-        };
+        let is_dir = |stat: fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let follow = if self.context.config.dereference {
             AtFlags::empty()
         } else {
             AtFlags::SYMLINK_NOFOLLOW
         };
-        let new = fs::statat(dir.source(), name, follow).map(is_dir).at(Step::Look)?;
+        let new = fs::statat(dir.source(), name, follow)
+            .map(is_dir)
+            .at(Step::Look)?;
         let destination = dir.destination()?;
         let old = match fs::statat(destination, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => None,
@@ -140,7 +143,9 @@ impl Worker {
                         path: &job.path,
                         source: Some(dir),
                     };
-                    let fate = self.copier.remove_entry(place, destination, Kind::File, name)?;
+                    let fate = self
+                        .copier
+                        .remove_entry(place, destination, Kind::File, name)?;
                     self.note_fate(Some(name), Ok(fate));
                     if fate != Fate::Removed {
                         let step = Step::OpenDestinationDirectory;
@@ -148,7 +153,11 @@ impl Worker {
                     }
                 }
                 if dry_run {
-                    self.current.update.subdirs.new.push(Kind::Directory, name.to_bytes());
+                    self.current
+                        .update
+                        .subdirs
+                        .new
+                        .push(Kind::Directory, name.to_bytes());
                 } else {
                     self.make_subdir(dir, name);
                 }
