@@ -186,7 +186,7 @@ impl ModeChange {
             }
         }
         let (classes, bits) = if classes == 0 {
-            (0o111, 0o111 * permissions & !umask)
+            (0o111, (0o111 * permissions) & !umask)
         } else {
             (classes, classes * permissions)
         };
@@ -198,7 +198,7 @@ impl ModeChange {
                 ..plain
             },
             Operator::Set => {
-                let cleared = classes * 7 | if others == 0 { 0 } else { special };
+                let cleared = (classes * 7) | if others == 0 { 0 } else { special };
                 Self {
                     keep: BITS & !cleared,
                     add: bits,
