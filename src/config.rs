@@ -24,8 +24,8 @@ pub use backup::{Backup, BackupNaming};
 pub use changes::Changes;
 pub use contents::{Contents, Manifest};
 pub use destination::Destination;
-pub use links::{Linking, Links};
 pub(crate) use destination::{normalize, own_name};
+pub use links::{Linking, Links};
 pub use filter::{FilterSettings, Limits, Moment, RuleOption, Size};
 pub use mirror::Mirror;
 

@@ -36,14 +36,6 @@ const fn rsync(names: &'static [&'static str], instead: Instead) -> Foreign {
     }
 }
 
-const fn both(names: &'static [&'static str], instead: Instead) -> Foreign {
-    Foreign {
-        names,
-        program: "cp and rsync",
-        instead,
-    }
-}
-
 const DELETE: &str = "--delete, which deletes after the copy";
 const FILTER: &str = "--exclude, which leaves out entries by name";
 const REMOTE: &str = "pcopy copies to mounted file systems only: mount the other one with sshfs";

@@ -1,7 +1,7 @@
 //! Metadata that is changed on the way: `--chmod` and `--chown`.
 
-use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
 
 use anyhow::{Result, bail};
 use rustix::fs::FileType;
@@ -9,7 +9,6 @@ use rustix::fs::FileType;
 use super::{Keep, Links, Preserve};
 use crate::cli::Cli;
 use crate::fs::stat::FileStat;
-use crate::fs::sys;
 use crate::quote::quote;
 
 /// All bits that chmod(2) sets.
@@ -136,7 +135,9 @@ impl ModeChange {
             copied: None,
         };
         if item.bytes().all(|b| matches!(b, b'0'..=b'7')) {
-            let mode = u32::from_str_radix(item, 8).ok().filter(|&mode| mode <= BITS)?;
+            let mode = u32::from_str_radix(item, 8)
+                .ok()
+                .filter(|&mode| mode <= BITS)?;
             return Some(Self {
                 keep: 0,
                 add: mode,
@@ -185,7 +186,7 @@ impl ModeChange {
             }
         }
         let (classes, bits) = if classes == 0 {
-            (0o111, 0o111 * permissions & !umask)
+            (0o111, (0o111 * permissions) & !umask)
         } else {
             (classes, classes * permissions)
         };
@@ -197,7 +198,7 @@ impl ModeChange {
                 ..plain
             },
             Operator::Set => {
-                let cleared = classes * 7 | if others == 0 { 0 } else { special };
+                let cleared = (classes * 7) | if others == 0 { 0 } else { special };
                 Self {
                     keep: BITS & !cleared,
                     add: bits,
@@ -219,9 +220,10 @@ impl ModeChange {
 pub(super) fn of(cli: &Cli) -> Result<Changes> {
     let options = &cli.changes;
     let mut changes = Changes::default();
-    let umask = crate::context::Identity::read().umask;
+    let mut umask: Option<u32> = None;
     for item in options.chmod.iter().flat_map(|list| list.split(',')) {
-        match ModeChange::parse(item, umask) {
+        let umask = umask.get_or_insert_with(|| crate::context::Identity::read().umask);
+        match ModeChange::parse(item, *umask) {
             Some(change) => changes.modes.push(change),
             None => bail!(
                 "--chmod: {} is no mode; for example: D755,F644 or u+rwX,go-w",
@@ -238,26 +240,38 @@ pub(super) fn of(cli: &Cli) -> Result<Changes> {
         if user.is_empty() && group.is_empty() {
             bail!("--chown needs a user, a :group or both");
         }
-        changes.uid = number(user, "user", sys::user_id)?;
-        changes.gid = number(group, "group", sys::group_id)?;
+        changes.uid = number(user, "user", "passwd")?;
+        changes.gid = number(group, "group", "group")?;
     }
     Ok(changes)
 }
 
-fn number(
-    name: &[u8],
-    what: &str,
-    find: impl Fn(&std::ffi::CStr) -> Option<u32>,
-) -> Result<Option<u32>> {
+/// Returns the number of a user or group. `database` is the name that getent(1) takes.
+fn number(name: &[u8], what: &str, database: &str) -> Result<Option<u32>> {
     if name.is_empty() {
         return Ok(None);
     }
     let text = std::str::from_utf8(name).unwrap_or_default();
-    let found = CString::new(name).ok().and_then(|name| find(&name));
+    let file = std::fs::read(format!("/etc/{database}")).unwrap_or_default();
+    let found = find_number(&file, name).or_else(|| {
+        // Other sources, such as LDAP. A static program cannot ask them itself.
+        let asked = Command::new("getent").args([database, text]).output();
+        find_number(&asked.ok()?.stdout, name)
+    });
     match found.or_else(|| text.parse().ok().filter(|&id| id != u32::MAX)) {
         Some(id) => Ok(Some(id)),
         None => bail!("--chown: there is no {what} {}", quote(name)),
     }
+}
+
+/// Finds a name in lines of passwd(5) or group(5).
+fn find_number(lines: &[u8], name: &[u8]) -> Option<u32> {
+    lines.split(|&b| b == b'\n').find_map(|line| {
+        let mut fields = line.split(|&b| b == b':');
+        let is_wanted = fields.next() == Some(name);
+        let number = fields.nth(1).filter(|_| is_wanted)?;
+        std::str::from_utf8(number).ok()?.parse().ok()
+    })
 }
 
 #[cfg(test)]
@@ -268,6 +282,13 @@ mod tests {
         let items = items.split(',').map(|item| ModeChange::parse(item, 0o022));
         let items: Option<Vec<_>> = items.collect();
         Some(items?.iter().fold(mode, |mode, it| it.apply(mode, is_dir)))
+    }
+
+    #[test]
+    fn names_of_users_are_found() {
+        let lines = b"root:x:0:0:root:/root:/bin/sh\nme:x:1000:100::/home/me:/bin/sh\n";
+        assert_eq!(find_number(lines, b"me"), Some(1000));
+        assert_eq!(find_number(lines, b"m"), None);
     }
 
     #[test]
@@ -286,7 +307,7 @@ mod tests {
             ("Dg+s,ug+w,Fo-w,+X", 0o754, true, 0o2775),
         ] {
             let found = change(items, mode, is_dir);
-            assert_eq!(found, Some(changed), "{items} on {mode:o}: {found:o?}");
+            assert_eq!(found, Some(changed), "{items} on {mode:o}: {found:?}");
         }
         for wrong in ["", "8", "17777", "z+r", "u+q", "Dx", "u"] {
             assert_eq!(change(wrong, 0, false), None, "{wrong}");

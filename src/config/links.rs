@@ -57,7 +57,9 @@ pub(super) fn of(cli: &Cli, sources: &[PathBuf]) -> Result<Links> {
         && let Some(source) = sources.iter().find(|source| !source.is_absolute())
     {
         let source = quote(source.as_os_str().as_encoded_bytes());
-        bail!("-s needs a SRC that begins with a slash, unlike {source}: links to it lead elsewhere");
+        bail!(
+            "-s needs a SRC that begins with a slash, unlike {source}: links to it lead elsewhere"
+        );
     }
     Ok(Links {
         snapshots: options.link_dest.clone(),

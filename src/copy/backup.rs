@@ -169,9 +169,10 @@ impl Copier {
         source: Option<&DirPair>,
         name: &CStr,
     ) -> Result<(), CopyError> {
-        let shared = Rc::new(dir.try_clone_to_owned().map_err(|_| {
-            CopyError::new(Step::Backup, Errno::MFILE)
-        })?);
+        let shared = Rc::new(
+            dir.try_clone_to_owned()
+                .map_err(|_| CopyError::new(Step::Backup, Errno::MFILE))?,
+        );
         let place = self.place(backup, target, Some(path), &shared, name)?;
         if let Some(source) = source {
             refuse_source_name(source, &place, backup)?;
@@ -207,7 +208,9 @@ impl Copier {
             return simple(backup, dir, name);
         };
         let number = highest + 1;
-        self.numbers.highest.insert(name.to_bytes().to_vec(), number);
+        self.numbers
+            .highest
+            .insert(name.to_bytes().to_vec(), number);
         Ok(Place {
             dir,
             name: numbered(name.to_bytes(), number)?,

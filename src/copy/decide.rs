@@ -15,8 +15,8 @@ use crate::fs::granularity::{Granularity, PROBE, Time};
 use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{Decision, HardLinks};
-use crate::protocol::items::Update;
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::items::Update;
 
 impl Copier {
     /// Decides what to do with an entry. Breaks with the result if there is nothing to write.
@@ -291,7 +291,12 @@ impl Copier {
     /// Returns true if the destination's time is the source's, as far as the destination's file
     /// system can store it. The granularity is measured, not assumed. So a change within the same
     /// second goes unnoticed only if the file system cannot express it.
-    pub(super) fn is_same_time(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
+    pub(super) fn is_same_time(
+        &mut self,
+        dir: &mut DirPair,
+        old: &FileStat,
+        new: &FileStat,
+    ) -> bool {
         if old.mtime == new.mtime {
             return true;
         }

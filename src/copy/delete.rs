@@ -286,6 +286,9 @@ impl Copier {
             missed.push((kind, name.to_owned()));
         }
         for (kind, name) in missed {
+            if is_protected(self.context, place.path, &name, kind) {
+                continue;
+            }
             self.remove_entry(place, dir.as_fd(), kind, &name)?;
         }
         Ok(())

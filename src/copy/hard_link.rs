@@ -12,8 +12,8 @@ use super::{Copier, Entry, EntryResult, MAX_TAKEN, file_type, is_name_taken};
 use crate::config::{Keep, Overwrite};
 use crate::fs::stat::{FileId, FileStat};
 use crate::protocol::entry::{Decision, HardLinks};
-use crate::protocol::items::Update;
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::items::Update;
 use crate::scoreboard::WriteTarget;
 
 /// The copied file that an entry becomes a hard link to.

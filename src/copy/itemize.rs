@@ -38,6 +38,15 @@ impl Copier {
         });
     }
 
+    /// Notes that an entry will be new, once there is room for it.
+    pub(crate) fn itemize_new(&mut self, new: &FileStat) {
+        let update = match file_type(new) {
+            FileType::RegularFile => Update::Copy,
+            _ => Update::Local,
+        };
+        self.items = Some(Items::new_entry(update, new));
+    }
+
     /// Returns what changes of a directory, if anything does.
     pub(crate) fn itemize_dir(&mut self, dir: &mut DirPair) -> Option<Items> {
         if !self.context.config.itemize {
@@ -72,8 +81,7 @@ impl Copier {
             FileType::Symlink => {
                 let from = fs::readlinkat(dir.source(), entry.from, Vec::new()).ok();
                 let destination = dir.destination().ok();
-                let to = destination
-                    .and_then(|dir| fs::readlinkat(dir, entry.to, Vec::new()).ok());
+                let to = destination.and_then(|dir| fs::readlinkat(dir, entry.to, Vec::new()).ok());
                 from != to
             }
             FileType::CharacterDevice | FileType::BlockDevice => old.rdev != new.rdev,

@@ -16,8 +16,8 @@ use crate::fs::open::open_dir;
 use crate::fs::path::RelPath;
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::Decision;
-use crate::protocol::items::Update;
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::items::Update;
 
 /// The directories of `--link-dest` that belong to the directory that was looked at last.
 #[derive(Default)]
@@ -96,8 +96,8 @@ impl Copier {
             return false;
         }
         // The granularity is measured at the destination, because nothing is written to a snapshot.
-        let is_same_time = old.mtime == new.mtime
-            || dir.destination().is_ok() && self.is_same_time(dir, old, new);
+        let is_same_time =
+            old.mtime == new.mtime || dir.destination().is_ok() && self.is_same_time(dir, old, new);
         is_same_time && !self.has_other_metadata(snapshot, entry, old, new)
     }
 
@@ -143,7 +143,9 @@ impl Copier {
         let target = &self.context.targets.list[dir.target];
         let whole = target.below_named.append(path);
         let roots = self.context.targets.snapshots();
-        let opened = roots.iter().filter_map(|root| open_dir(root.as_fd(), &whole).ok());
+        let opened = roots
+            .iter()
+            .filter_map(|root| open_dir(root.as_fd(), &whole).ok());
         self.snapshots = Snapshots {
             of: Some((dir.target, path.clone())),
             pairs: opened.filter_map(|fd| dir.beside(fd).ok()).collect(),

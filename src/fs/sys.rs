@@ -271,9 +271,6 @@ pub(crate) fn listxattrat(
     })
 }
 
-/// Bytes for one entry of the user database. A group can have thousands of members.
-const NAME_SERVICE_BUFFER: usize = 1 << 20;
-
 /// Reads a clock of clock_gettime(2). rustix would look for the vDSO at its first use, which takes
 /// a system call and must not happen in a signal handler.
 fn read_clock(clock: libc::clockid_t) -> libc::timespec {
@@ -289,33 +286,6 @@ fn read_clock(clock: libc::clockid_t) -> libc::timespec {
 /// Returns the seconds since the machine was started, including those in which it slept.
 pub(crate) fn seconds_since_boot() -> u64 {
     read_clock(libc::CLOCK_BOOTTIME).tv_sec as u64
-}
-
-/// Returns the number of a user that the system knows.
-pub(crate) fn user_id(name: &CStr) -> Option<u32> {
-    let mut buffer = vec![0; NAME_SERVICE_BUFFER];
-    let mut entry = std::mem::MaybeUninit::<libc::passwd>::zeroed();
-    let mut found = ptr::null_mut();
-    // SAFETY: all pointers are valid for the call, and the length is that of the buffer. The entry
-    // is read only if the call has filled it in.
-    unsafe {
-        let (entry, length) = (entry.as_mut_ptr(), buffer.len());
-        libc::getpwnam_r(name.as_ptr(), entry, buffer.as_mut_ptr(), length, &raw mut found);
-        (!found.is_null()).then(|| (*entry).pw_uid)
-    }
-}
-
-/// Returns the number of a group that the system knows.
-pub(crate) fn group_id(name: &CStr) -> Option<u32> {
-    let mut buffer = vec![0; NAME_SERVICE_BUFFER];
-    let mut entry = std::mem::MaybeUninit::<libc::group>::zeroed();
-    let mut found = ptr::null_mut();
-    // SAFETY: as in `user_id`.
-    unsafe {
-        let (entry, length) = (entry.as_mut_ptr(), buffer.len());
-        libc::getgrnam_r(name.as_ptr(), entry, buffer.as_mut_ptr(), length, &raw mut found);
-        (!found.is_null()).then(|| (*entry).gr_gid)
-    }
 }
 
 /// Returns true if this process ignores a signal.

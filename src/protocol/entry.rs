@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::items::Items;
 use super::metadata::{MetadataError, Refusal};
 use crate::fs::path::Name;
-use super::items::Items;
 use crate::fs::stat::{FileId, FileStat};
 
 /// Bytes of data in one chunk. Large enough that handing it out costs nothing, small enough that

@@ -87,11 +87,6 @@ impl Items {
         // A damaged message must not panic.
         std::str::from_utf8(&self.letters).unwrap_or("???????????")
     }
-
-    /// Returns true for a directory.
-    pub(crate) fn is_directory(&self) -> bool {
-        self.letters[1] == b'd'
-    }
 }
 
 impl Update {

@@ -94,7 +94,10 @@ pub(crate) enum JobKind {
     /// Remove the entries of a directory that only the destination has.
     EmptyDirectory,
     /// Everything below is removed: remove the directory itself.
-    RemoveDirectory,
+    RemoveDirectory {
+        /// Something else gets its name.
+        is_in_the_way: bool,
+    },
     /// Everything below is done: set the directory's owner, attributes, mode and times.
     FinishDirectory {
         /// The source directory's stat before it was listed.

@@ -40,7 +40,9 @@ pub(super) struct Deletion {
     /// Entries that wait until something of another type is removed.
     obstructed: Names,
     /// Only the destination has the directory, and it is to be removed.
-    pub(super) is_doomed: bool,
+    is_doomed: bool,
+    /// Something else of the source gets its name.
+    is_in_the_way: bool,
     /// Something in it has to stay, so it stays too.
     has_kept: bool,
     /// The job that removes it is queued or running.
@@ -78,11 +80,25 @@ pub(super) struct Deleting {
 }
 
 impl Deletion {
+    /// Returns true if only the destination has the directory, and it is to be removed.
+    pub(super) fn is_doomed(&self) -> bool {
+        self.is_doomed
+    }
+
+    /// Marks a directory as one to be removed. `above` is what is known of the one above it.
+    pub(super) fn doom(&mut self, above: Option<&Self>) {
+        self.is_doomed = true;
+        // A directory in which room is made has nothing else to remove.
+        self.is_in_the_way = above.is_some_and(|above| above.is_removing && !above.is_doomed);
+    }
+
     /// Returns the next job of a directory of which nothing is pending.
     pub(super) fn last_job(&mut self) -> Option<JobKind> {
         if self.is_doomed && !self.has_kept && !self.is_removing {
             self.is_removing = true;
-            return Some(JobKind::RemoveDirectory);
+            return Some(JobKind::RemoveDirectory {
+                is_in_the_way: self.is_in_the_way,
+            });
         }
         if self.is_doomed || self.obstructed.is_empty() || !self.is_removing {
             return None;
@@ -123,9 +139,12 @@ impl Deletion {
 impl Scheduler {
     /// Removes what only the destination has, if this run has seen its whole source.
     pub(super) fn delete_extraneous(&mut self) {
+        if self.context.config.mirror.is_none() {
+            return;
+        }
         let found = std::mem::take(&mut self.tree.found);
         self.tick();
-        if self.context.config.mirror.is_none() || !self.may_delete() {
+        if !self.may_delete() {
             return;
         }
         self.deleting.round = Round::MakeRoom;

@@ -303,7 +303,7 @@ impl Scheduler {
                     job.kind,
                     JobKind::FinishDirectory { .. }
                         | JobKind::Remove { .. }
-                        | JobKind::RemoveDirectory
+                        | JobKind::RemoveDirectory { .. }
                 ),
                 _ => false,
             };
@@ -347,11 +347,9 @@ impl Scheduler {
             Queued::Doomed { parent, names } => {
                 let (_, name) = names.pop()?;
                 let is_last = names.is_empty();
-                let origin = DirOrigin::default();
-                let node = self.tree.open_subdir(*parent, &name, origin);
-                let directory = self.tree.dir_mut(node);
-                directory.deletion().is_doomed = true;
-                (NewJob::new(node, directory.listing_job()), is_last)
+                let node = self.tree.open_doomed(*parent, &name);
+                let kind = self.tree.dir_mut(node).listing_job();
+                (NewJob::new(node, kind), is_last)
             }
             Queued::Deletion { node, names, ids } => {
                 let kind = JobKind::Delete {

@@ -153,7 +153,7 @@ impl Scheduler {
                 JobKind::Delete { .. }
                 | JobKind::MakeRoom { .. }
                 | JobKind::EmptyDirectory
-                | JobKind::RemoveDirectory,
+                | JobKind::RemoveDirectory { .. },
             ) => Step::Delete,
             (Some(_), _) if hung == Some(&Side::Destination) => Step::Write,
             (None, _) if hung == Some(&Side::Destination) => Step::OpenDestinationDirectory,

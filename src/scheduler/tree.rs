@@ -190,6 +190,15 @@ impl Tree {
         node
     }
 
+    /// Opens a directory that only the destination has, to be removed. Its parent has counted it.
+    pub(super) fn open_doomed(&mut self, parent: NodeKey, name: &[u8]) -> NodeKey {
+        let node = self.open_subdir(parent, name, DirOrigin::default());
+        let mut deletion = Deletion::default();
+        deletion.doom(self.dir(parent).deletion.as_deref());
+        self.dir_mut(node).deletion = Some(Box::new(deletion));
+        node
+    }
+
     /// Opens a chunked file with so many chunks pending, and counts it in its directory.
     pub(super) fn open_chunked(
         &mut self,
@@ -398,7 +407,7 @@ impl Directory {
 
     /// Returns true if only the destination has it, and it is to be removed.
     pub(super) fn is_doomed(&self) -> bool {
-        self.deletion.as_ref().is_some_and(|it| it.is_doomed)
+        self.deletion.as_ref().is_some_and(|it| it.is_doomed())
     }
 
     /// Returns the next job if nothing of the directory is pending.

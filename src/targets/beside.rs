@@ -41,7 +41,7 @@ impl Beside {
     ) -> Result<Self> {
         let mut beside = Self::default();
         if let Some(dir) = config.backup.as_ref().and_then(|it| it.dir.as_ref()) {
-            let path = named.join(normalize(dir));
+            let path = relative_to(named, dir);
             let cannot = || format!("--backup-dir: {}", quote_path(&path));
             overlap
                 .refuse_nesting(mounts, &path, false)
@@ -66,7 +66,7 @@ impl Beside {
             beside.backup = backup;
         }
         for dir in &config.links.snapshots {
-            beside.add_snapshot(named.join(normalize(dir)), &root)?;
+            beside.add_snapshot(relative_to(named, dir), &root)?;
         }
         Ok(beside)
     }
@@ -121,6 +121,20 @@ pub(super) fn path_below(named: &Path, destination: &Path) -> RelPath {
     names.fold(RelPath::default(), |path, name| {
         path.join(name.as_os_str().as_bytes())
     })
+}
+
+/// Returns the path of a directory that options name: relative to DST, as with rsync.
+fn relative_to(named: &Path, dir: &Path) -> PathBuf {
+    let mut dir = normalize(dir);
+    let mut named = named.to_owned();
+    // Below a DST that does not exist, `..` leads nowhere. A dry run does not create DST.
+    while !named.exists()
+        && let Ok(rest) = dir.strip_prefix("..")
+    {
+        dir = rest.to_owned();
+        named = parent_of(&named);
+    }
+    named.join(dir)
 }
 
 fn open_backup_dir(path: &Path, config: &Config) -> rustix::io::Result<Option<OwnedFd>> {

@@ -90,7 +90,7 @@ impl Overlap {
 
     /// Returns true if a source directory lies inside this destination.
     pub(super) fn is_in_destination(&self, destination: &Path) -> bool {
-        let Ok(destination) = open_to_identify(destination).and_then(|dir| fs::fstat(dir)) else {
+        let Ok(destination) = open_to_identify(destination).and_then(fs::fstat) else {
             return false;
         };
         let destination = FileId::of(&destination);

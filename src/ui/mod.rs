@@ -103,7 +103,9 @@ impl Ui {
     /// Warns that a directory of `--link-dest` does not exist.
     pub(crate) fn warn_no_snapshot(&self, path: &Path) {
         let path = quote(path.as_os_str().as_bytes());
-        self.error(&format!("warning: --link-dest: {path} does not exist; continuing without it"));
+        self.error(&format!(
+            "warning: --link-dest: {path} does not exist; continuing without it"
+        ));
     }
 
     /// Warns that entries were copied because they could not become hard links.

@@ -12,7 +12,7 @@ use crate::copy::dir::DirPair;
 use crate::copy::{Fate, delete};
 use crate::fs::list::{self, Listing};
 use crate::fs::path::{Kind, Names};
-use crate::fs::stat::DirIds;
+use crate::fs::stat::{DirIds, FileStat};
 use crate::protocol::entry::{Decision, Outcome};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::protocol::{Job, Progress};
@@ -111,29 +111,27 @@ impl Worker {
         dir: &mut DirPair,
         name: &CStr,
     ) -> Result<(), CopyError> {
-        let is_dir = |stat: fs::Stat| {
-            FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-        };
+        let is_dir = |stat: &fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let follow = if self.context.config.dereference {
             AtFlags::empty()
         } else {
             AtFlags::SYMLINK_NOFOLLOW
         };
-        let new = fs::statat(dir.source(), name, follow)
-            .map(is_dir)
-            .at(Step::Look)?;
+        let source = fs::statat(dir.source(), name, follow).at(Step::Look)?;
+        let new = is_dir(&source);
         let destination = dir.destination()?;
         let old = match fs::statat(destination, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => None,
-            result => Some(is_dir(result.at(Step::LookAtDestination)?)),
+            result => Some(is_dir(&result.at(Step::LookAtDestination)?)),
         };
         let dry_run = self.context.config.dry_run;
         match (new, old) {
             (false, Some(true)) => {
                 self.note_fate(Some(name), Ok(Fate::Doomed));
                 if dry_run {
-                    let kind = Kind::Special;
+                    let kind = Kind::of(FileType::from_raw_mode(source.st_mode));
                     self.slot.begin_entry(name.to_bytes());
+                    self.copier.itemize_new(&FileStat::of(&source));
                     let done = crate::copy::EntryResult::Done(Decision::ReplaceOtherKind);
                     self.conclude(kind, name, Ok(done));
                 }
@@ -145,9 +143,13 @@ impl Worker {
                         path: &job.path,
                         source: Some(dir),
                     };
-                    let fate = self.copier.remove_entry(place, destination, Kind::File, name)?;
+                    let fate = self
+                        .copier
+                        .remove_entry(place, destination, Kind::File, name)?;
                     self.note_fate(Some(name), Ok(fate));
-                    if fate != Fate::Removed {
+                    if fate == Fate::Removed {
+                        self.hide_line();
+                    } else {
                         let step = Step::OpenDestinationDirectory;
                         return Err(CopyError::new(step, Reason::FileInTheWay));
                     }
@@ -187,6 +189,9 @@ impl Worker {
             path: &job.path,
             source: None,
         };
+        // A backup beside the entry keeps the directory.
+        let backup = self.context.config.backup.as_ref();
+        let keeps_backups = backup.is_some_and(|backup| backup.dir.is_none());
         let mut listing = Listing::of(list::path_to(dir, self.has_own_cwd));
         while let Some((kind, name)) = listing.read()
             && !self.should_end()
@@ -197,6 +202,7 @@ impl Worker {
             } else {
                 self.copier.remove_entry(place, dir, kind, name)
             };
+            self.current.update.has_kept |= keeps_backups && fate == Ok(Fate::Removed);
             self.note_fate(Some(name), fate);
             self.slot.end_entry();
             self.after_entry(|| Progress::Unknown, sink);
@@ -205,10 +211,31 @@ impl Worker {
     }
 
     /// Removes a directory whose entries were removed.
-    pub(super) fn run_remove_directory(&mut self, job: &Job) -> Result<(), CopyError> {
+    pub(super) fn run_remove_directory(
+        &mut self,
+        job: &Job,
+        is_in_the_way: bool,
+    ) -> Result<(), CopyError> {
         let fate = self.copier.remove_emptied(job.target, &job.path);
+        let is_removed = fate == Ok(Fate::Removed);
         self.note_fate(None, fate);
+        if is_in_the_way && is_removed {
+            self.hide_line();
+        }
         Ok(())
+    }
+
+    /// Takes back the last line of something that is replaced. As with rsync, its name has one line
+    /// only in the list of changes.
+    fn hide_line(&mut self) {
+        let lines = &mut self.current.update.lines;
+        if self.context.config.itemize
+            && lines
+                .last()
+                .is_some_and(|line| line.decision == Decision::Delete)
+        {
+            lines.pop();
+        }
     }
 
     /// Opens a directory that was finished. It is finished once more after this job.

@@ -134,7 +134,9 @@ impl Worker {
             JobKind::Delete { names, ids } => self.run_delete(job, names, *ids, sink),
             JobKind::MakeRoom { names } => self.run_make_room(job, names, sink),
             JobKind::EmptyDirectory => self.run_empty_directory(job, sink),
-            JobKind::RemoveDirectory => self.run_remove_directory(job),
+            JobKind::RemoveDirectory { is_in_the_way } => {
+                self.run_remove_directory(job, *is_in_the_way)
+            }
             JobKind::FinishDirectory { stat } => self
                 .open(job)
                 .and_then(|dir| self.finish_dir(job, &dir, stat)),

@@ -39,9 +39,16 @@ both_modes!(what_only_the_destination_has_is_removed, |env| {
     let run = env.pcopy(["-n", "--delete", "src", "dst"]).ok();
     before.assert_untouched();
     let lines = run.stdout();
-    let planned: Vec<_> = lines.lines().filter(|it| it.starts_with("delete ")).collect();
+    let planned: Vec<_> = lines
+        .lines()
+        .filter(|it| it.starts_with("delete "))
+        .collect();
     assert_eq!(planned.len() as u64, EXTRANEOUS + 1, "{run}");
-    for line in ["delete dst/old", "delete dst/a/tree/deep/er/", "delete dst/a/tree/out"] {
+    for line in [
+        "delete dst/old",
+        "delete dst/a/tree/deep/er/",
+        "delete dst/a/tree/out",
+    ] {
         assert!(planned.contains(&line), "{run}");
     }
     env.pcopy(["--delete", "src", "dst"])
@@ -54,20 +61,26 @@ both_modes!(what_only_the_destination_has_is_removed, |env| {
         .summary_ends_with("nothing to do");
 });
 
-both_modes!(directories_of_others_are_emptied_if_that_is_allowed, |env| {
-    if skipped_without_root() {
-        return;
-    }
-    env.file("src/kept", "kept");
-    env.sh(&format!(
-        "mkdir -p dst/sealed/below && touch dst/sealed/below/file dst/file
+both_modes!(
+    directories_of_others_are_emptied_if_that_is_allowed,
+    |env| {
+        if skipped_without_root() {
+            return;
+        }
+        env.file("src/kept", "kept");
+        env.sh(&format!(
+            "mkdir -p dst/sealed/below && touch dst/sealed/below/file dst/file
          chmod 0 dst/sealed/below && chmod 500 dst/sealed && chown -R {NOBODY}:{NOBODY} src dst"
-    ));
-    env.at("dst").mode(0o500);
-    env.at("src").mode(0o500);
-    env.command(["--delete", "src", "dst"]).unprivileged().run().ok();
-    env.assert_same("src", "dst");
-});
+        ));
+        env.at("dst").mode(0o500);
+        env.at("src").mode(0o500);
+        env.command(["--delete", "src", "dst"])
+            .unprivileged()
+            .run()
+            .ok();
+        env.assert_same("src", "dst");
+    }
+);
 
 both_modes!(what_is_in_the_way_is_removed_and_the_entry_copied, |env| {
     env.file("src/file", "file");
@@ -127,28 +140,31 @@ both_modes!(an_empty_source_deletes_nothing_unless_forced, |env| {
     env.pcopy(["--delete", "src", "dst"]).ok();
 });
 
-both_modes!(nothing_is_deleted_if_the_source_was_not_seen_as_a_whole, |env| {
-    more_at_destination(env);
-    env.file("src/b/unreadable", "x");
-    env.sh("mkdir real && cp -a src real/ && cp -a dst saved && mkdir mounted");
-    for fault in ["eio:unreadable:0", "vanish:b", "vanish:unreadable"] {
-        env.sh("rm -rf dst && cp -a saved dst");
-        let Some(_faulty) = FaultFs::mount(env, "real", "mounted", &["--fault", fault]) else {
-            return;
-        };
-        let run = env.pcopy(["--delete", "mounted/src", "dst"]);
-        if fault == "vanish:unreadable" {
-            // All directories were listed: only the name is gone.
-            run.exits(3).stderr_has("deleted");
-            assert!(!env.exists("dst/old"));
-        } else {
-            // A directory that vanished is not known: its copy stays.
-            run.exits(1)
-                .stderr_has("nothing was deleted, because not everything could be copied");
-            assert!(env.exists("dst/old") && env.exists("dst/a/tree/deep/er/file"));
+both_modes!(
+    nothing_is_deleted_if_the_source_was_not_seen_as_a_whole,
+    |env| {
+        more_at_destination(env);
+        env.file("src/b/unreadable", "x");
+        env.sh("mkdir real && cp -a src real/ && cp -a dst saved && mkdir mounted");
+        for fault in ["eio:unreadable:0", "vanish:b", "vanish:unreadable"] {
+            env.sh("rm -rf dst && cp -a saved dst");
+            let Some(_faulty) = FaultFs::mount(env, "real", "mounted", &["--fault", fault]) else {
+                return;
+            };
+            let run = env.pcopy(["--delete", "mounted/src", "dst"]);
+            if fault == "vanish:unreadable" {
+                // All directories were listed: only the name is gone.
+                run.exits(3).stderr_has("deleted");
+                assert!(!env.exists("dst/old"));
+            } else {
+                // A directory that vanished is not known: its copy stays.
+                run.exits(1)
+                    .stderr_has("nothing was deleted, because not everything could be copied");
+                assert!(env.exists("dst/old") && env.exists("dst/a/tree/deep/er/file"));
+            }
         }
     }
-});
+);
 
 both_modes!(an_unreadable_directory_keeps_everything, |env| {
     if skipped_without_root() {
@@ -182,22 +198,27 @@ both_modes!(mount_points_stay_and_are_named, |env| {
     assert!(!env.exists("dst/old/y") && !env.exists("dst/other"));
 });
 
-both_modes!(a_source_that_is_unmounted_meanwhile_deletes_nothing_it_had, |env| {
-    let script = "mkdir -p src/disk dst/disk && mount -t tmpfs none src/disk
+both_modes!(
+    a_source_that_is_unmounted_meanwhile_deletes_nothing_it_had,
+    |env| {
+        let script = "mkdir -p src/disk dst/disk && mount -t tmpfs none src/disk
                   cd src && for i in $(seq 400); do echo $i >disk/$i; echo $i >$i; done
                   cd .. && cp -a src/. dst/ && touch dst/old dst/disk/old";
-    let Some(env) = env.mounted(script) else {
-        return;
-    };
-    let running = env.command(["-v", "--delete", "--overwrite=always", "src", "dst"]).start();
-    running.await_stdout("some entries", |out| out.lines().count() > 5);
-    env.sh("umount -l src/disk");
-    running.wait();
-    for i in 1..=400 {
-        assert!(env.exists(format!("dst/disk/{i}")), "dst/disk/{i}");
-        assert!(env.exists(format!("dst/{i}")), "dst/{i}");
+        let Some(env) = env.mounted(script) else {
+            return;
+        };
+        let running = env
+            .command(["-v", "--delete", "--overwrite=always", "src", "dst"])
+            .start();
+        running.await_stdout("some entries", |out| out.lines().count() > 5);
+        env.sh("umount -l src/disk");
+        running.wait();
+        for i in 1..=400 {
+            assert!(env.exists(format!("dst/disk/{i}")), "dst/disk/{i}");
+            assert!(env.exists(format!("dst/{i}")), "dst/{i}");
+        }
     }
-});
+);
 
 both_modes!(temporary_files_of_live_runs_stay, |env| {
     env.file("src/kept", "kept");
@@ -205,10 +226,18 @@ both_modes!(temporary_files_of_live_runs_stay, |env| {
         return;
     };
     env.sh("mkdir mirror-of && touch mirror-of/kept");
-    let running = env.command(["src", "dst/other"]).after("mkdir -p dst/other").start();
+    let running = env
+        .command(["src", "dst/other"])
+        .after("mkdir -p dst/other")
+        .start();
     eventually("a temporary file", || {
         std::fs::read_dir(env.path("dst/other")).is_ok_and(|mut dir| {
-            dir.any(|it| it.unwrap().file_name().to_string_lossy().starts_with(".pcopy."))
+            dir.any(|it| {
+                it.unwrap()
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with(".pcopy.")
+            })
         })
     });
     env.pcopy(["--delete", "mirror-of", "dst"]);
@@ -253,15 +282,23 @@ fn killed_workers_delete_everything_once() {
     let Some(_slow) = FaultFs::mount(env, "dst", "mounted", &["--delay-ms", "0.5"]) else {
         return;
     };
-    let running = env.command(["-j3", "-v", "--delete", "src", "mounted"]).start();
+    let running = env
+        .command(["-j3", "-v", "--delete", "src", "mounted"])
+        .start();
     for lines in [5, 300, 800] {
-        eventually("some lines", || running.lines() >= lines || !running.is_running());
+        eventually("some lines", || {
+            running.lines() >= lines || !running.is_running()
+        });
         if let Some(worker) = running.workers().first() {
             worker.signal(Signal::KILL);
         }
     }
     let run = running.wait().ok();
-    let mut names: Vec<_> = run.finished_entries().into_iter().map(|(_, it)| it).collect();
+    let mut names: Vec<_> = run
+        .finished_entries()
+        .into_iter()
+        .map(|(_, it)| it)
+        .collect();
     let all = names.len();
     names.sort();
     names.dedup();
@@ -275,11 +312,26 @@ once!(a_mirror_has_one_directory_as_its_source, |env| {
     env.file("src/file", "x");
     env.dir("dst/inner");
     for (args, reason) in [
-        (&["--delete", "src/file", "dst"][..], "--delete needs a directory as SRC"),
-        (&["--delete", "src", "src/file", "dst"], "--delete takes one SRC"),
-        (&["--max-delete=3", "src", "dst"], "--max-delete needs --delete"),
-        (&["--delete", "--duplicate", "src"], "--delete does not go with --duplicate"),
-        (&["--delete", "-T", "dst/inner", "dst"], "lies inside dst, and would be deleted"),
+        (
+            &["--delete", "src/file", "dst"][..],
+            "--delete needs a directory as SRC",
+        ),
+        (
+            &["--delete", "src", "src/file", "dst"],
+            "--delete takes one SRC",
+        ),
+        (
+            &["--max-delete=3", "src", "dst"],
+            "--max-delete needs --delete",
+        ),
+        (
+            &["--delete", "--duplicate", "src"],
+            "--delete does not go with --duplicate",
+        ),
+        (
+            &["--delete", "-T", "dst/inner", "dst"],
+            "lies inside dst, and would be deleted",
+        ),
     ] {
         env.pcopy(args).exits(2).stderr_has(reason);
     }
@@ -334,7 +386,8 @@ fn build_below(env: &Env, root: &Path, looks: &[Look], next: &mut usize, depth: 
             Look::Missing => {}
             Look::File(content) => {
                 let size = 10 + usize::from(content) * 1000;
-                env.file(&path, pattern(size, content.into())).mtime(1_000 + i64::from(content), 7);
+                env.file(&path, pattern(size, content.into()))
+                    .mtime(1_000 + i64::from(content), 7);
             }
             Look::Link => drop(env.symlink(&path, "c").mtime(1_000, 0)),
             Look::Fifo => drop(env.special(&path, FileType::Fifo, 0).mtime(1_000, 0)),
@@ -384,9 +437,16 @@ both_modes!(random_mirrors_are_those_of_rsync, |env| {
         build(env, Path::new("dst"), &destination);
         env.sh("cp -a dst theirs && rsync -aHAX --delete src/ theirs/");
         let planned = env.pcopy(["-n", "--delete", "src", "dst"]).ok().stdout();
-        let planned = planned.lines().filter(|it| it.starts_with("delete ")).count();
+        let planned = planned
+            .lines()
+            .filter(|it| it.starts_with("delete "))
+            .count();
         let run = env.pcopy(["-v", "--delete", "src", "dst"]).ok();
-        let done = run.stdout().lines().filter(|it| it.contains("] delete ")).count();
+        let done = run
+            .stdout()
+            .lines()
+            .filter(|it| it.contains("] delete "))
+            .count();
         assert_eq!(planned, done, "{run}");
         let (theirs, ours) = (env.snapshot("theirs"), env.snapshot("dst"));
         compare::assert_same(&theirs, &ours, Properties::KEPT);

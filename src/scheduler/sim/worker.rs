@@ -302,7 +302,7 @@ impl Worker {
             JobKind::Delete { .. }
             | JobKind::MakeRoom { .. }
             | JobKind::EmptyDirectory
-            | JobKind::RemoveDirectory => unreachable!("nothing is deleted here"),
+            | JobKind::RemoveDirectory { .. } => unreachable!("nothing is deleted here"),
             JobKind::Sync { .. } => {
                 drop(world);
                 if !env.sync() {
