@@ -18,7 +18,9 @@ use rustix::io::Errno;
 use self::mounts::Mounts;
 use self::overlap::Overlap;
 pub(crate) use self::resolve::SingleFile;
-use self::resolve::{Resolved, is_link, parent_of, quote_path, refuse_missing_parent, resolve};
+use self::resolve::{
+    Resolved, is_link, parent_of, quote_path, refuse_below_file, refuse_missing_parent, resolve,
+};
 use crate::config::{Config, Destination};
 use crate::fs::names::{Offence, RefusedName, Refuser, may_be_refusal};
 use crate::fs::open::{DIRECTORY, open_dir};
@@ -70,6 +72,7 @@ impl Targets {
     /// Destinations are created only after everything else has been checked.
     pub(crate) fn open(config: &Config, umask: u32) -> Result<Self> {
         let sources = resolve(config)?;
+        refuse_below_file(&config.destination)?;
         let mounts = Mounts::read();
         let overlap = Overlap::new(&sources, &mounts);
         for source in &sources {
