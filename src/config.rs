@@ -1,6 +1,8 @@
 //! The settings of a run: the command line, checked and complete.
 
 mod destination;
+mod limits;
+mod report;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -14,6 +16,8 @@ pub use crate::cli::{Mode, Overwrite, Reflink, Sparse};
 use crate::protocol::entry::Decision;
 pub use destination::Destination;
 pub(crate) use destination::{normalize, own_name};
+pub use limits::Limits;
+pub use report::Report;
 
 /// The settings of a run.
 #[derive(Clone, Debug)]
@@ -58,6 +62,10 @@ pub struct Config {
     pub stall_timeout: Option<Duration>,
     /// Warn about a worker after this time without progress.
     pub stall_warning: Duration,
+    /// What to report besides.
+    pub report: Report,
+    /// Limits of time and speed, and second attempts.
+    pub limits: Limits,
     /// Print decisions about the number of workers.
     pub debug: bool,
 }
@@ -186,6 +194,8 @@ impl Config {
             mode: cli.mode.unwrap_or(default_mode),
             jobs: cli.jobs.or(cli.environment.jobs).map(usize::from),
             progress: match cli.progress.unwrap_or(default_progress) {
+                // With --json it would go to stdout, where only what is asked for goes.
+                When::Auto if cli.report.json => false,
                 When::Auto => !cli.quiet && !cli.dry_run && std::io::stderr().is_terminal(),
                 When::Always => true,
                 When::Never => false,
@@ -204,6 +214,8 @@ impl Config {
             fsync: cli.fsync,
             stall_timeout: cli.stall_timeout.map(Duration::from_secs),
             stall_warning: Duration::from_secs(cli.stall_warning),
+            report: Report::new(cli.report),
+            limits: Limits::new(cli.limits)?,
             debug: cli.debug,
         })
     }

@@ -11,6 +11,7 @@ mod engine;
 mod environment;
 mod foreign;
 mod fs;
+mod lock;
 pub mod manual;
 mod protocol;
 mod quote;
@@ -29,11 +30,13 @@ use context::{Context, Identity};
 use engine::Engine;
 use engine::processes::Processes;
 use engine::threads::Threads;
+use lock::Lock;
 use scheduler::Scheduler;
 use scheduler::autoscale::WorkerLimit;
 use scoreboard::Scoreboard;
 use signals::Signals;
 use targets::Targets;
+use ui::Outputs;
 
 /// Slots for replacement workers in one run. An unused slot costs 1 KiB of address space and no
 /// memory.
@@ -44,6 +47,34 @@ const REPLACEMENTS: usize = 4096;
 /// # Errors If the run cannot start. Later errors are printed entry by entry and decide the exit
 /// status.
 pub fn run(config: Config) -> Result<i32> {
+    let mut outputs = Outputs::open(&config.report)?;
+    let lock = match config.limits.lock.as_deref().map(Lock::take).transpose() {
+        Ok(lock) => lock,
+        Err(error) => {
+            outputs.log_fatal(&error);
+            return Err(error);
+        }
+    };
+    let (engine, context, limit) = match prepare(config, &outputs) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            outputs.log_fatal(&error);
+            return Err(error);
+        }
+    };
+    let signals = Signals::take_over()?;
+    let status = Scheduler::new(context, engine, limit, signals, outputs).run();
+    if let Some(lock) = lock {
+        lock.release();
+    }
+    Ok(status)
+}
+
+/// Opens sources and destinations, and starts the engine.
+fn prepare(
+    config: Config,
+    outputs: &Outputs,
+) -> Result<(Box<dyn Engine>, &'static Context, WorkerLimit)> {
     let limit = WorkerLimit::new(config.jobs);
     let identity = Identity::read();
     let targets = Targets::open(&config, identity.umask)?;
@@ -67,10 +98,12 @@ pub fn run(config: Config) -> Result<i32> {
     let engine: Box<dyn Engine> = match context.config.mode {
         Mode::Thread => Box::new(Threads::new(context, limit.max(), limit.limit())?),
         // This forks the fork server, so no thread may exist yet.
-        Mode::Process => Box::new(Processes::new(context, limit.limit())?),
+        Mode::Process => {
+            let limit = limit.limit();
+            Box::new(Processes::new(context, limit, &outputs.descriptors())?)
+        }
     };
-    let signals = Signals::take_over()?;
-    Ok(Scheduler::new(context, engine, limit, signals).run())
+    Ok((engine, context, limit))
 }
 
 /// Prints the error that kept a run from starting, and returns the exit status.

@@ -161,6 +161,7 @@ impl Copier {
                 return Err(error);
             }
         };
+        self.size = Some(stat.size);
         let mut source = self.source_file(dir, source, stat);
         if has_changed {
             fs::ftruncate(&fd, 0).at(Step::Write)?;
@@ -187,7 +188,7 @@ impl Copier {
             attempt: Attempt::Last,
         };
         match self.finish_file(dir, &mut source, new, finish) {
-            Ok(()) => Ok(EntryResult::Done(Decision::Create)),
+            Ok(()) => Ok(EntryResult::Done(file.decision)),
             Err(error) if is_name_taken(&error) => {
                 // Another run has made the file meanwhile, or the destination takes its name for
                 // that of another file. Look at what is there.

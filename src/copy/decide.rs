@@ -41,7 +41,7 @@ impl Copier {
             None => Decision::Create,
         };
         if file_type(&new) == FileType::RegularFile && !decision.changes() {
-            self.slot.add_size(new.size);
+            self.note_size(new.size);
             self.slot.add_spared(new.size);
         }
         if let Some(old) = &old
@@ -61,7 +61,7 @@ impl Copier {
         }
         if dry_run {
             if file_type(&new) == FileType::RegularFile {
-                self.slot.add_size(new.size);
+                self.note_size(new.size);
                 self.slot.add_bytes(new.size);
             }
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));

@@ -106,6 +106,8 @@ pub(crate) struct Copier {
     pub(crate) twin: Option<Name>,
     /// The next file is not divided into chunks, even if it is large.
     is_undivided: bool,
+    /// Bytes of the current entry, if it is a regular file that was examined.
+    size: Option<u64>,
     /// Why the last entry was copied although it should have become a hard link.
     pub(crate) unlinked: Option<Unlinkable>,
     /// Observed behaviour of the destination's file systems.
@@ -135,6 +137,7 @@ impl Copier {
             namings: Vec::new(),
             twin: None,
             is_undivided: false,
+            size: None,
             unlinked: None,
             learned: Vec::new(),
             same_kind: Vec::new(),
@@ -172,6 +175,17 @@ impl Copier {
                 done => return done,
             }
         }
+    }
+
+    /// Counts a regular file whose size is known now.
+    fn note_size(&mut self, bytes: u64) {
+        self.slot.add_size(bytes);
+        self.size = Some(bytes);
+    }
+
+    /// Returns the size of the last entry, if it is known.
+    pub(crate) fn take_size(&mut self) -> Option<u64> {
+        self.size.take()
     }
 
     fn try_entry(&mut self, dir: &mut DirPair, entry: Entry<'_>) -> Result<EntryResult, CopyError> {

@@ -47,6 +47,7 @@ impl Copier {
         let mode = 0o666 & !self.context.identity.umask;
         let new = self.create_file(dir, entry.to, target, mode)?;
         let size = self.read_to_end(stream.fd, &new.fd)?;
+        self.size = Some(size);
         fs::ftruncate(&new.fd, size).at(Step::Write)?;
         if self.context.config.fsync {
             fs::fsync(&new.fd).at(Step::Sync)?;
@@ -99,7 +100,10 @@ impl Copier {
         let mut position = 0;
         loop {
             self.await_data(stream)?;
-            let count = match rustix::io::read(stream, &mut *buffer) {
+            let wanted = self.take_bandwidth(buffer.len() as u64)? as usize;
+            let read = rustix::io::read(stream, &mut buffer[..wanted]);
+            self.return_bandwidth((wanted - read.unwrap_or(0)) as u64);
+            let count = match read {
                 Ok(0) => return Ok(position),
                 Ok(count) => count,
                 Err(Errno::INTR | Errno::AGAIN) => continue,

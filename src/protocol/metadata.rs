@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::entry::Outcome;
 use super::error::{Reason, Step};
-use crate::fs::path::Name;
+use crate::fs::path::{Kind, Name};
 use crate::quote::quote;
 
 /// A kind of metadata. A grant of one kind says nothing about another kind.
@@ -159,6 +159,7 @@ impl fmt::Display for MetadataError {
 pub(crate) struct Incomplete {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
+    pub(crate) kind: Option<Kind>,
     /// How the entry was counted. `None` for a directory, and if there are failures.
     pub(crate) outcome: Option<Outcome>,
     pub(crate) failures: Vec<MetadataError>,

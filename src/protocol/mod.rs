@@ -119,7 +119,9 @@ pub(crate) struct JobUpdate {
     pub(crate) number: u32,
     pub(crate) is_done: bool,
     pub(crate) counts: Counts,
-    /// How far the job is; only if it is not done.
+    /// The job ended early, because the run ends.
+    pub(crate) is_cut: bool,
+    /// How far the job is. Of a job that is done only if that may be tried again.
     pub(crate) progress: Progress,
     /// The directory's ids, with the first of its subdirectories.
     pub(crate) dir_ids: Option<DirIds>,
@@ -216,6 +218,8 @@ pub(crate) struct HardLinkEntry {
 pub(crate) struct EntryError {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
+    /// The kind of the entry, if it is one.
+    pub(crate) kind: Option<Kind>,
     pub(crate) error: CopyError,
     /// The entry that has the same name at the destination, with [`Reason::SameName`].
     ///
@@ -227,6 +231,7 @@ impl EntryError {
     pub(crate) fn new(name: Option<Name>, error: CopyError) -> Self {
         Self {
             name,
+            kind: None,
             error,
             twin: None,
         }
@@ -253,6 +258,8 @@ pub(crate) struct Line {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
     pub(crate) decision: Decision,
+    /// Bytes of a regular file, if they are known.
+    pub(crate) size: Option<u64>,
 }
 
 /// Counters of a worker, or of the whole run.

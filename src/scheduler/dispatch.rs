@@ -125,6 +125,29 @@ impl Queue {
         rest.len()
     }
 
+    /// Drops what begins an entry or a directory. Returns true if anything was dropped.
+    pub(super) fn drop_new(&mut self) -> bool {
+        let before = self.entries.len();
+        self.entries.retain(|queued| match queued {
+            Queued::Again(_) | Queued::Chunks { .. } => true,
+            Queued::Subdirs { .. } => false,
+            Queued::Job(job) => !matches!(
+                job.kind,
+                JobKind::Directory { .. } | JobKind::Entries { .. } | JobKind::HardLinks { .. }
+            ),
+        });
+        self.entries.len() < before
+    }
+
+    /// Returns true if a directory is queued that was not listed.
+    pub(super) fn has_listings(&self) -> bool {
+        self.entries.iter().any(|queued| match queued {
+            Queued::Subdirs { .. } => true,
+            Queued::Job(job) => matches!(job.kind, JobKind::Directory { .. }),
+            Queued::Again(_) | Queued::Chunks { .. } => false,
+        })
+    }
+
     /// Drops all queued work except finishing directories. Returns the jobs that remove temporary
     /// files, because these files must still be removed.
     pub(super) fn drop_rest(&mut self) -> Vec<NewJob> {
@@ -190,7 +213,7 @@ impl Scheduler {
 
     /// Sends as many jobs as the engine takes.
     pub(super) fn dispatch(&mut self) {
-        while self.phase == Phase::Running && self.engine.free_slots() > 0 {
+        while self.may_send() && self.engine.free_slots() > 0 {
             let share = self.queue.jobs / (4 * self.limit.limit());
             let batch = self.take_batch(share.clamp(1, BATCH_JOBS));
             // Jobs that will wait behind another job or batch.
@@ -205,7 +228,7 @@ impl Scheduler {
         let is_idle = self.queue.is_empty() && !self.is_solo;
         let mut idle = if is_idle { self.engine.idle() } else { 0 };
         while idle > 0
-            && self.phase == Phase::Running
+            && self.may_send()
             && let Some(job) = self.next_unclaimed()
         {
             if !self.send(vec![job]) {
@@ -214,6 +237,10 @@ impl Scheduler {
             idle -= 1;
         }
         self.context.scoreboard.set_wanted(idle);
+    }
+
+    fn may_send(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Finishing)
     }
 
     /// Sends a batch. Returns false if there is no worker.
@@ -407,7 +434,7 @@ pub(super) enum Popped {
 }
 
 impl NewJob {
-    fn new(node: NodeKey, kind: JobKind) -> Self {
+    pub(super) fn new(node: NodeKey, kind: JobKind) -> Self {
         Self {
             node,
             kind,

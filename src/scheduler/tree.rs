@@ -59,6 +59,8 @@ pub(super) enum Listing {
     /// Its worker was lost. It is repeated when nothing else of the directory is pending, so that
     /// no entry is worked on twice at a time.
     Repeat(Listed),
+    /// It failed, and is repeated at the end of the run.
+    Deferred(Listed),
     Done,
 }
 
@@ -90,6 +92,8 @@ pub(super) struct Chunked {
     /// A worker saw the source change.
     pub(super) has_changed: bool,
     pub(super) has_failed: bool,
+    /// It is copied again at the end of the run.
+    pub(super) is_deferred: bool,
     /// The job that commits or discards it is queued or running.
     is_settling: bool,
 }
@@ -181,6 +185,7 @@ impl Tree {
             leads,
             has_changed: false,
             has_failed: false,
+            is_deferred: false,
             is_settling: false,
         };
         self.insert(Some(parent), chunks as u64, NodeKind::Chunked(chunked))
@@ -347,7 +352,9 @@ impl Directory {
     /// Returns the job that lists this directory, or lists it again.
     pub(super) fn listing_job(&mut self) -> JobKind {
         let listed = match std::mem::replace(&mut self.listing, Listing::Done) {
-            Listing::Running(listed) | Listing::Repeat(listed) => listed,
+            Listing::Running(listed) | Listing::Repeat(listed) | Listing::Deferred(listed) => {
+                listed
+            }
             Listing::Done => Listed::default(),
         };
         let resume = Resume {
@@ -365,7 +372,9 @@ impl Directory {
     /// Remembers that other jobs have these entries, or that they failed, for as long as the
     /// directory may be listed again.
     pub(super) fn hand_out(&mut self, names: impl IntoIterator<Item = Name>) {
-        if let Listing::Running(listed) | Listing::Repeat(listed) = &mut self.listing {
+        if let Listing::Running(listed) | Listing::Repeat(listed) | Listing::Deferred(listed) =
+            &mut self.listing
+        {
             listed.handed_out.extend(names);
         }
     }
@@ -391,7 +400,7 @@ impl Directory {
     pub(super) fn own_entries(&self) -> Names {
         match &self.listing {
             Listing::Running(listed) | Listing::Repeat(listed) => listed.own.clone(),
-            Listing::Done => Names::default(),
+            Listing::Deferred(_) | Listing::Done => Names::default(),
         }
     }
 

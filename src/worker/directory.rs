@@ -66,7 +66,7 @@ impl Worker {
             Decision::MergeDirectory
         };
         if !resume.is_announced && config.prints(decision) {
-            self.current.add_line(None, decision);
+            self.current.add_line(None, decision, None);
         }
         self.current.dir_ids = Some(dir.ids());
         if !is_elsewhere {
@@ -79,7 +79,7 @@ impl Worker {
                 self.add_error(None, error);
             }
         }
-        if self.current.has_children() || self.context.scoreboard.is_stopping() {
+        if self.current.has_children() || self.should_end() {
             self.current.update.unfinished = Some(Box::new(stat));
             return Ok(());
         }
@@ -131,6 +131,11 @@ impl Worker {
         loop {
             self.list_more(dir, &mut listed, &mut remaining, sink);
             if remaining.len() == 0 || self.should_end() {
+                self.current.update.is_cut = self.should_end();
+                if self.context.config.limits.retries > 0 {
+                    // If the directory fails, it is listed again from here.
+                    self.current.update.progress = listed_progress(listed.entries);
+                }
                 return match listed.listing.result() {
                     // A directory that was removed has no links.
                     Err(Errno::NOENT)
@@ -185,7 +190,7 @@ impl Worker {
                     self.current.update.incomplete.truncate(incomplete);
                     self.after_entry(|| listed_progress(reported), sink);
                 }
-                Err(error) => self.add_error(Some(&name), error),
+                Err(error) => self.add_error(Some((kind, &name)), error),
             }
         }
         self.current.set_suspects(suspects);
@@ -225,7 +230,7 @@ impl Worker {
                     remaining.extend(|names| names.push(kind, name.to_bytes()));
                     self.order.add(listed.listing.inode());
                 }
-                Err(error) => self.add_error(Some(name), error),
+                Err(error) => self.add_error(Some((kind, name)), error),
             }
             let is_wanted = || self.context.scoreboard.take_wanted();
             if is_report_full(self.size) || self.current.has_unreported_subdirs() && is_wanted() {
@@ -264,7 +269,7 @@ impl Worker {
                 list.push(Kind::Directory, name.to_bytes());
                 self.size += name.count_bytes();
             }
-            Err(error) => self.add_error(Some(name), error),
+            Err(error) => self.add_error(Some((Kind::Directory, name)), error),
         }
         if let Some(ids) = self.current.dir_ids.take() {
             self.current.update.dir_ids = Some(ids);
@@ -296,7 +301,12 @@ impl Worker {
             let Some((kind, name, next)) = remaining.first() else {
                 break;
             };
-            self.copy_entry(job, dir, kind, name, hard_links);
+            match self.kind_to_copy(dir, kind, name) {
+                // Only if it is tried again: a lister makes its subdirectories itself.
+                Ok(Kind::Directory) => self.make_subdir(dir, name),
+                Ok(kind) => self.copy_entry(job, dir, kind, name, hard_links),
+                Err(error) => self.add_error(Some((kind, name)), error),
+            }
             remaining.settle(next);
             self.after_entry(|| progress(remaining, listed.as_deref()), sink);
         }
@@ -316,8 +326,10 @@ impl Worker {
             let slot = self.slot;
             temp::remove_leftovers(self.context, &dir, self.has_own_cwd, || slot.heartbeat());
         }
+        self.current.dir_ids = Some(dir.ids());
         let mut remaining = Remaining::new(names.clone());
         self.copy_entries(job, &mut dir, &mut remaining, None, hard_links, sink);
+        self.current.update.is_cut = remaining.len() > 0;
         self.sync_single(job, &dir)
     }
 }

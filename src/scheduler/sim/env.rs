@@ -48,8 +48,9 @@ pub(super) struct Env {
 }
 
 impl Env {
+    /// Returns true if no more entries are to be begun.
     pub(super) fn is_stopping(&self) -> bool {
-        self.context.scoreboard.is_stopping()
+        self.context.scoreboard.is_finishing()
     }
 
     pub(super) fn is_full(&self) -> bool {

@@ -19,6 +19,7 @@ use crate::protocol::{
 use crate::scoreboard::{WorkerSlot, WriteTarget};
 
 const EEXIST: i32 = 17;
+pub(super) const ETIMEDOUT: i32 = 110;
 
 /// How an entry of a job ended.
 pub(super) enum Outcome {
@@ -69,6 +70,9 @@ pub(super) struct Current {
     /// What the slot had counted at the last update.
     counts: Counts,
     has_reported_children: bool,
+    may_be_retried: bool,
+    /// The listing fails after so many items.
+    list_fails_at: Option<usize>,
     ids: Option<DirIds>,
 }
 
@@ -241,6 +245,8 @@ impl Worker {
             kind: Kind::File,
             counts: self.slot.counts(),
             has_reported_children: false,
+            may_be_retried: false,
+            list_fails_at: None,
             ids: None,
         });
         State::Open
@@ -254,10 +260,19 @@ impl Worker {
         match &job.kind {
             JobKind::Directory { resume, .. } => {
                 world.claim(number, dir, None, None);
+                if world.fails_for_now(dir, b"") {
+                    drop(world);
+                    if env.rng.chance(0.5) {
+                        self.fail(env, None, Step::OpenDirectory, ETIMEDOUT);
+                        return State::EndJob;
+                    }
+                    self.current().list_fails_at = Some(env.rng.below(10));
+                }
                 if job.origin.created && !resume.is_announced {
                     self.update.lines.push(Line {
                         name: None,
                         decision: Decision::MakeDirectory,
+                        size: None,
                     });
                 }
                 self.current().ids = Some(ids(dir));
@@ -314,7 +329,21 @@ impl Worker {
             }
             return State::Pick;
         }
-        if self.current().has_reported_children || self.update.has_children() || is_stopping {
+        self.update.is_cut = is_stopping;
+        if env.context.config.limits.retries > 0 {
+            self.update.progress = Progress::Listed {
+                entries: self.current().listed as u64,
+                own: Names::default(),
+            };
+        }
+        if self.current().list_fails_at.is_some() && !is_stopping {
+            self.fail(env, None, Step::ListDirectory, ETIMEDOUT);
+        }
+        if self.current().has_reported_children
+            || self.current().may_be_retried
+            || self.update.has_children()
+            || is_stopping
+        {
             let id = FileId {
                 dev: 1,
                 ino: self.dir() as u64 + 1,
@@ -338,6 +367,9 @@ impl Worker {
             let world = Rc::clone(&env.world);
             let mut world = world.borrow_mut();
             let listed = self.current().listed;
+            if self.current().list_fails_at.is_some_and(|at| listed >= at) {
+                return false;
+            }
             let Some(&item) = world.tree.dirs[dir].items.get(listed) else {
                 return false;
             };
@@ -419,8 +451,11 @@ impl Worker {
         if error.is_full_destination() {
             env.context.scoreboard.stop();
         }
-        let name = name.map(Name::new);
-        self.update.errors.push(EntryError::new(name, error));
+        self.current().may_be_retried |= error.may_pass() && env.context.config.limits.retries > 0;
+        self.update.errors.push(EntryError {
+            kind: name.map(|_| Kind::File),
+            ..EntryError::new(name.map(Name::new), error)
+        });
     }
 
     fn end_job(&mut self, env: &mut Env) -> State {
