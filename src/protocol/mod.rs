@@ -89,6 +89,8 @@ pub(crate) struct Resume {
     pub(crate) skip: HashSet<Name>,
     /// The directory's own `-v` line was reported.
     pub(crate) is_announced: bool,
+    /// Something else of the directory is pending, so this job must not finish it.
+    pub(crate) is_shared: bool,
 }
 
 /// The copied file that the other names of its group become links to.

@@ -206,6 +206,12 @@ impl Scheduler {
             }
             kind => Work::Job(kind),
         };
+        if let Work::Job(JobKind::Entries { names, .. } | JobKind::HardLinks { names, .. }) = &work
+        {
+            // If the directory is listed again, these are not examined again.
+            let names = names.iter().map(|(_, name)| Name::new(name.to_bytes()));
+            self.tree.dir_mut(node).hand_out(names);
+        }
         self.remember(worker, node, Failure::Error(error), work);
     }
 
@@ -234,6 +240,15 @@ impl Scheduler {
             self.deferred.next_at = None;
             return;
         }
+        // Listings that were lost wait until nothing of their directories is pending. What is
+        // deferred does not disturb them, and they may find more.
+        let lost = self.tree.repeats();
+        if !lost.is_empty() {
+            for node in lost {
+                self.push_listing(node);
+            }
+            return;
+        }
         let now = self.engine.now();
         let limits = &self.context.config.limits;
         let (wait, retries) = (limits.retry_wait, limits.retries);
@@ -258,15 +273,8 @@ impl Scheduler {
             let node = attempt.node;
             match attempt.work {
                 Work::Job(kind) => self.push_job(NewJob::new(node, kind)),
-                Work::Listing => {
-                    let listing = &mut self.tree.dir_mut(node).listing;
-                    if let Listing::Deferred(listed) = std::mem::replace(listing, Listing::Done) {
-                        let next = self.tree.repeat_listing(node, listed);
-                        self.follow(node, next);
-                    } else {
-                        self.complete_one(node);
-                    }
-                }
+                // The directory's entries that are tried again are left out.
+                Work::Listing => self.push_listing(node),
             }
         }
     }

@@ -207,7 +207,7 @@ impl Scheduler {
 
     /// Queues a directory to be listed, or listed again.
     pub(super) fn push_listing(&mut self, node: NodeKey) {
-        let kind = self.tree.dir_mut(node).listing_job();
+        let kind = self.tree.listing_job(node);
         self.push(node, kind);
     }
 

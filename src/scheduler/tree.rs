@@ -282,6 +282,26 @@ impl Tree {
         }
     }
 
+    /// Returns the job that lists a directory, of which that job is pending.
+    pub(super) fn listing_job(&mut self, key: NodeKey) -> JobKind {
+        let has_others = self.nodes[key].pending > 1;
+        let mut job = self.dir_mut(key).listing_job();
+        if let JobKind::Directory { resume, .. } = &mut job {
+            resume.is_shared = has_others;
+        }
+        job
+    }
+
+    /// Returns the directories whose listings wait to be repeated.
+    pub(super) fn repeats(&self) -> Vec<NodeKey> {
+        let is_repeat = |(_, node): &(NodeKey, &Node)| match &node.kind {
+            NodeKind::Directory(directory) => matches!(directory.listing, Listing::Repeat(_)),
+            NodeKind::Chunked(_) => false,
+        };
+        let repeats = self.nodes.iter().filter(is_repeat);
+        repeats.map(|(key, _)| key).collect()
+    }
+
     /// Completes one pending item of a node.
     pub(super) fn complete_one(&mut self, key: NodeKey) -> Next {
         self.nodes[key].pending -= 1;
@@ -361,6 +381,7 @@ impl Directory {
             reported: listed.entries,
             skip: listed.handed_out.clone(),
             is_announced: listed.is_announced,
+            is_shared: false,
         };
         self.listing = Listing::Running(listed);
         JobKind::Directory {

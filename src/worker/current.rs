@@ -22,6 +22,8 @@ pub(super) struct CurrentJob {
     pub(super) dir_ids: Option<DirIds>,
     /// Something may be tried again at the end of the run, so the directory is not finished yet.
     pub(super) may_be_retried: bool,
+    /// Other jobs of the directory are pending.
+    pub(super) is_shared: bool,
     suspects: Vec<Name>,
     /// Complete entries were copied by a worker of this run that crashed.
     complete_is_copied: bool,
@@ -77,7 +79,10 @@ impl CurrentJob {
 
     /// Returns true if other jobs do a part of this directory.
     pub(super) fn has_children(&self) -> bool {
-        self.has_reported_children || self.may_be_retried || self.update.has_children()
+        self.has_reported_children
+            || self.may_be_retried
+            || self.is_shared
+            || self.update.has_children()
     }
 
     /// Returns true if there are subdirectories that the parent does not know of.

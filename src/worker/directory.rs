@@ -55,6 +55,7 @@ impl Worker {
         resume: &Resume,
         sink: &mut dyn ReportSink,
     ) -> Result<(), CopyError> {
+        self.current.is_shared = resume.is_shared;
         let mut dir = self.open(job)?;
         let stat = dir.stat_to_apply(self.context);
         dir.make_writable(self.context);

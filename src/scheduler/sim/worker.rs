@@ -259,6 +259,7 @@ impl Worker {
         let mut world = env.world.borrow_mut();
         match &job.kind {
             JobKind::Directory { resume, .. } => {
+                self.current().may_be_retried |= resume.is_shared;
                 world.claim(number, dir, None, None);
                 if world.fails_for_now(dir, b"") {
                     drop(world);
