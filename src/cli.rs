@@ -4,8 +4,10 @@ pub(crate) mod backup;
 pub(crate) mod changes;
 mod contents;
 pub mod filter;
+pub mod limits;
 pub(crate) mod links;
 pub(crate) mod mirror;
+pub mod report;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -39,6 +41,7 @@ Exit status:
   2    wrong usage, or nothing could be started
   3    finished, but some sources vanished or changed meanwhile (each is named on stderr)
   4    only with -n --exit-code: DST differs
+  5    stopped by --stop-after, and nothing failed. Run again to resume.
   130  stopped by SIGINT (Ctrl-C); 143: by SIGTERM; 129: by SIGHUP. Run again to resume.
 
 Environment: PCOPY_JOBS and PCOPY_PROGRESS are the defaults of --jobs and --progress.
@@ -266,6 +269,14 @@ pub struct Cli {
     )]
     pub stall_warning: u64,
 
+    /// What is reported besides.
+    #[command(flatten)]
+    pub report: report::Report,
+
+    /// Limits of the run.
+    #[command(flatten)]
+    pub limits: limits::Limits,
+
     /// Print the manual page or the completions of a shell
     #[arg(
         long,
@@ -293,7 +304,14 @@ impl Cli {
     /// If one of them is wrong, or for `--help` and `--version`, which are an error of clap.
     pub fn read() -> anyhow::Result<Self> {
         let mut cli = Self::try_parse().map_err(foreign::explain)?;
-        cli.environment = Environment::read(|name| std::env::var_os(name))?;
+        // A wrong default that is not used does no harm.
+        let is_used = |name: &str| match name {
+            "PCOPY_JOBS" => cli.jobs.is_none() && cli.generate.is_none(),
+            "PCOPY_PROGRESS" => cli.progress.is_none() && cli.generate.is_none(),
+            _ => true,
+        };
+        cli.environment =
+            Environment::read(|name| std::env::var_os(name).filter(|_| is_used(name)))?;
         Ok(cli)
     }
 }

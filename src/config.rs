@@ -5,8 +5,10 @@ mod changes;
 mod contents;
 mod destination;
 mod filter;
+mod limits;
 mod links;
 mod mirror;
+mod report;
 mod size;
 mod time;
 
@@ -25,9 +27,11 @@ pub use changes::Changes;
 pub use contents::{Contents, Manifest};
 pub use destination::Destination;
 pub(crate) use destination::{normalize, own_name};
+pub use filter::{FileLimits, FilterSettings, Moment, RuleOption, Size};
+pub use limits::Limits;
 pub use links::{Linking, Links};
-pub use filter::{FilterSettings, Limits, Moment, RuleOption, Size};
 pub use mirror::Mirror;
+pub use report::Report;
 
 /// The settings of a run.
 #[derive(Clone, Debug)]
@@ -86,6 +90,10 @@ pub struct Config {
     pub stall_timeout: Option<Duration>,
     /// Warn about a worker after this time without progress.
     pub stall_warning: Duration,
+    /// What to report besides.
+    pub report: Report,
+    /// Limits of time and speed, and second attempts.
+    pub limits: Limits,
     /// Print decisions about the number of workers.
     pub debug: bool,
 }
@@ -225,6 +233,8 @@ impl Config {
             mode: cli.mode.unwrap_or(default_mode),
             jobs: cli.jobs.or(cli.environment.jobs).map(usize::from),
             progress: match cli.progress.unwrap_or(default_progress) {
+                // With --json it would go to stdout, where only what is asked for goes.
+                When::Auto if cli.report.json => false,
                 When::Auto => !cli.quiet && !cli.dry_run && std::io::stderr().is_terminal(),
                 When::Always => true,
                 When::Never => false,
@@ -250,6 +260,8 @@ impl Config {
             fsync: cli.fsync,
             stall_timeout: cli.stall_timeout.map(Duration::from_secs),
             stall_warning: Duration::from_secs(cli.stall_warning),
+            report: Report::new(cli.report),
+            limits: Limits::new(cli.limits)?,
             debug: cli.debug,
         })
     }
@@ -266,10 +278,12 @@ impl Config {
 
     /// Returns true if files may wait for a common sync before they get their times and names.
     ///
-    /// A file that is read back is synced for that alone. Backups and the lines of `-i` belong to
-    /// the moment when a file is replaced, which a batch does not know of.
+    /// A batch succeeds or fails as a whole, after its files were written. Options that are about
+    /// single files need each file synced alone.
     pub(crate) fn can_batch(&self) -> bool {
-        !(self.contents.reads_everything() || self.backup.is_some() || self.itemize)
+        let has_limits = self.limits.retries > 0 || self.limits.stop_after.is_some();
+        let has_lists = self.itemize || self.report.failed_to.is_some();
+        !(self.contents.reads_everything() || self.backup.is_some() || has_limits || has_lists)
     }
 
     /// Returns true if entries are named that a filter leaves out.

@@ -40,7 +40,7 @@ const DELETE: &str = "--delete, which deletes after the copy";
 const FILTER: &str = "--exclude, which leaves out entries by name";
 const REMOTE: &str = "pcopy copies to mounted file systems only: mount the other one with sshfs";
 const RESUME: &str = "--partial, which goes on with large files that were interrupted";
-const LOG: &str = "-v, with stdout and stderr sent to a file";
+const LOG: &str = "--log-file for people, --json for programs";
 const REPORT: &str = "-n for the changes before the copy, -v for those that were made";
 
 /// Options that pcopy has itself are not here, even if they mean something else there.
@@ -196,10 +196,9 @@ const FOREIGN: &[Foreign] = &[
         ],
         Use("rsync itself, if the network is slow"),
     ),
-    rsync(&["--bwlimit"], Use("-j 1, or ionice -c 3 pcopy")),
     rsync(
-        &["--stop-after", "--stop-at", "--time-limit"],
-        Use("timeout -s INT 2h pcopy"),
+        &["--stop-at", "--time-limit"],
+        Use("--stop-after, in minutes"),
     ),
     rsync(&["--timeout", "--contimeout"], Use("--stall-timeout")),
     rsync(
@@ -289,13 +288,7 @@ const FOREIGN: &[Foreign] = &[
         Use("rsync itself"),
     ),
     rsync(
-        &[
-            "--log-file",
-            "--log-file-format",
-            "--out-format",
-            "--info",
-            "--outbuf",
-        ],
+        &["--log-file-format", "--out-format", "--info", "--outbuf"],
         Use(LOG),
     ),
     rsync(
@@ -306,8 +299,23 @@ const FOREIGN: &[Foreign] = &[
 ];
 
 /// Replaces an error about an unknown option by one that says what is nearest, if another program
-/// has that option.
+/// has that option, and an error about an empty value by one that says so.
 pub(crate) fn explain(mut error: clap::Error) -> anyhow::Error {
+    if let (ErrorKind::InvalidValue, Some(ContextValue::String(value)), Some(option)) = (
+        error.kind(),
+        error.get(ContextKind::InvalidValue),
+        error.get(ContextKind::InvalidArg),
+    ) && value.is_empty()
+    {
+        let option = option.to_string();
+        let what = match option.as_str() {
+            "[PATH]..." => "a path".to_owned(),
+            option => format!("the value of {option}"),
+        };
+        return anyhow::anyhow!(
+            "{what} is empty; perhaps a variable on the command line is not set"
+        );
+    }
     if error.kind() != ErrorKind::UnknownArgument {
         return error.into();
     }

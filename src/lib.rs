@@ -12,6 +12,7 @@ mod environment;
 mod filter;
 mod foreign;
 mod fs;
+mod lock;
 pub mod manual;
 mod protocol;
 mod quote;
@@ -30,12 +31,13 @@ use context::{Context, Identity};
 use engine::Engine;
 use engine::processes::Processes;
 use engine::threads::Threads;
+use lock::Lock;
 use scheduler::Scheduler;
 use scheduler::autoscale::WorkerLimit;
 use scoreboard::Scoreboard;
 use signals::Signals;
 use targets::Targets;
-use ui::Manifest;
+use ui::{Manifest, Outputs};
 
 /// Slots for replacement workers in one run. An unused slot costs 1 KiB of address space and no
 /// memory.
@@ -46,6 +48,46 @@ const REPLACEMENTS: usize = 4096;
 /// # Errors
 /// If the run cannot start. Later errors are printed entry by entry and decide the exit status.
 pub fn run(config: Config) -> Result<i32> {
+    let mut outputs = Outputs::open(&config.report)?;
+    let lock = match config.limits.lock.as_deref().map(Lock::take).transpose() {
+        Ok(lock) => lock,
+        Err(error) => {
+            outputs.log_fatal(&error);
+            return Err(error);
+        }
+    };
+    let prepared = match prepare(config, &outputs) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            outputs.log_fatal(&error);
+            return Err(error);
+        }
+    };
+    let signals = Signals::take_over()?;
+    let Prepared {
+        engine,
+        context,
+        limit,
+        manifest,
+    } = prepared;
+    let scheduler = Scheduler::new(context, engine, limit, signals, outputs);
+    let status = scheduler.with_manifest(manifest).run();
+    if let Some(lock) = lock {
+        lock.release();
+    }
+    Ok(status)
+}
+
+/// What a run needs before it begins.
+struct Prepared {
+    engine: Box<dyn Engine>,
+    context: &'static Context,
+    limit: WorkerLimit,
+    manifest: Option<Manifest>,
+}
+
+/// Opens sources and destinations, and starts the engine.
+fn prepare(config: Config, outputs: &Outputs) -> Result<Prepared> {
     let limit = WorkerLimit::new(config.jobs);
     let list = config.contents.manifest.clone();
     let identity = Identity::read();
@@ -73,11 +115,17 @@ pub fn run(config: Config) -> Result<i32> {
     let engine: Box<dyn Engine> = match context.config.mode {
         Mode::Thread => Box::new(Threads::new(context, limit.max(), limit.limit())?),
         // This forks the fork server, so no thread may exist yet.
-        Mode::Process => Box::new(Processes::new(context, limit.limit())?),
+        Mode::Process => {
+            let limit = limit.limit();
+            Box::new(Processes::new(context, limit, &outputs.descriptors())?)
+        }
     };
-    let signals = Signals::take_over()?;
-    let scheduler = Scheduler::new(context, engine, limit, signals);
-    Ok(scheduler.with_manifest(manifest).run())
+    Ok(Prepared {
+        engine,
+        context,
+        limit,
+        manifest,
+    })
 }
 
 /// Prints the error that kept a run from starting, and returns the exit status.

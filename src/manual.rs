@@ -1,7 +1,5 @@
 //! Prints the manual page and the completions of shells.
 
-use std::io::{self, Write};
-
 use anyhow::Result;
 use clap::builder::Resettable;
 use clap::{Command, CommandFactory, Id};
@@ -9,6 +7,7 @@ use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 
 use crate::cli::{Cli, Generate};
+use crate::ui::output::print_text;
 
 /// The page, with marks for the parts that are generated.
 const PAGE: &str = include_str!("manual/pcopy.1.in");
@@ -112,6 +111,20 @@ const EXAMPLES: &[(&str, &str)] = &[
         "pcopy --stall-timeout 60 /mnt/dying rescued",
     ),
     (
+        "json",
+        "pcopy --json -v src dst | jq -r 'select(.message_type==\"error\").path'",
+    ),
+    ("log_file", "pcopy -q --log-file /var/log/pcopy.log src dst"),
+    ("failed_to", "pcopy --failed-to failed src dst"),
+    (
+        "retries",
+        "pcopy --retries 3 --retry-wait 60 /mnt/nas/srv /srv",
+    ),
+    ("retry_wait", "pcopy --retries 3 --retry-wait 0.5 src dst"),
+    ("bwlimit", "pcopy --bwlimit 2.5M src dst"),
+    ("stop_after", "pcopy --stop-after 90 src dst"),
+    ("lock", "pcopy --lock /run/lock/pcopy src dst"),
+    (
         "generate",
         "pcopy --generate complete-bash >/etc/bash_completion.d/pcopy",
     ),
@@ -128,10 +141,7 @@ pub fn print(what: Generate) -> Result<i32> {
         Generate::CompleteZsh => complete(Shell::Zsh),
         Generate::CompleteFish => complete(Shell::Fish),
     };
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(&text)?;
-    stdout.flush()?;
-    Ok(0)
+    Ok(print_text(&text))
 }
 
 fn complete(shell: Shell) -> Vec<u8> {

@@ -25,8 +25,8 @@ pub struct FilterSettings {
     pub exclude_caches: bool,
     /// Leave out the contents of directories with an entry of one of these names.
     pub exclude_if_present: Vec<OsString>,
-    /// Limits of size and age.
-    pub limits: Limits,
+    /// FileLimits of size and age.
+    pub limits: FileLimits,
     /// Copy only the paths that this file lists.
     pub files_from: Option<PathBuf>,
     /// Copy listed directories with their contents.
@@ -37,9 +37,9 @@ pub struct FilterSettings {
     pub existing: bool,
 }
 
-/// Limits of size and age.
+/// FileLimits of size and age.
 #[derive(Clone, Debug, Default)]
-pub struct Limits {
+pub struct FileLimits {
     /// Files must have as many bytes.
     pub min_size: Option<Size>,
     /// Files must not have more bytes.
@@ -50,7 +50,7 @@ pub struct Limits {
     pub older_than: Option<Moment>,
 }
 
-impl Limits {
+impl FileLimits {
     /// Returns true if an entry's time decides.
     pub(crate) fn needs_time(&self) -> bool {
         self.newer_than.is_some() || self.older_than.is_some()
@@ -79,7 +79,7 @@ impl FilterSettings {
     /// Checks the options that choose entries.
     pub(super) fn new(cli: &Cli) -> Result<Self> {
         let filters = &cli.filters;
-        let limits = Limits {
+        let limits = FileLimits {
             min_size: size("--min-size", filters.min_size.as_deref())?,
             max_size: size("--max-size", filters.max_size.as_deref())?,
             newer_than: moment("--newer-than", filters.newer_than.as_deref())?,

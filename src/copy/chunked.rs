@@ -208,6 +208,7 @@ impl Copier {
                 return Err(error);
             }
         };
+        self.size = Some(stat.size);
         let mut source = self.source_file(dir, source, stat);
         if has_changed {
             self.copy_again(dir, Files::new(&source.fd, &fd, dir), &stat, &temp)?;
@@ -236,12 +237,8 @@ impl Copier {
         match self.finish_file(dir, &mut source, new, finish) {
             Ok(EntryResult::Done(_)) => {
                 self.add_checksum(dir, to, Decision::Create)?;
-                let decision = match file.items {
-                    Some(_) => file.decision,
-                    None => Decision::Create,
-                };
                 self.items = file.items;
-                Ok(EntryResult::Done(decision))
+                Ok(EntryResult::Done(file.decision))
             }
             Ok(unsynced) => Ok(unsynced),
             Err(error) if is_name_taken(&error) => {

@@ -168,6 +168,12 @@ impl Copier {
         if self.context.config.reflink == Reflink::Always {
             return self.clone_whole(files).map(drop);
         }
+        // copy_file_range(2) may share extents too, but does not say so, and would be slowed down.
+        let config = &self.context.config;
+        let may_share = config.limits.bwlimit.is_some() && config.sparse == Sparse::Auto;
+        if may_share && self.clone_whole(files)? {
+            return Ok(());
+        }
         let copied = self.copy_range(files, stat, 0..stat.size, CopyMethod::CopyRange)?;
         if copied < stat.size && !is_size_reported(files.source, stat) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
@@ -300,19 +306,22 @@ impl Copier {
         while copied < length {
             let position = range.start + copied;
             let (mut from, mut to) = (position, position);
-            let request = pace.next_request(length - copied) as usize;
+            let request = pace.next_request(length - copied);
+            let request = self.take_bandwidth(request)? as usize;
             let (source, new) = (files.source, files.new);
             match fs::copy_file_range(source, Some(&mut from), new, Some(&mut to), request) {
                 // The end of the file, or a file system that wrongly reports it. read(2) shows
                 // which.
                 Ok(0) => {
+                    self.return_bandwidth(request as u64);
                     return Ok(copied + self.read_write(files, position..range.end, Zeros::Write)?);
                 }
                 Ok(count) => {
                     copied += count as u64;
                     self.slot.add_bytes(count as u64);
+                    self.return_bandwidth((request - count) as u64);
                 }
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR) => self.return_bandwidth(request as u64),
                 // One of the files is gone on its server. read(2) shows which.
                 Err(Errno::STALE) => {
                     return Ok(copied + self.read_write(files, position..range.end, Zeros::Write)?);
@@ -324,6 +333,7 @@ impl Copier {
                 ) if copied == 0 =>
                 {
                     self.no_copy_range.push(files.devices);
+                    self.return_bandwidth(request as u64);
                     return self.read_write(files, range, Zeros::Write);
                 }
                 Err(errno) => {
@@ -370,13 +380,20 @@ impl Copier {
     ) -> Result<u64, CopyError> {
         let mut position = range.start;
         while position < range.end {
-            let wanted = (range.end - position).min(buffer.len() as u64) as usize;
+            let wanted = (range.end - position).min(buffer.len() as u64);
+            let wanted = self.take_bandwidth(wanted)? as usize;
             let count = match rustix::io::pread(files.source, &mut buffer[..wanted], position) {
-                Ok(0) => break,
                 Ok(count) => count,
-                Err(Errno::INTR) => continue,
+                Err(Errno::INTR) => {
+                    self.return_bandwidth(wanted as u64);
+                    continue;
+                }
                 Err(errno) => return Err(CopyError::new(Step::Read, errno)),
             };
+            self.return_bandwidth((wanted - count) as u64);
+            if count == 0 {
+                break;
+            }
             match zeros {
                 Zeros::Write => write_all(files.new, &buffer[..count], position),
                 Zeros::Skip => write_without_zeros(files.new, &buffer[..count], position),

@@ -65,7 +65,7 @@ impl Copier {
             None => Decision::Create,
         };
         if file_type(&new) == FileType::RegularFile && !decision.changes() {
-            self.slot.add_size(new.size);
+            self.note_size(new.size);
             self.slot.add_spared(new.size);
         }
         if decision.changes() {
@@ -93,7 +93,7 @@ impl Copier {
                 return Ok(ControlFlow::Break(linked));
             }
             if file_type(&new) == FileType::RegularFile {
-                self.slot.add_size(new.size);
+                self.note_size(new.size);
                 self.slot.add_bytes(new.size);
             }
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));

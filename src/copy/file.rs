@@ -84,7 +84,7 @@ impl Copier {
         if self.should_report(&stat, entry.hard_links) {
             return Ok(EntryResult::HardLink(stat));
         }
-        self.slot.add_size(stat.size);
+        self.note_size(stat.size);
         let mut source = self.source_file(dir, fd, stat);
         if self.is_chunkable(&source.stat)
             && let Some(result) = self.begin_chunked(dir, entry, &mut source, decision)?

@@ -150,6 +150,8 @@ pub(crate) struct Copier {
     pub(crate) is_synced_alone: bool,
     /// Directories to sync devices by, with their devices ([`Copier::sync_own`]).
     sync_roots: Vec<(u64, OwnedFd)>,
+    /// Bytes of the current entry, if it is a regular file that was examined.
+    size: Option<u64>,
     /// Why the last entry was copied although it should have become a hard link.
     pub(crate) unlinked: Option<Unlinkable>,
     /// Observed behaviour of the destination's file systems.
@@ -192,6 +194,7 @@ impl Copier {
             is_undivided: false,
             is_synced_alone: false,
             sync_roots: Vec::new(),
+            size: None,
             unlinked: None,
             learned: Vec::new(),
             same_kind: Vec::new(),
@@ -243,6 +246,17 @@ impl Copier {
                 done => return done,
             }
         }
+    }
+
+    /// Counts a regular file whose size is known now.
+    fn note_size(&mut self, bytes: u64) {
+        self.slot.add_size(bytes);
+        self.size = Some(bytes);
+    }
+
+    /// Returns the size of the last entry, if it is known.
+    pub(crate) fn take_size(&mut self) -> Option<u64> {
+        self.size.take()
     }
 
     fn try_entry(&mut self, dir: &mut DirPair, entry: Entry<'_>) -> Result<EntryResult, CopyError> {

@@ -75,7 +75,9 @@ impl Copier {
         }
         let read = self.read_to_end(stream.fd, &new.fd);
         let digest = self.digest.take();
-        fs::ftruncate(&new.fd, read?).at(Step::Write)?;
+        let size = read?;
+        self.size = Some(size);
+        fs::ftruncate(&new.fd, size).at(Step::Write)?;
         if let Some(digest) = digest {
             self.conclude_digest(dir, &new.fd, new.unfinished.name(), &digest)?;
         }
@@ -172,7 +174,10 @@ impl Copier {
         let mut position = 0;
         loop {
             self.await_data(stream)?;
-            let count = match rustix::io::read(stream, &mut *buffer) {
+            let wanted = self.take_bandwidth(buffer.len() as u64)? as usize;
+            let read = rustix::io::read(stream, &mut buffer[..wanted]);
+            self.return_bandwidth((wanted - read.unwrap_or(0)) as u64);
+            let count = match read {
                 Ok(0) => return Ok(position),
                 Ok(count) => count,
                 Err(Errno::INTR | Errno::AGAIN) => continue,

@@ -1,19 +1,19 @@
-//! Limits of size and age.
+//! FileLimits of size and age.
 
 use rustix::fs::{FileType, Stat};
 
-use crate::config::{Limits, Moment};
+use crate::config::{FileLimits, Moment};
 use crate::fs::stat::FileStat;
 
 /// Returns true if a limit concerns entries of some kind that is no directory.
-pub(super) fn is_set(limits: &Limits) -> bool {
+pub(super) fn is_set(limits: &FileLimits) -> bool {
     limits.needs_time() || limits.min_size.is_some() || limits.max_size.is_some()
 }
 
 /// Returns the option that leaves out an entry with this stat, as the user wrote it.
 ///
 /// As in rsync, sizes are asked of regular files alone. A directory has neither limit.
-pub(super) fn find<'a>(limits: &'a Limits, stat: &Stat) -> Option<&'a str> {
+pub(super) fn find<'a>(limits: &'a FileLimits, stat: &Stat) -> Option<&'a str> {
     let kind = FileType::from_raw_mode(stat.st_mode);
     if kind == FileType::Directory {
         return None;
@@ -52,10 +52,10 @@ mod tests {
             })
         };
         let of_size = |min_size, max_size| {
-            let limits = Limits {
+            let limits = FileLimits {
                 min_size,
                 max_size,
-                ..Limits::default()
+                ..FileLimits::default()
             };
             find(&limits, &stat).is_none()
         };
@@ -70,10 +70,10 @@ mod tests {
             })
         };
         let of_time = |newer_than, older_than| {
-            let limits = Limits {
+            let limits = FileLimits {
                 newer_than,
                 older_than,
-                ..Limits::default()
+                ..FileLimits::default()
             };
             find(&limits, &stat).is_none()
         };

@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result};
 use rustix::fs::{self, AtFlags, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::config::{FilterSettings, Limits};
+use crate::config::{FilterSettings, FileLimits};
 use crate::fs::path::{Kind, RelPath};
 use crate::quote::quote_for_shell;
 use gitignore::{Ignores, Ignoring};
@@ -37,7 +37,7 @@ const TAG_NAME: &str = "CACHEDIR.TAG";
 pub(crate) struct Filter {
     rules: Rules,
     markers: Vec<Marker>,
-    limits: Limits,
+    limits: FileLimits,
     /// What the repositories around the sources ignore, by target. `None` without `--gitignore`.
     above: Option<Vec<Ignores>>,
 }

@@ -187,6 +187,14 @@ pub(crate) fn close(fd: OwnedFd) -> rustix::io::Result<()> {
     }
 }
 
+/// Closes a descriptor that a forked process has inherited and never uses: a process that cannot be
+/// killed must not hold a pipe open.
+pub(crate) fn close_inherited(fd: BorrowedFd<'_>) {
+    // SAFETY: only a forked process calls this. The owner's destructor runs in the parent alone,
+    // and nothing uses the number here, so it is closed once.
+    unsafe { rustix::io::close(fd.as_raw_fd()) };
+}
+
 /// Duplicates the descriptor of this number, which the command line names.
 pub(crate) fn duplicate(number: i32) -> rustix::io::Result<OwnedFd> {
     if number < 0 {

@@ -50,6 +50,11 @@ impl CopyError {
         }
     }
 
+    /// Returns true if a later attempt may succeed.
+    pub(crate) fn may_pass(&self) -> bool {
+        self.reason.may_pass()
+    }
+
     /// Returns true if the entry was copied despite the error.
     pub(crate) fn is_copied(&self) -> bool {
         matches!(self.reason, Reason::Grown(_))
@@ -237,6 +242,44 @@ impl Reason {
     /// Returns true for the errors of a full file system or quota.
     pub(crate) fn is_full(self) -> bool {
         self == Errno::NOSPC.into() || self == Errno::DQUOT.into()
+    }
+}
+
+impl Reason {
+    /// Returns true for the errors of servers, networks and devices that may be gone a little later,
+    /// and for a file that may not change any more.
+    pub(crate) fn may_pass(self) -> bool {
+        let Self::System(errno) = self else {
+            return self == Self::Changed;
+        };
+        matches!(
+            Errno::from_raw_os_error(errno),
+            Errno::IO
+                | Errno::STALE
+                | Errno::AGAIN
+                | Errno::BUSY
+                | Errno::TXTBSY
+                | Errno::DEADLK
+                | Errno::NOLCK
+                | Errno::NOMEM
+                | Errno::NOBUFS
+                | Errno::NFILE
+                | Errno::MFILE
+                | Errno::REMOTEIO
+                | Errno::TIMEDOUT
+                | Errno::TIME
+                | Errno::NOTCONN
+                | Errno::CONNRESET
+                | Errno::CONNABORTED
+                | Errno::CONNREFUSED
+                | Errno::NETDOWN
+                | Errno::NETUNREACH
+                | Errno::NETRESET
+                | Errno::HOSTDOWN
+                | Errno::HOSTUNREACH
+                | Errno::NOLINK
+                | Errno::COMM
+        )
     }
 }
 

@@ -116,6 +116,8 @@ pub(crate) struct Resume {
     pub(crate) skip: HashSet<Name>,
     /// The directory's own `-v` line was reported.
     pub(crate) is_announced: bool,
+    /// Something else of the directory is pending, so this job must not finish it.
+    pub(crate) is_shared: bool,
 }
 
 /// The copied file that the other names of its group become links to.
@@ -148,7 +150,9 @@ pub(crate) struct JobUpdate {
     pub(crate) number: u32,
     pub(crate) is_done: bool,
     pub(crate) counts: Counts,
-    /// How far the job is; only if it is not done.
+    /// The job ended early, because the run ends.
+    pub(crate) is_cut: bool,
+    /// How far the job is. Of a job that is done only if that may be tried again.
     pub(crate) progress: Progress,
     /// The directory's ids, with the first of its subdirectories.
     pub(crate) dir_ids: Option<DirIds>,
@@ -279,6 +283,8 @@ pub(crate) struct HardLinkEntry {
 pub(crate) struct EntryError {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
+    /// The kind of the entry, if it is one.
+    pub(crate) kind: Option<Kind>,
     pub(crate) error: CopyError,
     /// The entry that has the same name at the destination, with [`Reason::SameName`].
     ///
@@ -290,6 +296,7 @@ impl EntryError {
     pub(crate) fn new(name: Option<Name>, error: CopyError) -> Self {
         Self {
             name,
+            kind: None,
             error,
             twin: None,
         }
@@ -323,6 +330,8 @@ pub(crate) struct Line {
     pub(crate) decision: Decision,
     /// What has changed, with `--itemize-changes`.
     pub(crate) items: Option<Items>,
+    /// Bytes of a regular file, if they are known.
+    pub(crate) size: Option<u64>,
 }
 
 /// An entry that a filter leaves out.

@@ -143,7 +143,11 @@ impl WorkerLimit {
 /// of them wait at the gate, more would only wait there too.
 fn grown(limit: usize, max: usize, busy: usize, sample: &Sample) -> Option<usize> {
     let is_asleep = sample.asleep.is_some_and(|asleep| asleep > ASLEEP);
-    let may_grow = is_asleep && limit < max && busy >= limit && 2 * sample.waiting <= limit;
+    let may_grow = is_asleep
+        && !sample.is_throttled
+        && limit < max
+        && busy >= limit
+        && 2 * sample.waiting <= limit;
     may_grow.then(|| (4 * limit).min(max))
 }
 
@@ -160,6 +164,7 @@ impl Automatic {
             |slot: &WorkerSlot| slot.gate() == GateState::Waiting && slot.job().is_some();
         let waiting = slots().filter(is_waiting).count();
         let is_open = scoreboard.gate.limit() == Limit::Open;
+        let is_throttled = scoreboard.bandwidth.is_used_up();
         Sample {
             now: now.saturating_duration_since(self.started),
             requests,
@@ -167,6 +172,7 @@ impl Automatic {
             asleep: self.sleep.look(now, slots(), waiting > 0),
             waiting,
             is_opened: is_open && self.throughput.limit() != Limit::Open,
+            is_throttled,
         }
     }
 
@@ -285,6 +291,7 @@ mod tests {
             asleep: Some(asleep),
             waiting,
             is_opened: false,
+            is_throttled: false,
         }
     }
 

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::dispatch::{NewJob, Running};
+use super::failures::Failed;
 use super::tree::{Listing, NodeKey};
 use super::{Phase, Scheduler};
 use crate::fs::path::Name;
@@ -24,7 +25,8 @@ use crate::fs::stat::FileId;
 use crate::protocol::entry::{DirOrigin, Unsynced};
 use crate::protocol::error::{CopyError, Step};
 use crate::protocol::{Job, JobKind, JobUpdate};
-use crate::ui::Side;
+use crate::quote::quote;
+use crate::ui::{About, Kind as MessageKind, Side};
 
 /// So many files, or bytes, are synced without waiting for more.
 const MOST_FILES: usize = 4096;
@@ -116,7 +118,8 @@ impl Scheduler {
         let groups = settled
             .into_iter()
             .filter_map(|written| Some((written.file.name, written.leads?)));
-        self.settle_leads(dir, groups.collect(), &update.errors, &update.checksums);
+        let failed = Failed::of(&update.errors);
+        self.settle_leads(dir, groups.collect(), &failed, &update.checksums);
     }
 
     /// Handles a failed sync of a worker's own files.
@@ -255,7 +258,10 @@ impl Scheduler {
         if failed.is_empty() {
             // The last one: links, directories, times and names.
             let error = crate::protocol::EntryError::new(None, error);
-            return self.report_error(job, &error);
+            if !self.is_root_gone(job, &error.error) {
+                self.fail(None, job.target, &job.path, &error);
+            }
+            return;
         }
         self.fail_unsynced(job.target, failed, error);
     }
@@ -307,14 +313,19 @@ impl Scheduler {
             let is_gone = *is_gone.get_or_insert_with(|| self.is_target_gone(target, &error));
             if !is_gone {
                 self.summary.failed += number as u64;
-                let path = self.ui.show(Side::Destination, of_target, &path, None);
+                let path = self.ui.path(Side::Destination, of_target, &path, None);
                 let files = if number == 1 { "file" } else { "files" };
-                self.ui
-                    .error(&format!("{path}: {error} ({number} {files})"));
+                let line = format!("{}: {error} ({number} {files})", quote(&path));
+                let about = About {
+                    path: Some(&path),
+                    ..About::default()
+                };
+                let about = about.failed(error.step, error.reason);
+                self.ui.say(MessageKind::Error, &line, &about);
             }
             for file in &files {
                 if let Some(id) = file.leads {
-                    self.on_leader_failed(id);
+                    self.on_leader_failed(id, false);
                 }
             }
             let discarded = files.into_iter().map(|it| it.file).collect();
@@ -334,7 +345,7 @@ impl Scheduler {
         };
         let Written { file, leads } = running.written.remove(at);
         if let Some(id) = leads {
-            self.on_leader_failed(id);
+            self.on_leader_failed(id, false);
         }
         let dir = self.tree.dir_key(running.node);
         self.tree.add_pending(dir, 1);

@@ -26,7 +26,8 @@ use crate::fs::path::{Kind, Name, Names, RelPath};
 use crate::fs::stat::DirIds;
 use crate::protocol::error::{CopyError, Reason, Step};
 use crate::protocol::{EntryError, Job, JobKind, JobUpdate};
-use crate::ui::Side;
+use crate::quote::quote;
+use crate::ui::{About, Kind as MessageKind, Side};
 use crate::worker::BATCH;
 
 /// With `--delete` there is one target.
@@ -192,12 +193,13 @@ impl Scheduler {
         } else if self.deleting.is_source_empty {
             let source = self
                 .ui
-                .show(Side::Source, TARGET, &RelPath::default(), None);
+                .path(Side::Source, TARGET, &RelPath::default(), None);
+            let source = quote(&source);
             format!("{source}: is empty, so nothing was deleted (--delete=force allows that)")
         } else {
             return true;
         };
-        self.ui.error(&line);
+        self.ui.say(MessageKind::Error, &line, &About::default());
         self.summary.has_kept = true;
         false
     }
@@ -212,9 +214,8 @@ impl Scheduler {
             } else {
                 "entries stay"
             };
-            self.ui.error(&format!(
-                "--max-delete={limit} is reached: {over} more {verb}"
-            ));
+            let line = format!("--max-delete={limit} is reached: {over} more {verb}");
+            self.ui.say(MessageKind::Error, &line, &About::default());
             self.summary.has_kept = true;
         }
     }
@@ -277,7 +278,13 @@ impl Scheduler {
     }
 
     /// Notes what an update says about entries that only the destination has.
-    pub(super) fn note_deletion(&mut self, dir: NodeKey, job: &Job, update: &mut JobUpdate) {
+    pub(super) fn note_deletion(
+        &mut self,
+        worker: usize,
+        dir: NodeKey,
+        job: &Job,
+        update: &mut JobUpdate,
+    ) {
         self.deleting.is_source_empty |= update.is_source_empty;
         self.deleting.over_limit += update.over_limit;
         let obstructed = std::mem::take(&mut update.obstructed);
@@ -289,7 +296,7 @@ impl Scheduler {
             for (_, name) in obstructed.iter() {
                 let error = CopyError::new(Step::Create, Reason::DirectoryInTheWay);
                 let name = Some(Name::new(name.to_bytes()));
-                self.report_error(job, &EntryError::new(name, error));
+                self.report_error(worker, job, &EntryError::new(name, error));
             }
         }
         if update.has_kept {

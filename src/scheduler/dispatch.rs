@@ -143,6 +143,29 @@ impl Queue {
         rest.len()
     }
 
+    /// Drops what begins an entry or a directory. Returns true if anything was dropped.
+    pub(super) fn drop_new(&mut self) -> bool {
+        let before = self.entries.len();
+        self.entries.retain(|queued| match queued {
+            Queued::Again(_) | Queued::Chunks { .. } => true,
+            Queued::Subdirs { .. } | Queued::Doomed { .. } | Queued::Deletion { .. } => false,
+            Queued::Job(job) => !matches!(
+                job.kind,
+                JobKind::Directory { .. } | JobKind::Entries { .. } | JobKind::HardLinks { .. }
+            ),
+        });
+        self.entries.len() < before
+    }
+
+    /// Returns true if a directory is queued that was not listed.
+    pub(super) fn has_listings(&self) -> bool {
+        self.entries.iter().any(|queued| match queued {
+            Queued::Subdirs { .. } => true,
+            Queued::Job(job) => matches!(job.kind, JobKind::Directory { .. }),
+            _ => false,
+        })
+    }
+
     /// Drops all queued work except finishing directories. Returns the jobs whose files must be
     /// removed.
     pub(super) fn drop_rest(&mut self) -> Vec<NewJob> {
@@ -230,14 +253,14 @@ impl Scheduler {
 
     /// Queues a directory to be listed, or listed again.
     pub(super) fn push_listing(&mut self, node: NodeKey) {
-        let kind = self.tree.dir_mut(node).listing_job();
+        let kind = self.tree.listing_job(node);
         self.push(node, kind);
     }
 
     /// Sends as many jobs as the engine takes.
     pub(super) fn dispatch(&mut self) {
         let is_behind = self.is_disk_behind();
-        while self.phase == Phase::Running
+        while self.may_send()
             && self.engine.free_slots() > 0
             && !(is_behind && self.queue.urgent.is_empty())
         {
@@ -255,7 +278,7 @@ impl Scheduler {
         let is_idle = self.queue.is_empty() && !self.is_solo;
         let mut idle = if is_idle { self.engine.idle() } else { 0 };
         while idle > 0
-            && self.phase == Phase::Running
+            && self.may_send()
             && let Some(job) = self.next_unclaimed()
         {
             if !self.send(vec![job]) {
@@ -264,6 +287,10 @@ impl Scheduler {
             idle -= 1;
         }
         self.context.scoreboard.set_wanted(idle);
+    }
+
+    fn may_send(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Finishing)
     }
 
     /// Sends a batch. Returns false if there is no worker.

@@ -11,8 +11,10 @@
 
 pub(crate) mod autoscale;
 mod batched;
+mod deferred;
 mod delete;
 mod dispatch;
+mod failures;
 mod hard_links;
 mod refusals;
 mod report;
@@ -35,10 +37,14 @@ use crate::engine::{Engine, Event};
 use crate::fs::path::{Name, Names, RelPath};
 use crate::protocol::entry::{DirOrigin, HardLinks};
 use crate::protocol::{Counts, Job, JobId, JobKind};
+use crate::quote::quote;
 use crate::signals::Signals;
-use crate::ui::{Activity, Manifest, Side, Status, Summary, Ui};
+use crate::ui::{
+    About, Activity, Kind as MessageKind, Manifest, Outputs, Side, Status, Summary, Ui,
+};
 use autoscale::WorkerLimit;
 use batched::Batches;
+use deferred::Deferred;
 use delete::Deleting;
 use dispatch::{Queue, Running};
 use hard_links::HardLinkGroups;
@@ -72,7 +78,7 @@ pub(crate) struct Scheduler {
     tree: Tree,
     hard_links: HardLinkGroups,
     /// The path of the first entry that was copied because it could not become a hard link.
-    first_unlinked: Option<String>,
+    first_unlinked: Option<Vec<u8>>,
     queue: Queue,
     /// Files that wait to be synced.
     batches: Batches,
@@ -86,6 +92,11 @@ pub(crate) struct Scheduler {
     hung: HashMap<usize, Side>,
     phase: Phase,
     deleting: Deleting,
+    deferred: Deferred,
+    /// Something was not begun because the run ends.
+    has_cut: bool,
+    /// Among that was a directory, so the number of entries is not known.
+    has_unlisted: bool,
     /// Incomplete files that a stopped run removes.
     unfinished: Vec<Unfinished>,
     started: Instant,
@@ -96,6 +107,8 @@ pub(crate) struct Scheduler {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Running,
+    /// The time is over: what was begun is finished.
+    Finishing,
     /// After a signal, or when the destination is full.
     Stopping {
         since: Instant,
@@ -109,6 +122,7 @@ impl Scheduler {
         engine: Box<dyn Engine>,
         limit: WorkerLimit,
         signals: Signals,
+        outputs: Outputs,
     ) -> Self {
         let now = engine.now();
         let config = &context.config;
@@ -117,7 +131,7 @@ impl Scheduler {
             engine,
             limit,
             signals,
-            ui: Ui::new(context),
+            ui: Ui::new(context, outputs),
             summary: Summary::default(),
             manifest: None,
             refusals: Refusals::default(),
@@ -133,6 +147,9 @@ impl Scheduler {
             hung: HashMap::new(),
             phase: Phase::Running,
             deleting: Deleting::default(),
+            deferred: Deferred::default(),
+            has_cut: false,
+            has_unlisted: false,
             unfinished: Vec::new(),
             started: now,
             is_solo: true,
@@ -238,7 +255,7 @@ impl Scheduler {
             self.summary.signal = Some(signal);
             self.stop();
         }
-        if self.phase == Phase::Running && self.context.scoreboard.is_stopping() {
+        if !self.is_stopping() && self.context.scoreboard.is_stopping() {
             // A worker found the destination full. It may have died before it could report that.
             self.summary.is_full = true;
             self.stop();
@@ -252,12 +269,14 @@ impl Scheduler {
             self.engine.set_limit(limit);
         }
         if let Some(line) = changes.decision.filter(|_| self.context.config.debug) {
-            self.ui.error(&line);
+            self.ui.say(MessageKind::Note, &line, &About::default());
         }
         let has_work = |worker| self.engine.has_work(worker);
         for (worker, stall) in self.watchdog.check(now, scoreboard, workers, has_work) {
             self.handle_stall(worker, stall);
         }
+        self.try_again();
+        self.check_time();
         self.update_bar();
     }
 
@@ -343,7 +362,7 @@ impl Scheduler {
                 // Others copy meanwhile: it may hang in a dead server.
                 self.context.scoreboard.gate.revoke(worker);
                 self.engine.set_stuck(worker, true);
-                if self.phase == Phase::Running {
+                if !self.is_stopping() {
                     self.resend_unclaimed(worker);
                     if let Some(limit) = self.limit.replace_stuck() {
                         self.engine.set_limit(limit);
@@ -379,11 +398,18 @@ impl Scheduler {
             return;
         };
         let (job, entry) = (&running.job, slot.entry());
-        let path = self.ui.show(side, job.target, &job.path, entry.as_ref());
+        let path = self.ui.path(side, job.target, &job.path, entry.as_ref());
         let (seconds, label) = (after.as_secs(), self.engine.label(worker));
-        self.ui.error(&format!(
-            "{path}: no progress for {seconds} s ({label}); still waiting"
-        ));
+        let line = format!(
+            "{}: no progress for {seconds} s ({label}); still waiting",
+            quote(&path)
+        );
+        let about = About {
+            path: Some(&path),
+            worker: Some(&label),
+            ..About::default()
+        };
+        self.ui.say(MessageKind::Warning, &line, &about);
     }
 
     /// Returns the path of an entry of a job, as the user knows it.
@@ -394,6 +420,12 @@ impl Scheduler {
     fn end(&mut self) -> i32 {
         self.summary.left_behind = self.summary.left_behind.max(self.shut_down());
         self.ui.end();
+        if self.phase != Phase::Running && self.tree.is_empty() && !self.has_cut {
+            // Everything was begun before the time was over.
+            self.summary.time_limit = None;
+        }
+        self.summary.workers = self.engine.started();
+        self.summary.is_listed = !self.has_unlisted && !self.tree.has_more_listings_than(0);
         self.conclude_refusals();
         if let Some(first) = &self.first_unlinked {
             self.ui.warn_unlinked(self.summary.counts.unlinked, first);
@@ -402,10 +434,8 @@ impl Scheduler {
             && let Err(error) = manifest.end(self.context, self.phase == Phase::Running)
         {
             self.summary.failed += 1;
-            self.ui.error(&error);
+            self.ui.say(MessageKind::Error, &error, &About::default());
         }
-        self.ui.print_summary(&self.summary);
-        self.summary
-            .exit_status(self.context.config.contents.exit_code)
+        self.ui.conclude(&mut self.summary)
     }
 }

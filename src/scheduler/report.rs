@@ -9,18 +9,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::dispatch::{NewJob, Running};
+use super::failures::Failed;
 use super::hard_links::{Follower, Role};
-use super::refusals::Failure;
 use super::tree::{Listing, Next, NodeKey};
 use super::{Phase, Scheduler};
 use crate::fs::path::{Name, Names, RelPath};
 use crate::fs::stat::FileId;
-use crate::protocol::entry::{Checksum, ChunkedFile, HardLinks, Outcome};
-use crate::protocol::error::{CopyError, Reason};
-use crate::protocol::metadata::Incomplete;
+use crate::protocol::entry::{Checksum, ChunkedFile, HardLinks};
 use crate::protocol::{
-    EntryError, Excluded, FileChecksum, HardLinkEntry, Job, JobKind, JobUpdate, Leader, Line,
-    Progress, Report,
+    Counts, EntryError, Excluded, FileChecksum, HardLinkEntry, Job, JobKind, JobUpdate, Leader,
+    Line, Progress, Report,
 };
 use crate::scoreboard::claims::Claim;
 use crate::ui::Side;
@@ -72,12 +70,15 @@ impl Scheduler {
         self.list_checksums(&job, &update.checksums);
         for name in &update.repeated {
             let side = Side::Destination;
-            let path = self.ui.show(side, job.target, &job.path, Some(name));
+            let path = self.ui.path(side, job.target, &job.path, Some(name));
             self.ui.warn_repeated(&path);
         }
         self.note_unlinked(&job, &update);
         self.note_progress(node, &update);
-        if !update.is_done || !matches!(job.kind, JobKind::Directory { .. }) {
+        self.note_cut(&job, &update);
+        let deferred = self.deferred_error(&job, &update);
+        let is_listed = update.is_done && matches!(job.kind, JobKind::Directory { .. });
+        if !is_listed || deferred.is_some() {
             self.tree.dir_mut(dir).hand_out(handed_out(&update));
         }
 
@@ -95,17 +96,23 @@ impl Scheduler {
             directory.take_suspect(name);
         }
         let is_sync = matches!(job.kind, JobKind::Sync { .. });
+        let mut failed = Failed::default();
         for error in update.errors.iter().filter(|_| !is_sync) {
-            self.handle_error(node, &job, error);
+            if deferred.is_none() || error.name.is_some() {
+                let is_deferred = self.handle_error(worker, node, &job, error);
+                failed.add(error, is_deferred);
+            } else {
+                failed.add(error, true);
+            }
         }
         if update.is_about_deletion() || !update.doomed.is_empty() {
-            self.note_deletion(dir, &job, &mut update);
+            self.note_deletion(worker, dir, &job, &mut update);
         }
         if !update.errors.is_empty() && self.tree.dir(dir).is_doomed() {
             self.tree.dir_mut(dir).deletion().keep();
         }
         for incomplete in update.incomplete {
-            self.handle_incomplete(&job, incomplete);
+            self.handle_incomplete(worker, node, &job, incomplete);
         }
         for (names, origin) in update.subdirs.into_lists() {
             if !names.is_empty() {
@@ -128,7 +135,7 @@ impl Scheduler {
             self.begin_chunked(dir, file, lead);
         }
         let checksums = update.checksums;
-        self.settle_leads(dir, leads, &update.errors, &checksums);
+        self.settle_leads(dir, leads, &failed, &checksums);
         if update.is_done
             && let Some(mut running) = self.end_job(update.job)
         {
@@ -136,7 +143,38 @@ impl Scheduler {
             if is_sync {
                 self.end_sync(&job, update.errors.first().map(|error| error.error));
             }
+            if let Some(error) = deferred {
+                return self.defer_job(worker, &running, error);
+            }
             self.on_job_done(running, &update.errors, &checksums);
+        }
+    }
+
+    /// Returns the error that keeps a job from being done, if the job is to be tried again later.
+    fn deferred_error(&mut self, job: &Job, update: &JobUpdate) -> Option<EntryError> {
+        let whole = || update.errors.iter().filter(|error| error.name.is_none());
+        let first = whole().next().filter(|_| update.is_done)?;
+        // A list of names is deferred if the job could not even begin. What is settled counts.
+        let is_listing = matches!(
+            job.kind,
+            JobKind::Directory { .. } | JobKind::FinishDirectory { .. }
+        );
+        let is_untouched = update.number == 0
+            && update.errors.len() == 1
+            && update.counts == Counts::default()
+            && !update.has_children();
+        if !is_listing && !is_untouched {
+            return None;
+        }
+        let may_defer = whole().all(|error| self.may_defer_job(job, error));
+        may_defer.then(|| first.clone())
+    }
+
+    /// Notes that a job ended early, because the run ends.
+    fn note_cut(&mut self, job: &Job, update: &JobUpdate) {
+        if update.is_cut {
+            self.has_cut = true;
+            self.has_unlisted |= matches!(job.kind, JobKind::Directory { .. });
         }
     }
 
@@ -157,7 +195,10 @@ impl Scheduler {
     /// Notes entries that could not become hard links.
     fn note_unlinked(&mut self, job: &Job, update: &JobUpdate) {
         if let (Some(name), None) = (&update.unlinked, &self.first_unlinked) {
-            self.first_unlinked = Some(self.source_path(job, Some(name)));
+            let path = self
+                .ui
+                .path(Side::Source, job.target, &job.path, Some(name));
+            self.first_unlinked = Some(path);
         }
         if let (Some(name), JobKind::HardLinks { leader, .. }) = (&update.next_leader, &job.kind) {
             let next = Leader {
@@ -187,136 +228,12 @@ impl Scheduler {
             return;
         }
         let label = self.engine.label(worker);
-        if let Err(error) = self.ui.print_entries(&label, job.target, &job.path, lines) {
-            self.summary.failed += 1;
-            self.ui.warn_stdout_failed(&error);
-        }
+        self.ui.print_entries(&label, job.target, &job.path, lines);
     }
 
     /// Prints the entries that filters leave out.
     pub(super) fn print_excluded(&mut self, target: u32, dir: &RelPath, excluded: &[Excluded]) {
-        if let Err(error) = self.ui.print_excluded(target, dir, excluded) {
-            self.summary.failed += 1;
-            self.ui.warn_stdout_failed(&error);
-        }
-    }
-
-    fn handle_error(&mut self, node: NodeKey, job: &Job, error: &EntryError) {
-        if let Some(name) = &error.name {
-            self.give_up_suspect(node, name);
-        }
-        if error.error.reason == Reason::Stopped {
-            return;
-        }
-        if let JobKind::Chunk { .. } = job.kind
-            && let Some(file) = self.tree.chunked_mut(node)
-        {
-            if error.error.reason == Reason::Changed {
-                // The commit looks at the source once more.
-                file.has_changed = true;
-                return;
-            }
-            if error.error.reason == Reason::Differs && file.file.is_comparison() {
-                file.has_changed = true;
-                // The chunk that differs is still pending, so the node does not complete here.
-                for _ in 0..self.queue.drop_chunks(node) {
-                    self.complete_one(node);
-                }
-                return;
-            }
-            if !self.fail_chunked(node) {
-                return;
-            }
-        }
-        if self.will_make_room(job, error) {
-            return;
-        }
-        if error.name.is_some() || self.tree.dir_mut(node).add_error(error.error) {
-            self.report_error(job, error);
-        }
-    }
-
-    /// Prints and counts an error.
-    pub(super) fn report_error(&mut self, job: &Job, error: &EntryError) {
-        if self.is_root_gone(job, &error.error) {
-            return;
-        }
-        self.note_incomplete_source(error);
-        self.summary.failed += 1;
-        self.summary.moved += u64::from(error.error.is_moving_source());
-        self.ui.print_entry_error(job.target, &job.path, error);
-        if error.error.is_full_destination() {
-            self.summary.is_full = true;
-            self.stop();
-        }
-    }
-
-    /// Reports metadata that an entry lacks, if that is known to be its own failure.
-    fn handle_incomplete(&mut self, job: &Job, mut incomplete: Incomplete) {
-        self.refusals.take_known_failures(&mut incomplete);
-        let is_gone = incomplete
-            .errors()
-            .any(|error| self.is_root_gone(job, &CopyError::new(error.step, error.reason)));
-        if is_gone {
-            self.uncount(incomplete.outcome, 1);
-            return;
-        }
-        if !incomplete.failures.is_empty() {
-            self.fail_counted(incomplete.outcome.take(), 1);
-            let name = incomplete.name.as_ref();
-            self.ui
-                .print_incomplete(job.target, &job.path, name, &incomplete.failures);
-        }
-        self.refusals.add(job, incomplete);
-    }
-
-    /// Counts entries as failed that were counted otherwise before.
-    fn fail_counted(&mut self, outcome: Option<Outcome>, entries: u64) {
-        self.summary.failed += entries;
-        self.uncount(outcome, entries);
-    }
-
-    /// Takes entries out of the count that they are in.
-    fn uncount(&mut self, outcome: Option<Outcome>, entries: u64) {
-        let counts = &mut self.summary.counts;
-        let counted = match outcome {
-            Some(Outcome::Copied) => &mut counts.copied,
-            Some(Outcome::Unchanged) => &mut counts.unchanged,
-            Some(Outcome::Skipped) => &mut counts.skipped,
-            Some(Outcome::Deleted) => &mut counts.deleted,
-            None => return,
-        };
-        *counted = counted.saturating_sub(entries);
-    }
-
-    /// Judges the refusals at the end of the run, and prints and counts them.
-    pub(super) fn conclude_refusals(&mut self) {
-        let verdict = self.refusals.decide();
-        for Failure { entry, errors } in &verdict.failures {
-            let name = entry.name.as_ref();
-            self.ui
-                .print_incomplete(entry.target, &entry.dir, name, errors);
-        }
-        let mut failed = 0;
-        for (outcome, entries) in verdict.failed {
-            self.fail_counted(outcome, entries);
-            failed += entries;
-        }
-        let more = failed.saturating_sub(verdict.failures.len() as u64);
-        if more > 0 {
-            self.ui.error(&format!(
-                "and {more} more entries whose metadata could not be set"
-            ));
-        }
-        for (kind, lack) in verdict.lacking {
-            let first = self.ui.show(
-                Side::Destination,
-                lack.target,
-                &lack.dir,
-                lack.name.as_ref(),
-            );
-            self.ui.warn_lacking(kind, lack.entries, &first);
-        }
+        self.ui.print_excluded(target, dir, excluded);
     }
 
     fn on_job_done(&mut self, running: Running, errors: &[EntryError], checksums: &[FileChecksum]) {
@@ -424,16 +341,12 @@ impl Scheduler {
         &mut self,
         dir: NodeKey,
         leads: VecDeque<(Name, FileId)>,
-        errors: &[EntryError],
+        failed: &Failed,
         checksums: &[FileChecksum],
     ) {
         for (name, id) in leads {
-            let is_of = |error: &EntryError| error.name.as_ref().is_none_or(|it| *it == name);
-            if errors
-                .iter()
-                .any(|error| is_of(error) && !error.error.is_copied())
-            {
-                self.on_leader_failed(id);
+            if let Some(is_deferred) = failed.has(&name) {
+                self.on_leader_failed(id, is_deferred);
             } else {
                 let checksum = checksum_of(checksums, &name);
                 self.on_leader_copied(dir, name, id, checksum);
@@ -442,8 +355,8 @@ impl Scheduler {
     }
 
     /// Lets the next name of the group lead. It was counted as pending while it waited.
-    pub(super) fn on_leader_failed(&mut self, id: FileId) {
-        if let Some(next) = self.hard_links.leader_failed(id) {
+    pub(super) fn on_leader_failed(&mut self, id: FileId, is_deferred: bool) {
+        if let Some(next) = self.hard_links.leader_failed(id, is_deferred) {
             let names = Names::one(next.kind, next.name.as_bytes());
             self.push_leaders(next.dir, names, VecDeque::from([(next.name, id)]));
         }
@@ -518,13 +431,14 @@ impl Scheduler {
         if !file.file.is_comparison() {
             self.context.scoreboard.end_chunked();
         }
+        let is_deferred = file.is_deferred;
         match file.leads.take() {
             Some(id) if is_copied => {
                 let name = file.file.name.clone();
                 let checksum = checksum_of(checksums, &name);
                 self.on_leader_copied(dir, name, id, checksum);
             }
-            Some(id) => self.on_leader_failed(id),
+            Some(id) => self.on_leader_failed(id, is_deferred),
             None => {}
         }
     }

@@ -166,7 +166,8 @@ impl Scheduler {
         let is_discarded = matches!(running.job.kind, JobKind::DiscardUnsynced { .. });
         let is_known = is_discarded || is_chunked && !self.fail_chunked(running.node);
         if !is_known {
-            self.report_given_up(&running, entry.clone(), CopyError::new(step, reason));
+            let error = CopyError::new(step, reason);
+            self.report_given_up(worker, &running, entry.clone(), error);
         }
         let directory = self.tree.dir_mut(running.node);
         directory.hand_out(entry.clone());
@@ -182,7 +183,13 @@ impl Scheduler {
 
     /// Reports everything that is given up with a job. That is one entry, or all remaining entries
     /// and the directory.
-    fn report_given_up(&mut self, running: &Running, entry: Option<Name>, error: CopyError) {
+    fn report_given_up(
+        &mut self,
+        worker: usize,
+        running: &Running,
+        entry: Option<Name>,
+        error: CopyError,
+    ) {
         let is_of_directory = entry.is_none();
         let mut names: Vec<Name> = entry.into_iter().collect();
         let mut is_directory_named = false;
@@ -211,7 +218,7 @@ impl Scheduler {
             names.extend(missing.iter().map(|(_, name)| Name::new(name.to_bytes())));
         }
         if is_directory_named && self.tree.dir_mut(running.node).add_error(error) {
-            self.report_error(&running.job, &EntryError::new(None, error));
+            self.report_error(worker, &running.job, &EntryError::new(None, error));
         }
         // If the directory is listed again, these are not examined again.
         self.tree
@@ -219,7 +226,7 @@ impl Scheduler {
             .hand_out(names.iter().cloned());
         for name in names {
             let name = Some(name);
-            self.report_error(&running.job, &EntryError::new(name, error));
+            self.report_error(worker, &running.job, &EntryError::new(name, error));
         }
     }
 
@@ -238,7 +245,7 @@ impl Scheduler {
                 let (leads, lost): (VecDeque<_>, VecDeque<_>) =
                     running.leads.into_iter().partition(is_left);
                 for (_, id) in lost {
-                    self.on_leader_failed(id);
+                    self.on_leader_failed(id, false);
                 }
                 if names.is_empty() {
                     return self.complete_one(node);
@@ -305,7 +312,7 @@ impl Scheduler {
         let (lost_leads, leads): (VecDeque<_>, VecDeque<_>) =
             running.leads.into_iter().partition(is_lost);
         for (_, id) in lost_leads {
-            self.on_leader_failed(id);
+            self.on_leader_failed(id, false);
         }
         for (files, leads, is_lost) in [(files, leads, false), (lost, VecDeque::new(), true)] {
             if files.is_empty() {
@@ -357,6 +364,11 @@ impl Scheduler {
 }
 
 impl Running {
+    /// Returns the names of the job that are neither settled nor given away.
+    pub(super) fn unsettled(&self, names: Names) -> Names {
+        self.remaining(names, &GivenUp::Nothing)
+    }
+
     /// Returns the names of the job that are neither settled, given away nor given up.
     fn remaining(&self, mut names: Names, given_up: &GivenUp) -> Names {
         names.split_off(self.shared);

@@ -16,7 +16,8 @@ use crate::fs::open::DIRECTORY;
 use crate::fs::path::RelPath;
 use crate::protocol::Job;
 use crate::protocol::error::{CopyError, Reason};
-use crate::ui::Side;
+use crate::quote::quote;
+use crate::ui::{About, Kind as MessageKind, Side};
 
 /// How long a root may take to answer. The parent waits that long once for each root that hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
@@ -103,17 +104,24 @@ impl Scheduler {
         if self.summary.gone.is_some() {
             return true;
         }
-        if self.phase != Phase::Running {
+        if let Phase::Stopping { .. } = self.phase {
             return false;
         }
         for side in [first, first.other()] {
             if let Health::Gone(errno) = self.roots.examine(self.context, target, side) {
-                let path = self.ui.show(side, target, &RelPath::default(), None);
+                let path = self.ui.path(side, target, &RelPath::default(), None);
                 let reason = Reason::from(errno);
-                self.ui.error(&format!(
-                    "{path}: {} is gone: {reason}; stopped",
+                let about = About {
+                    path: Some(&path),
+                    ..About::default()
+                };
+                let line = format!(
+                    "{}: {} is gone: {reason}; stopped",
+                    quote(&path),
                     side.name()
-                ));
+                );
+                self.ui
+                    .say(MessageKind::Error, &line, &about.failed(error.step, reason));
                 self.summary.gone = Some(side);
                 self.stop();
                 return true;

@@ -14,6 +14,7 @@ use crate::protocol::entry::Unsynced;
 use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;
+use crate::ui::{About, Kind as MessageKind};
 
 /// How long a stopped run waits for its workers. They check whether to stop after each chunk of
 /// a file.
@@ -23,6 +24,8 @@ const TIDY_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long it tidies up once that has begun. On a network file system tidying up can take seconds.
 /// A second signal ends it at once.
 const LONGEST_TIDY: Duration = Duration::from_secs(5);
+/// A run whose time is over does not wait for workers that have made no progress for so long.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Factor for [`STOP_TIMEOUT`] if the destination is full, because no user waits for the prompt.
 const PATIENCE_IF_FULL: u32 = 100;
 
@@ -53,16 +56,52 @@ impl Unfinished {
 
 impl Scheduler {
     pub(super) fn stop(&mut self) {
-        if self.phase == Phase::Running {
+        if !self.is_stopping() {
             let since = self.engine.now();
             self.phase = Phase::Stopping { since };
             self.context.scoreboard.stop();
+            self.give_up_deferred();
             self.drop_queue();
         }
     }
 
-    /// Drops the queue, except for directories that only need their metadata.
+    pub(super) fn is_stopping(&self) -> bool {
+        matches!(self.phase, Phase::Stopping { .. })
+    }
+
+    /// Begins no more entries once the time of `--stop-after` is over, and stops when those that were
+    /// begun are done.
+    pub(super) fn check_time(&mut self) {
+        let now = self.engine.now();
+        let limit = self.context.config.limits.stop_after;
+        if self.phase == Phase::Running
+            && let Some(limit) = limit.filter(|limit| now - self.started >= *limit)
+        {
+            self.phase = Phase::Finishing;
+            self.summary.time_limit = Some(limit);
+            self.context.scoreboard.finish();
+            self.give_up_deferred();
+            self.drop_queue();
+        }
+        let scoreboard = self.context.scoreboard;
+        let working = (0..self.engine.started()).filter(|&it| scoreboard.slot(it).job().is_some());
+        if self.phase == Phase::Finishing && self.queue.is_empty() {
+            // One that hangs is not waited for.
+            let hanging = self.watchdog.stalled(now, FINISH_TIMEOUT);
+            if self.engine.busy() == 0 || hanging > 0 && hanging >= working.count() {
+                self.stop();
+            }
+        }
+    }
+
+    /// Drops the queue, except for directories that only need their metadata, and in a run that
+    /// finishes what it has begun, except for that.
     pub(super) fn drop_queue(&mut self) {
+        self.has_unlisted |= self.queue.has_listings();
+        if self.phase == Phase::Finishing {
+            self.has_cut |= self.queue.drop_new();
+            return;
+        }
         for job in self.queue.drop_rest() {
             let names = match job.kind {
                 JobKind::Remove { name } => vec![name],
@@ -90,10 +129,10 @@ impl Scheduler {
     }
 
     pub(super) fn fail_without_workers(&mut self) {
-        if self.phase == Phase::Running {
-            self.summary.failed += 1;
+        if !self.is_stopping() {
+            self.summary.has_no_workers = true;
             let what = "all workers died and none can be started; run pcopy again to resume";
-            self.ui.error(what);
+            self.ui.say(MessageKind::Error, what, &About::default());
             self.stop();
         }
     }
@@ -286,7 +325,7 @@ impl Scheduler {
     pub(super) fn shut_down(&mut self) -> u64 {
         let is_impatient = self.summary.signal.is_some();
         let timeout = match self.phase {
-            Phase::Running => STOP_TIMEOUT,
+            Phase::Running | Phase::Finishing => STOP_TIMEOUT,
             Phase::Stopping { .. } => TIDY_TIMEOUT,
         };
         let kill_timeout = if is_impatient {

@@ -60,6 +60,8 @@ pub(super) struct Sample {
     pub(super) waiting: usize,
     /// A worker has found that copying is work for the processor.
     pub(super) is_opened: bool,
+    /// Workers wait because of `--bwlimit`. What they bring says nothing of the device.
+    pub(super) is_throttled: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -200,6 +202,10 @@ impl Throughput {
         if sample.is_opened && self.limit != Limit::Open {
             self.open();
         }
+        if sample.is_throttled {
+            self.pause(sample);
+            return (self.limit != before).then_some(self.limit);
+        }
         match sample.asleep {
             // Nothing to measure: nobody works.
             None => {
@@ -232,6 +238,20 @@ impl Throughput {
         };
         self.limit = Limit::Open;
         self.phase = Phase::Open { asleep: 0 };
+    }
+
+    /// Begins the present window anew. What was tried is given up.
+    fn pause(&mut self, sample: &Sample) {
+        self.awake = 0;
+        match &mut self.phase {
+            Phase::Open { asleep } => *asleep = 0,
+            Phase::Rest { from, .. } => *from = Mark::of(sample),
+            Phase::Measure { .. } => self.measure(sample),
+            Phase::Probe { known, .. } => {
+                self.limit = Limit::Permits(known.permits);
+                self.measure(sample);
+            }
+        }
     }
 
     fn measure(&mut self, sample: &Sample) {
@@ -470,6 +490,7 @@ mod tests {
                     asleep: Some(if is_chance { 0.2 } else { 0.9 }),
                     waiting,
                     is_opened: false,
+                    is_throttled: false,
                 });
             }
             shares.push((done - before) / (device.best() * (now - start).as_secs_f64()));
@@ -554,6 +575,7 @@ mod tests {
             asleep: Some(0.1),
             waiting: 1,
             is_opened: false,
+            is_throttled: false,
         };
         let mut look = |asleep, is_opened| {
             sample.now += LOOK;
@@ -579,6 +601,29 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_decided_while_the_bandwidth_is_used_up() {
+        let mut throughput = Throughput::new(MAX);
+        let mut work = 0;
+        for look in 0..5000_u32 {
+            // Sometimes a worker has just got its turn, and nobody waits.
+            work += 100_000;
+            let sample = Sample {
+                now: LOOK * look,
+                requests: u64::from(look) * 4,
+                work,
+                asleep: Some(0.9),
+                waiting: MAX - 1,
+                is_opened: false,
+                is_throttled: look % 10 != 9,
+            };
+            throughput.update(&sample);
+            if sample.is_throttled {
+                assert_eq!(throughput.limit(), Limit::Permits(1), "at look {look}");
+            }
+        }
+    }
+
+    #[test]
     fn nothing_is_decided_while_nobody_works() {
         let mut throughput = Throughput::new(MAX);
         for look in 0..1000 {
@@ -589,6 +634,7 @@ mod tests {
                 asleep: None,
                 waiting: 0,
                 is_opened: false,
+                is_throttled: false,
             };
             assert_eq!(throughput.update(&sample), None);
         }

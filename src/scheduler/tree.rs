@@ -62,6 +62,8 @@ pub(super) enum Listing {
     /// Its worker was lost. It is repeated when nothing else of the directory is pending, so that
     /// no entry is worked on twice at a time.
     Repeat(Listed),
+    /// It failed, and is repeated at the end of the run.
+    Deferred(Listed),
     Done,
 }
 
@@ -93,6 +95,8 @@ pub(super) struct Chunked {
     /// A worker saw the source change.
     pub(super) has_changed: bool,
     pub(super) has_failed: bool,
+    /// It is copied again at the end of the run.
+    pub(super) is_deferred: bool,
     /// The job that commits or discards it is queued or running.
     is_settling: bool,
 }
@@ -213,6 +217,7 @@ impl Tree {
             leads,
             has_changed: false,
             has_failed: false,
+            is_deferred: false,
             is_settling: false,
         };
         self.insert(Some(parent), chunks as u64, NodeKind::Chunked(chunked))
@@ -316,6 +321,26 @@ impl Tree {
         } else {
             Next::Wait
         }
+    }
+
+    /// Returns the job that lists a directory, of which that job is pending.
+    pub(super) fn listing_job(&mut self, key: NodeKey) -> JobKind {
+        let has_others = self.nodes[key].pending > 1;
+        let mut job = self.dir_mut(key).listing_job();
+        if let JobKind::Directory { resume, .. } = &mut job {
+            resume.is_shared = has_others;
+        }
+        job
+    }
+
+    /// Returns the directories whose listings wait to be repeated.
+    pub(super) fn repeats(&self) -> Vec<NodeKey> {
+        let is_repeat = |(_, node): &(NodeKey, &Node)| match &node.kind {
+            NodeKind::Directory(directory) => matches!(directory.listing, Listing::Repeat(_)),
+            NodeKind::Chunked(_) => false,
+        };
+        let repeats = self.nodes.iter().filter(is_repeat);
+        repeats.map(|(key, _)| key).collect()
     }
 
     /// Completes one pending item of a node.
@@ -427,13 +452,16 @@ impl Directory {
             return JobKind::EmptyDirectory;
         }
         let listed = match std::mem::replace(&mut self.listing, Listing::Done) {
-            Listing::Running(listed) | Listing::Repeat(listed) => listed,
+            Listing::Running(listed) | Listing::Repeat(listed) | Listing::Deferred(listed) => {
+                listed
+            }
             Listing::Done => Listed::default(),
         };
         let resume = Resume {
             reported: listed.entries,
             skip: listed.handed_out.clone(),
             is_announced: listed.is_announced,
+            is_shared: false,
         };
         self.listing = Listing::Running(listed);
         JobKind::Directory {
@@ -445,7 +473,9 @@ impl Directory {
     /// Remembers that other jobs have these entries, or that they failed, for as long as the
     /// directory may be listed again.
     pub(super) fn hand_out(&mut self, names: impl IntoIterator<Item = Name>) {
-        if let Listing::Running(listed) | Listing::Repeat(listed) = &mut self.listing {
+        if let Listing::Running(listed) | Listing::Repeat(listed) | Listing::Deferred(listed) =
+            &mut self.listing
+        {
             listed.handed_out.extend(names);
         }
     }
@@ -471,7 +501,7 @@ impl Directory {
     pub(super) fn own_entries(&self) -> Names {
         match &self.listing {
             Listing::Running(listed) | Listing::Repeat(listed) => listed.own.clone(),
-            Listing::Done => Names::default(),
+            Listing::Deferred(_) | Listing::Done => Names::default(),
         }
     }
 

@@ -1,9 +1,11 @@
 //! Memory that the parent and all workers share, whether the workers are threads or processes.
 //!
-//! Four things live in it: who has claimed which job ([`claims`]), who may copy contents
-//! ([`gate`]), what each worker is doing ([`slot`]), and a few words for all workers. Nothing here
-//! costs a system call, and the parent can still read what a dead worker wrote last.
+//! Five things live in it: who has claimed which job ([`claims`]), who may copy contents
+//! ([`gate`]) and how fast ([`bandwidth`]), what each worker is doing ([`slot`]), and a few words
+//! for all workers. Nothing here costs a system call, and the parent can still read what a dead
+//! worker wrote last.
 
+pub(crate) mod bandwidth;
 pub(crate) mod claims;
 pub(crate) mod gate;
 mod slot;
@@ -13,6 +15,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::fs::sys;
+use bandwidth::Bandwidth;
 use claims::Claims;
 use gate::Gate;
 use slot::SLOT_WORDS;
@@ -22,12 +25,15 @@ pub(crate) use slot::{GateState, WorkerSlot, WriteTarget};
 const CHUNKED_AT_ONCE: u64 = 16;
 
 const STOP: usize = 0;
+const STOPPING: u64 = 1;
+const FINISHING: u64 = 2;
 const WANTED: usize = 1;
 const CHUNKED: usize = 2;
 const RUN: usize = 3;
-const DELETED: usize = 4;
-const SYNC_ALONE: usize = 5;
-const COMMON_WORDS: usize = 6;
+const BANDWIDTH: usize = 4;
+const DELETED: usize = 5;
+const SYNC_ALONE: usize = 6;
+const COMMON_WORDS: usize = 7;
 
 /// The shared memory of one run.
 #[derive(Clone, Copy)]
@@ -36,6 +42,7 @@ pub(crate) struct Scoreboard {
     slots: &'static [AtomicU64],
     pub(crate) claims: Claims,
     pub(crate) gate: Gate,
+    pub(crate) bandwidth: Bandwidth,
 }
 
 impl Scoreboard {
@@ -45,8 +52,10 @@ impl Scoreboard {
     /// # Errors
     /// ENOMEM.
     pub(crate) fn new(workers: usize, jobs: usize, permits: usize) -> io::Result<Self> {
+        let common = sys::shared_words(COMMON_WORDS)?;
         Ok(Self {
-            common: sys::shared_words(COMMON_WORDS)?,
+            common,
+            bandwidth: Bandwidth::new(&common[BANDWIDTH]),
             slots: sys::shared_words(workers * SLOT_WORDS)?,
             claims: Claims::new(sys::shared_words(jobs)?),
             gate: Gate::new(sys::shared_words(permits + 1)?, sys::shared_futex()?),
@@ -64,10 +73,20 @@ impl Scoreboard {
 
     /// Tells all workers to stop.
     pub(crate) fn stop(&self) {
-        self.common[STOP].store(1, Release);
+        self.common[STOP].store(STOPPING, Release);
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
+        self.common[STOP].load(Relaxed) == STOPPING
+    }
+
+    /// Tells all workers to begin no more entries.
+    pub(crate) fn finish(&self) {
+        let _ = self.common[STOP].compare_exchange(0, FINISHING, Release, Relaxed);
+    }
+
+    /// Returns true if no more entries are to be begun.
+    pub(crate) fn is_finishing(&self) -> bool {
         self.common[STOP].load(Relaxed) != 0
     }
 

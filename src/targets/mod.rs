@@ -25,7 +25,9 @@ use self::mounts::Mounts;
 pub(crate) use self::mounts::mount_options;
 use self::overlap::Overlap;
 pub(crate) use self::resolve::SingleFile;
-use self::resolve::{Resolved, is_link, parent_of, quote_path, refuse_missing_parent, resolve};
+use self::resolve::{
+    Resolved, is_link, parent_of, quote_path, refuse_below_file, refuse_missing_parent, resolve,
+};
 use crate::config::{Config, Destination};
 use crate::filter::{Filter, Selection, load_selection};
 use crate::fs::names::{Offence, RefusedName, Refuser, may_be_refusal};
@@ -115,6 +117,7 @@ impl Targets {
                 filter.add_target(dir)?;
             }
         }
+        refuse_below_file(&config.destination)?;
         let mounts = Mounts::read();
         let overlap = Overlap::new(&sources, &mounts);
         for source in &sources {

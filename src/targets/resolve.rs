@@ -120,6 +120,29 @@ fn resolve_selection(config: &Config, selection: Selection) -> Result<Vec<Resolv
     Ok(vec![resolved])
 }
 
+/// Refuses a destination below something that is not a directory.
+pub(super) fn refuse_below_file(destination: &Destination) -> Result<()> {
+    let (Destination::Path(path) | Destination::Exactly(path) | Destination::Directory(path)) =
+        destination
+    else {
+        return Ok(());
+    };
+    let above = normalize(path);
+    for above in above.ancestors().skip(1) {
+        match fs::stat(above) {
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => bail!(
+                "cannot create the destination {}: {} is not a directory",
+                quote_path(path),
+                quote_path(above)
+            ),
+            // Other errors are reported when the destination is opened.
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a destination if more than its last component is missing. A disk that is not
 /// mounted looks so, and the copy must not fill the one below it.
 pub(super) fn refuse_missing_parent(destination: &Destination) -> Result<()> {

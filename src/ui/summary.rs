@@ -19,6 +19,8 @@ pub(super) mod exit {
     pub(crate) const MOVING_SOURCE: i32 = 3;
     /// A dry run found something to do, and was asked to say so.
     pub(crate) const DIFFERENT: i32 = 4;
+    /// The time was up, and nothing has failed.
+    pub(crate) const OUT_OF_TIME: i32 = 5;
 }
 
 /// A rate measured over less time is noise.
@@ -47,6 +49,16 @@ pub(crate) struct Summary {
     pub(crate) gone: Option<Side>,
     /// The signal that stopped the run.
     pub(crate) signal: Option<i32>,
+    /// The time after which the run had to end, if it was over before everything was done.
+    pub(crate) time_limit: Option<Duration>,
+    /// All workers died, and none could be started.
+    pub(crate) has_no_workers: bool,
+    /// Stdout, the log or the list of what failed could not be written.
+    pub(crate) has_lost_output: bool,
+    /// Every directory was listed.
+    pub(crate) is_listed: bool,
+    /// Workers that were started.
+    pub(crate) workers: usize,
 }
 
 impl Summary {
@@ -54,17 +66,43 @@ impl Summary {
     pub(crate) fn exit_status(&self, tells_difference: bool) -> i32 {
         match self.signal {
             Some(signal) => 128 + signal,
-            None if self.failed > self.moved
-                || self.is_full
-                || self.gone.is_some()
-                || self.has_kept =>
-            {
-                exit::FAILURES
-            }
+            None if self.has_failed() => exit::FAILURES,
+            None if self.is_out_of_time() => exit::OUT_OF_TIME,
             None if self.moved > 0 => exit::MOVING_SOURCE,
             None if self.is_different && tells_difference => exit::DIFFERENT,
             None => exit::SUCCESS,
         }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed > self.moved
+            || self.is_full
+            || self.gone.is_some()
+            || self.has_no_workers
+            || self.has_lost_output
+            || self.has_kept
+    }
+
+    pub(super) fn is_out_of_time(&self) -> bool {
+        self.time_limit.is_some()
+    }
+
+    /// Returns true if the run ended before everything was tried.
+    fn was_stopped(&self) -> bool {
+        self.signal.is_some()
+            || self.is_full
+            || self.gone.is_some()
+            || self.has_no_workers
+            || self.is_out_of_time()
+    }
+
+    /// Returns how many entries a stopped run has listed and neither copied nor failed.
+    pub(super) fn not_tried(&self) -> u64 {
+        if !self.was_stopped() {
+            return 0;
+        }
+        let ended = self.counts.done() + self.failed;
+        self.counts.found.saturating_sub(ended)
     }
 
     /// Formats the last lines of a run. They say only what is not zero.
@@ -122,6 +160,12 @@ impl Summary {
         } else if let Some(last) = parts.last_mut() {
             let _ = write!(last, " {time}");
         }
+        match self.not_tried() {
+            0 => {}
+            // Failed directories are no entries that were found.
+            rest if self.is_listed && self.failed == 0 => parts.push(format!("{rest} not tried")),
+            rest => parts.push(format!("at least {rest} not tried")),
+        }
         if self.replaced > 0 {
             parts.push(format!("{} replaced", plural(self.replaced, "worker")));
         }
@@ -129,7 +173,7 @@ impl Summary {
             let workers = plural(self.left_behind, "stuck worker");
             parts.push(format!("{workers} left behind"));
         }
-        Some(parts.join(", ") + ending)
+        Some(parts.join(", ") + &ending)
     }
 
     /// Formats what has failed, if anything has.
@@ -141,10 +185,10 @@ impl Summary {
             _ if moved >= failed => format!("{failed} vanished or changed meanwhile"),
             _ => format!("{failed} failed, {moved} of them vanished or changed meanwhile"),
         };
-        let advice = if is_dry_run {
-            ""
-        } else {
-            "; the same command tries them again"
+        let advice = match failed {
+            _ if is_dry_run => "",
+            1 => "; the same command tries it again",
+            _ => "; the same command tries them again",
         };
         Some(format!("{what} (named above){advice}"))
     }
@@ -153,8 +197,8 @@ impl Summary {
         self.replaced + self.left_behind
     }
 
-    fn ending(&self) -> &'static str {
-        if self.signal.is_some() {
+    fn ending(&self) -> String {
+        let ending = if self.signal.is_some() {
             "; interrupted, run again to resume"
         } else if self.is_full {
             "; stopped: destination is full"
@@ -163,6 +207,11 @@ impl Summary {
                 Side::Source => "; stopped: source is gone",
                 Side::Destination => "; stopped: destination is gone",
             }
+        } else if self.has_no_workers {
+            "; stopped: no workers"
+        } else if let Some(limit) = self.time_limit {
+            let limit = format_duration(limit);
+            return format!("; stopped after {limit} (--stop-after), run again to resume");
         } else if self.counts.copied == 0
             && self.counts.deleted == 0
             && self.counts.done() > 0
@@ -171,7 +220,8 @@ impl Summary {
             "; nothing to do"
         } else {
             ""
-        }
+        };
+        ending.to_owned()
     }
 }
 
@@ -235,6 +285,61 @@ mod tests {
             ..different
         };
         assert_eq!(failed.exit_status(true), 1);
+                let late = Summary {
+            time_limit: Some(Duration::from_secs(3600)),
+            ..summary
+        };
+        assert_eq!(late.exit_status(false), 5);
+        let late_and_moved = Summary {
+            time_limit: late.time_limit,
+            ..moved
+        };
+        assert_eq!(late_and_moved.exit_status(false), 5);
+        let late_and_failed = Summary {
+            time_limit: late.time_limit,
+            ..failed
+        };
+        assert_eq!(late_and_failed.exit_status(false), 1);
+        let unprinted = Summary {
+            has_lost_output: true,
+            ..moved
+        };
+        assert_eq!(unprinted.exit_status(false), 1);
+    }
+
+    #[test]
+    fn a_stopped_run_says_how_much_was_not_tried() {
+        let counts = Counts {
+            found: 100,
+            copied: 40,
+            unchanged: 5,
+            ..Counts::default()
+        };
+        let mut summary = Summary {
+            time_limit: Some(Duration::from_secs(90 * 60)),
+            ..with_counts(counts)
+        };
+        assert_eq!(
+            lines(&summary, 5400.0, false),
+            [
+                "40 files copied to /mnt/photos, 5 unchanged in 1:30:00 h, at least 55 not tried; \
+              stopped after 1:30:00 h (--stop-after), run again to resume"
+            ]
+        );
+        (summary.time_limit, summary.is_full) = (None, true);
+        (summary.is_listed, summary.failed) = (true, 1);
+        assert_eq!(
+            lines(&summary, 1.0, false),
+            [
+                "40 files copied to /mnt/photos, 5 unchanged in 1.0 s, at least 54 not tried; \
+              stopped: destination is full",
+                "1 failed (named above); the same command tries it again"
+            ]
+        );
+        summary.failed = 0;
+        assert!(lines(&summary, 1.0, false)[0].contains(", 55 not tried;"));
+        summary.is_full = false;
+        assert!(!lines(&summary, 1.0, false)[0].contains("not tried"));
     }
 
     #[test]

@@ -97,9 +97,9 @@ impl Worker {
         sink: &mut dyn ReportSink,
     ) -> Result<(), CopyError> {
         let mut dir = self.open_again(job)?;
-        self.for_each_name(names, sink, |worker, _, name| {
+        self.for_each_name(names, sink, |worker, kind, name| {
             if let Err(error) = worker.make_room_for(job, &mut dir, name) {
-                worker.add_error(Some(name), error);
+                worker.add_error(Some((kind, name)), error);
             }
         });
         Ok(())
@@ -271,7 +271,7 @@ impl Worker {
                 self.slot.add_outcome(Outcome::Deleted);
                 if self.context.config.prints(Decision::Delete) {
                     self.size += name.map_or(0, CStr::count_bytes) + 16;
-                    self.current.add_line(name, Decision::Delete, None);
+                    self.current.add_line(name, Decision::Delete, None, None);
                 }
             }
             Ok(Fate::Doomed) => {
@@ -284,7 +284,8 @@ impl Worker {
                 self.current.update.over_limit += 1;
                 self.current.update.has_kept = true;
             }
-            Err(error) => self.add_error(name, error),
+            // The kind matters only for copies that are tried again.
+            Err(error) => self.add_error(name.map(|name| (Kind::File, name)), error),
         }
     }
 }

@@ -27,6 +27,7 @@ impl Worker {
         resume: &Resume,
         sink: &mut dyn ReportSink,
     ) -> Result<(), CopyError> {
+        self.current.is_shared = resume.is_shared;
         let mut dir = match self.open(job) {
             Err(error) if error.step == Step::OpenDirectory => {
                 self.finish_unreadable(job);
@@ -47,7 +48,7 @@ impl Worker {
         if !resume.is_announced
             && !is_landing
             && (config.prints(decision) || items.is_some()) {
-            self.current.add_line(None, decision, items);
+            self.current.add_line(None, decision, items, None);
         }
         if !is_landing {
             self.copier.unseal_dir(&dir);
@@ -65,7 +66,7 @@ impl Worker {
             }
         }
         let is_unfinished = self.current.has_children() || !self.current.unsynced.is_empty();
-        if is_unfinished || self.context.scoreboard.is_stopping() {
+        if is_unfinished || self.should_end() {
             self.current.update.unfinished = Some(Box::new(stat));
             return Ok(());
         }
@@ -137,6 +138,11 @@ impl Worker {
         loop {
             self.list_more(dir, &mut listed, &mut remaining, sink);
             if remaining.len() == 0 || self.should_end() {
+                self.current.update.is_cut = self.should_end();
+                if self.context.config.limits.retries > 0 {
+                    // If the directory fails, it is listed again from here.
+                    self.current.update.progress = listed_progress(listed.entries);
+                }
                 let entries = listed.entries;
                 match listed.result() {
                     // A directory that was removed has no links.
@@ -181,7 +187,7 @@ impl Worker {
             if !listed.advance() {
                 break;
             }
-            let name = listed.name().to_owned();
+            let (name, kind) = (listed.name().to_owned(), listed.kind());
             let excluded = self.current.update.excluded.len();
             let candidate = self.choose(dir, listed);
             self.current.update.excluded.truncate(excluded);
@@ -200,7 +206,7 @@ impl Worker {
                     self.current.update.checksums.truncate(checksums);
                     self.after_entry(|| listed_progress(reported), sink);
                 }
-                Err(error) => self.add_error(Some(&name), error),
+                Err(error) => self.add_error(Some((kind, &name)), error),
             }
         }
         self.copier.is_synced_alone = false;
@@ -235,7 +241,7 @@ impl Worker {
                 return;
             }
             let candidate = self.choose(dir, listed);
-            let name = listed.name();
+            let (name, kind) = (listed.name(), listed.kind());
             match candidate {
                 Ok(None) => {}
                 Ok(Some(Candidate { kind, .. })) if kind == Kind::Directory => {
@@ -246,7 +252,7 @@ impl Worker {
                     remaining.extend(|names| names.push(kind, name.to_bytes()));
                     self.order.add(inode);
                 }
-                Err(error) => self.add_error(Some(name), error),
+                Err(error) => self.add_error(Some((kind, name)), error),
             }
             let is_wanted = || self.context.scoreboard.take_wanted();
             if is_report_full(self.size) || self.current.has_unreported_subdirs() && is_wanted() {
@@ -261,12 +267,12 @@ impl Worker {
             Ok(false) => {}
             Ok(true) => {
                 if self.context.config.prints(Decision::SkipMissing) {
-                    self.current.add_line(Some(name), Decision::SkipMissing, None);
+                    self.current.add_line(Some(name), Decision::SkipMissing, None, None);
                 }
                 return self.slot.begin_dir();
             }
             Err(error) => {
-                self.add_error(Some(name), error);
+                self.add_error(Some((Kind::Directory, name)), error);
                 return self.slot.begin_dir();
             }
         }
@@ -281,7 +287,7 @@ impl Worker {
                 list.push(Kind::Directory, name.to_bytes());
                 self.size += name.count_bytes();
             }
-            Err(error) => self.add_error(Some(name), error),
+            Err(error) => self.add_error(Some((Kind::Directory, name)), error),
         }
         if let Some(ids) = self.current.dir_ids.take() {
             self.current.update.dir_ids = Some(ids);
@@ -313,7 +319,12 @@ impl Worker {
             let Some((kind, name, next)) = remaining.first() else {
                 break;
             };
-            self.copy_entry(job, dir, kind, name, hard_links);
+            match self.kind_to_copy(dir, kind, name) {
+                // Only if it is tried again: a lister makes its subdirectories itself.
+                Ok(Kind::Directory) => self.make_subdir(dir, name),
+                Ok(kind) => self.copy_entry(job, dir, kind, name, hard_links),
+                Err(error) => self.add_error(Some((kind, name)), error),
+            }
             remaining.settle(next);
             self.after_entry(|| progress(remaining, listed.as_deref()), sink);
             self.settle_if_many(dir, job);
@@ -334,8 +345,10 @@ impl Worker {
             let slot = self.slot;
             temp::remove_leftovers(self.context, &dir, self.has_own_cwd, || slot.heartbeat());
         }
+        self.current.dir_ids = Some(dir.ids());
         let mut remaining = Remaining::new(names.clone());
         self.copy_entries(job, &mut dir, &mut remaining, None, hard_links, sink);
+        self.current.update.is_cut = remaining.len() > 0;
         self.sync_single(job, &dir)
     }
 }

@@ -97,6 +97,14 @@ impl<'a> Listed<'a> {
         }
     }
 
+    /// Returns the kind of the current entry, as far as the listing has it.
+    pub(super) fn kind(&self) -> Kind {
+        match &self.names {
+            Source::Directory(listing) => listing.last_read().map_or(Kind::File, |(kind, _)| kind),
+            Source::Selection(_) => Kind::File,
+        }
+    }
+
     /// Returns the error that ended the listing, if any.
     pub(super) fn result(self) -> Result<(), Errno> {
         match self.names {
@@ -146,7 +154,7 @@ impl Worker {
                 check_way(chosen, kind)
             });
             if let Err(error) = examined {
-                self.add_error(Some(&name), error);
+                self.add_error(Some((Kind::File, &name)), error);
             }
         }
     }
@@ -171,7 +179,7 @@ impl Worker {
         if let Some(errno) = error
             && !skip.contains(GITIGNORE.to_bytes())
         {
-            self.add_error(Some(GITIGNORE), CopyError::new(Step::Open, errno));
+            self.add_error(Some((Kind::File, GITIGNORE)), CopyError::new(Step::Open, errno));
         }
         Some(dir_filter)
     }
@@ -259,7 +267,7 @@ impl Worker {
     }
 
     /// Returns the kind of an entry as it is copied: a link that is followed is its target.
-    fn kind_to_copy(&self, dir: &DirPair, kind: Kind, name: &CStr) -> Result<Kind, CopyError> {
+    pub(super) fn kind_to_copy(&self, dir: &DirPair, kind: Kind, name: &CStr) -> Result<Kind, CopyError> {
         if kind != Kind::Symlink || !self.context.config.dereference {
             return Ok(kind);
         }

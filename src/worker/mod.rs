@@ -164,9 +164,9 @@ impl Worker {
         opened.map_err(|error| self.copier.explain_missing(target, &job.path, error))
     }
 
-    /// Returns true if the run is stopping.
+    /// Returns true if no more entries are to be begun.
     fn should_end(&self) -> bool {
-        self.context.scoreboard.is_stopping()
+        self.context.scoreboard.is_finishing()
     }
 
     /// Copies one entry and notes how it ended.
@@ -214,6 +214,7 @@ impl Worker {
 
     /// Notes how an entry ended.
     fn conclude(&mut self, kind: Kind, name: &CStr, result: Result<EntryResult, CopyError>) {
+        let size = self.copier.take_size();
         if result.is_ok() {
             self.current.settle_suspect(name);
         }
@@ -222,7 +223,7 @@ impl Worker {
         match result {
             Ok(EntryResult::Done(decision)) => {
                 let decision = self.current.as_counted(decision);
-                let has_failed = self.note_incomplete(Some(name), Some(decision.outcome()));
+                let has_failed = self.note_incomplete(Some((kind, name)), Some(decision.outcome()));
                 if !has_failed {
                     self.slot.add_outcome(decision.outcome());
                 }
@@ -238,7 +239,7 @@ impl Worker {
                 let items = self.copier.items.take();
                 if config.prints(decision) && !has_failed {
                     self.size += name.count_bytes() + size_of::<Line>();
-                    self.current.add_line(Some(name), decision, items);
+                    self.current.add_line(Some(name), decision, items, size);
                 }
             }
             Ok(EntryResult::HardLink(stat)) => {
@@ -255,7 +256,7 @@ impl Worker {
                 self.size += name.count_bytes() + size_of::<ChunkedFile>();
                 self.current.update.chunked.push(file);
             }
-            Err(error) => self.add_error(Some(name), error),
+            Err(error) => self.add_error(Some((kind, name)), error),
         }
         self.slot.end_entry();
     }
@@ -270,7 +271,7 @@ impl Worker {
     }
 
     /// Notes metadata of an entry that could not be kept. Returns true if the entry has failed.
-    fn note_incomplete(&mut self, name: Option<&CStr>, outcome: Option<Outcome>) -> bool {
+    fn note_incomplete(&mut self, entry: Option<(Kind, &CStr)>, outcome: Option<Outcome>) -> bool {
         let Issues { failures, refusals } = self.copier.take_issues();
         if failures.is_empty() && refusals.is_empty() {
             return false;
@@ -279,13 +280,18 @@ impl Worker {
         let errors = failures.iter().chain(refusals.iter().map(|it| &it.error));
         let attributes = errors.filter_map(|error| error.attribute.as_ref());
         let names: usize = attributes.map(|attribute| attribute.name.len()).sum();
-        self.size += name.map_or(0, CStr::count_bytes)
+        if entry.is_some() {
+            let may_pass = failures.iter().all(|error| error.reason.may_pass());
+            self.note_retry(has_failed && may_pass);
+        }
+        self.size += entry.map_or(0, |(_, name)| name.count_bytes())
             + names
             + size_of::<Incomplete>()
             + size_of::<MetadataError>() * failures.len()
             + size_of::<Refusal>() * refusals.len();
         self.current.update.incomplete.push(Incomplete {
-            name: name.map(|name| Name::new(name.to_bytes())),
+            name: entry.map(|(_, name)| Name::new(name.to_bytes())),
+            kind: entry.map(|(kind, _)| kind),
             outcome: outcome.filter(|_| !has_failed),
             failures,
             refusals,
@@ -362,6 +368,7 @@ impl Worker {
             remaining.settle(next);
             self.after_entry(|| remaining.progress(), sink);
         }
+        self.current.update.is_cut = remaining.len() > 0;
         self.sync_single(job, &dir)
     }
 
@@ -392,7 +399,7 @@ impl Worker {
         self.slot.begin_entry(file.name.as_bytes());
         let from = file.name.to_c_string();
         if let Err(error) = work(self, &mut dir, &from) {
-            self.add_error(Some(&from), error);
+            self.add_error(Some((Kind::File, &from)), error);
         }
         self.note_repeated(&from);
         Ok(())
@@ -418,15 +425,22 @@ impl Worker {
         fs::fsync(dir.destination()?).at(Step::Sync)
     }
 
-    fn add_error(&mut self, name: Option<&CStr>, error: CopyError) {
-        self.size += size_of::<EntryError>() + name.map_or(0, CStr::count_bytes);
+    /// Notes that something may be tried again at the end of the run.
+    fn note_retry(&mut self, may_pass: bool) {
+        let has_retries = self.context.config.limits.retries > 0;
+        self.current.may_be_retried |= may_pass && has_retries;
+    }
+
+    fn add_error(&mut self, entry: Option<(Kind, &CStr)>, error: CopyError) {
+        self.size += size_of::<EntryError>() + entry.map_or(0, |(_, name)| name.count_bytes());
+        self.note_retry(error.may_pass());
         if error.is_full_destination() {
             // Stops now, not when the parent reads the report: every further write would fail too.
             self.context.scoreboard.stop();
         }
         let twin = self.copier.twin.take();
         let twin = twin.filter(|_| error.reason == Reason::SameName);
-        self.current.add_error(name, error, twin);
+        self.current.add_error(entry, error, twin);
     }
 
     /// Sends an update after an entry, if one is due.

@@ -39,7 +39,10 @@ impl World {
     fn read(&mut self, outcome: &Outcome) -> Printed {
         let mut printed = Printed::default();
         for line in &outcome.err {
-            if line.ends_with("still waiting") || line.contains("none can be started") {
+            if line.ends_with("still waiting")
+                || line.contains("none can be started")
+                || line.contains(" failed for a reason that can pass; trying ")
+            {
                 continue;
             }
             if let Some(counts) = read_summary(line) {
@@ -101,6 +104,15 @@ impl World {
         inode.is_some_and(|inode| self.is_copy(inode, entry))
     }
 
+    /// Returns how many rounds of retries a directory and those above it may take.
+    fn rounds_until_listed(&self, dir: usize) -> u32 {
+        let dir = &self.tree.dirs[dir];
+        let above = dir
+            .parent
+            .map_or(0, |above| self.rounds_until_listed(above));
+        dir.passes + above
+    }
+
     fn has_died_twice(&self, dir: usize, name: Option<&[u8]>) -> bool {
         let place = (dir, name.map(<[u8]>::to_vec));
         self.deaths.get(&place).is_some_and(|&deaths| deaths >= 2)
@@ -123,7 +135,15 @@ impl World {
             if failures > 1 {
                 self.broke(Rule::FailsOnce, format!("{failures} of {shown}"));
             }
+            let rounds_above = self.rounds_until_listed(dir);
+            // A run that is stopped tries nothing again.
+            let most = if outcome.was_stopped {
+                0
+            } else {
+                outcome.retries
+            };
             let may_fail = matches!(trouble, Trouble::Fails | Trouble::ChunkFails(_))
+                || matches!(trouble, Trouble::Passes(times) if times + rounds_above > most)
                 || self.full.contains(&number)
                 || self.has_died_twice(dir, Some(&name))
                 || self.has_died_twice(dir, None);
@@ -209,7 +229,9 @@ impl World {
         for number in 0..self.tree.dirs.len() {
             let dir = self.dirs[number];
             let shown = self.tree.dirs[number].path.escape_ascii().to_string();
-            let may_fail = self.has_died_twice(number, None) || self.has_sync_failed;
+            let is_passing = self.rounds_until_listed(number) > outcome.retries;
+            let may_fail =
+                self.has_died_twice(number, None) || self.has_sync_failed || is_passing;
             if printed.failed_dirs.contains(&number) && !may_fail {
                 let messages: Vec<_> = outcome
                     .err
@@ -251,7 +273,8 @@ impl World {
             if sum > all + printed.failed_dirs.len() as u64 + 1 {
                 self.broke(Rule::SummaryAddsUp, shown);
             }
-            if outcome.status == 0 {
+            let entries = 0..self.tree.entries.len();
+            if outcome.status == 0 && !entries.into_iter().all(|entry| self.is_complete(entry)) {
                 self.broke(Rule::ExitStatus, "0 of a run that was stopped");
             }
             return;

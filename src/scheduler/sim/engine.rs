@@ -242,7 +242,7 @@ impl Engine for SimEngine {
                 resume_unwind(Box::new(Hung));
             }
             let scoreboard = env.context.scoreboard;
-            if scoreboard.is_stopping() {
+            if scoreboard.is_finishing() {
                 let destination = env.context.targets.list[0].destination_path.clone();
                 env.world.borrow_mut().begin_mirror(destination);
             }

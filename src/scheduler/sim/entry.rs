@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::env::Env;
 use super::tree::{CHUNK, Sort, Trouble};
-use super::worker::{Outcome, State, Worker, Writing, stat};
+use super::worker::{ETIMEDOUT, Outcome, State, Worker, Writing, stat};
 use crate::copy::temp;
 use crate::fs::path::Name;
 use crate::fs::stat::{FileId, FileStat};
@@ -24,6 +24,7 @@ impl Worker {
         let job = Arc::clone(&self.current().job);
         let is_listing = matches!(job.kind, JobKind::Directory { .. });
         if self.current().left == 0 || env.is_stopping() {
+            self.update.is_cut |= self.current().left > 0;
             if is_listing {
                 let current = self.current();
                 current.names.clear();
@@ -76,7 +77,14 @@ impl Worker {
         let name = self.current().name.clone();
         let entry = env.world.borrow().tree.entry(dir, &name);
         let trouble = env.world.borrow().tree.entries[entry].trouble;
+        let fails = env.world.borrow_mut().fails_for_now(dir, &name);
         match &job.kind {
+            JobKind::Chunk { .. } if fails => failed(Step::Read, ETIMEDOUT),
+            JobKind::Commit { file, .. } if fails => {
+                env.world.borrow_mut().remove(dir, file.temp.as_bytes());
+                failed(Step::Open, ETIMEDOUT)
+            }
+            JobKind::HardLinks { .. } if fails => failed(Step::Link, ETIMEDOUT),
             JobKind::Chunk { file, chunk } => {
                 State::Concluded(self.write_chunk(env, file, *chunk, trouble))
             }
@@ -95,7 +103,7 @@ impl Worker {
                 drop(world);
                 self.link(env, target, entry)
             }
-            _ => self.copy(env, entry, trouble),
+            _ => self.copy(env, entry, trouble, fails),
         }
     }
 
@@ -107,7 +115,7 @@ impl Worker {
         env.world.borrow().existing(current.dir, &current.name)
     }
 
-    fn copy(&mut self, env: &mut Env, entry: usize, trouble: Trouble) -> State {
+    fn copy(&mut self, env: &mut Env, entry: usize, trouble: Trouble, fails: bool) -> State {
         let dir = self.dir();
         let name = self.current().name.clone();
         let sort = env.world.borrow().tree.entries[entry].sort;
@@ -123,6 +131,9 @@ impl Worker {
         }
         if trouble == Trouble::Fails {
             return failed(Step::Open, EACCES);
+        }
+        if fails {
+            return failed(Step::Open, ETIMEDOUT);
         }
         let existing = self.existing(env);
         let is_same = existing.is_some_and(|inode| env.world.borrow().is_copy(inode, entry));
@@ -422,6 +433,7 @@ impl Worker {
                         name,
                         decision,
                         items: None,
+                        size: None,
                     });
                 }
             }

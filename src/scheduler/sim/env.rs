@@ -53,8 +53,9 @@ pub(super) struct Env {
 }
 
 impl Env {
+    /// Returns true if no more entries are to be begun.
     pub(super) fn is_stopping(&self) -> bool {
-        self.context.scoreboard.is_stopping()
+        self.context.scoreboard.is_finishing()
     }
 
     /// Returns true if files are synced in batches.

@@ -36,6 +36,7 @@ use crate::context::{Context, Identity};
 use crate::scoreboard::Scoreboard;
 use crate::signals::Signals;
 use crate::targets::Targets;
+use crate::ui::Outputs;
 use crate::ui::output::captured::{self, Stream};
 
 /// Seeds beyond the first thousand that have found faults.
@@ -49,6 +50,10 @@ struct Setup {
     stall_timeout: Option<u64>,
     root_existed: bool,
     is_durable: bool,
+    retries: u32,
+    has_passing_faults: bool,
+    /// In milliseconds.
+    stop_after: Option<usize>,
     faults: Faults,
 }
 
@@ -91,8 +96,20 @@ impl Setup {
             jobs: rng.range(1, 4),
             stall_timeout,
             root_existed: rng.chance(0.5),
+            retries: 0,
+            has_passing_faults: false,
+            stop_after: None,
             faults,
         }
+    }
+
+    /// Adds what came later, from another generator: each seed still stands for the same tree.
+    fn add_limits(&mut self, rng: &mut Rng) {
+        self.has_passing_faults = rng.chance(0.4);
+        if self.has_passing_faults {
+            self.retries = rng.pick(&[0, 1, 2, 3]);
+        }
+        self.stop_after = rng.chance(0.08).then(|| rng.range(1, 40));
     }
 }
 
@@ -105,6 +122,8 @@ impl Setup {
             (faults.crash > 0.0, " crash"),
             (faults.send > 0.0, " send"),
             (faults.stall > 0.0, " stall"),
+            (self.has_passing_faults, " passing"),
+            (self.stop_after.is_some(), " time"),
             (faults.signal_at.is_some(), " signal"),
             (faults.full_at.is_some(), " full"),
             (self.is_durable, " fsync"),
@@ -122,7 +141,9 @@ impl Setup {
 /// Simulates one run and returns the broken rules.
 fn simulate(seed: u64) -> (Setup, Vec<Broken>) {
     let mut rng = Rng::new(seed);
-    let setup = Setup::random(seed, &mut rng);
+    let mut setup = Setup::random(seed, &mut rng);
+    let mut later_rng = Rng::new(seed ^ 0x1f2e_3d4c);
+    setup.add_limits(&mut later_rng);
     let temporary = tempfile::tempdir().unwrap();
     let [source, destination] = ["src", "dst"].map(|name| temporary.path().join(name));
     std::fs::create_dir(&source).unwrap();
@@ -140,6 +161,13 @@ fn simulate(seed: u64) -> (Setup, Vec<Broken>) {
     if let Some(seconds) = setup.stall_timeout {
         args.push(format!("--stall-timeout={seconds}").into());
     }
+    if setup.retries > 0 {
+        args.push(format!("--retries={}", setup.retries).into());
+        args.push("--retry-wait=1.5".into());
+    }
+    if let Some(millis) = setup.stop_after {
+        args.push(format!("--stop-after={:.6}", millis as f64 / 60_000.0).into());
+    }
     args.extend([source.clone().into(), destination.clone().into()]);
     let config = Config::new(Cli::try_parse_from(args).unwrap()).unwrap();
     let identity = Identity::read();
@@ -152,7 +180,10 @@ fn simulate(seed: u64) -> (Setup, Vec<Broken>) {
         config,
     }));
     let crashes = setup.faults.crash > 0.0 && rng.chance(0.3);
-    let tree = Tree::random(&mut rng, setup.root_existed, crashes);
+    let mut tree = Tree::random(&mut rng, setup.root_existed, crashes);
+    if setup.has_passing_faults {
+        tree.add_passing_faults(&mut later_rng);
+    }
     let world = Rc::new(RefCell::new(World::new(tree, is_durable)));
     let batch = rng.pick(&[8, 32, 256]);
     let env = Rc::new(RefCell::new(Env {
@@ -174,7 +205,13 @@ fn simulate(seed: u64) -> (Setup, Vec<Broken>) {
     let signals = Signals::simulated(signal);
     captured::begin();
     let ended = catch_unwind(AssertUnwindSafe(|| {
-        let mut scheduler = Scheduler::new(context, Box::new(engine), limit, signals);
+        let mut scheduler = Scheduler::new(
+            context,
+            Box::new(engine),
+            limit,
+            signals,
+            Outputs::default(),
+        );
         scheduler.run_jobs();
         // What the bar would show at the end.
         let found = scheduler.summary.counts.found + scheduler.unreported().found;
@@ -201,7 +238,7 @@ fn simulate(seed: u64) -> (Setup, Vec<Broken>) {
             return (setup, vec![Broken { rule, how }]);
         }
     };
-    let was_stopped = context.scoreboard.is_stopping();
+    let was_stopped = context.scoreboard.is_finishing();
     let free = (0..16).all(|_| context.scoreboard.begin_chunked());
     let outcome = Outcome {
         status,
@@ -209,6 +246,7 @@ fn simulate(seed: u64) -> (Setup, Vec<Broken>) {
         err,
         found,
         was_stopped,
+        retries: setup.retries,
         is_left_behind: is_left_behind.take(),
         free_chunked_slots: free,
         roots: [source, destination]

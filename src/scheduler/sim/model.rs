@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 
-use super::tree::{Before, CHUNK, Dir, Entry, Tree, join};
+use super::tree::{Before, CHUNK, Dir, Entry, Tree, Trouble, join};
 
 /// Where temporary names begin.
 pub(super) const TEMPORARY: &[u8] = b".pcopy.";
@@ -112,6 +112,8 @@ pub(super) struct Outcome {
     /// A worker could not be ended and still holds its item.
     pub(super) is_left_behind: bool,
     pub(super) free_chunked_slots: bool,
+    /// How often what can pass was tried again.
+    pub(super) retries: u32,
     /// The first parts of paths in messages.
     pub(super) roots: Vec<String>,
 }
@@ -131,6 +133,8 @@ pub(super) struct World {
     /// A sync has failed, or may have.
     pub(super) has_sync_failed: bool,
     claims: Vec<Claim>,
+    /// How often entries and directories have failed for a reason that passes.
+    passed: HashMap<(usize, Vec<u8>), u32>,
     /// How many workers died at an entry or directory.
     pub(super) deaths: HashMap<(usize, Option<Vec<u8>>), u32>,
     /// Entries that failed since the destination was full.
@@ -165,6 +169,7 @@ impl World {
             synced: 0,
             has_sync_failed: false,
             claims: Vec::new(),
+            passed: HashMap::new(),
             deaths: HashMap::new(),
             full: HashSet::new(),
             commits: HashMap::new(),
@@ -429,6 +434,21 @@ impl World {
         self.trace_name("died at", dir, name.unwrap_or(b""));
         let place = (dir, name.map(<[u8]>::to_vec));
         *self.deaths.entry(place).or_default() += 1;
+    }
+
+    /// Returns true if an entry, or the directory itself, fails this time.
+    pub(super) fn fails_for_now(&mut self, dir: usize, name: &[u8]) -> bool {
+        let times = if name.is_empty() {
+            self.tree.dirs[dir].passes
+        } else {
+            match self.tree.entries[self.tree.entry(dir, name)].trouble {
+                Trouble::Passes(times) => times,
+                _ => 0,
+            }
+        };
+        let passed = self.passed.entry((dir, name.to_vec())).or_default();
+        *passed += 1;
+        *passed <= times
     }
 
     pub(super) fn failed_for_space(&mut self, entry: usize) {

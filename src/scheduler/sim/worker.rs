@@ -20,6 +20,7 @@ use crate::scoreboard::{WorkerSlot, WriteTarget};
 
 const EEXIST: i32 = 17;
 const EIO: i32 = 5;
+pub(super) const ETIMEDOUT: i32 = 110;
 
 /// How an entry of a job ended.
 pub(super) enum Outcome {
@@ -71,6 +72,9 @@ pub(super) struct Current {
     /// What the slot had counted at the last update.
     counts: Counts,
     has_reported_children: bool,
+    may_be_retried: bool,
+    /// The listing fails after so many items.
+    list_fails_at: Option<usize>,
     ids: Option<DirIds>,
     /// Files that are neither synced nor committed.
     pub(super) unsynced: Vec<Unsynced>,
@@ -245,6 +249,8 @@ impl Worker {
             kind: Kind::File,
             counts: self.slot.counts(),
             has_reported_children: false,
+            may_be_retried: false,
+            list_fails_at: None,
             ids: None,
             unsynced: Vec::new(),
         });
@@ -258,12 +264,22 @@ impl Worker {
         let mut world = env.world.borrow_mut();
         match &job.kind {
             JobKind::Directory { resume, .. } => {
+                self.current().may_be_retried |= resume.is_shared;
                 world.claim(number, dir, None, None);
+                if world.fails_for_now(dir, b"") {
+                    drop(world);
+                    if env.rng.chance(0.5) {
+                        self.fail(env, None, Step::OpenDirectory, ETIMEDOUT);
+                        return State::EndJob;
+                    }
+                    self.current().list_fails_at = Some(env.rng.below(10));
+                }
                 if job.origin.created && !resume.is_announced {
                     self.update.lines.push(Line {
                         name: None,
                         decision: Decision::MakeDirectory,
                         items: None,
+                        size: None,
                     });
                 }
                 self.current().ids = Some(ids(dir));
@@ -347,9 +363,20 @@ impl Worker {
             }
             return State::Pick;
         }
+        self.update.is_cut = is_stopping;
+        if env.context.config.limits.retries > 0 {
+            self.update.progress = Progress::Listed {
+                entries: self.current().listed as u64,
+                own: Names::default(),
+            };
+        }
+        if self.current().list_fails_at.is_some() && !is_stopping {
+            self.fail(env, None, Step::ListDirectory, ETIMEDOUT);
+        }
         let has_unsynced = !self.current().unsynced.is_empty();
         let has_children = self.current().has_reported_children || self.update.has_children();
-        if has_children || has_unsynced || is_stopping {
+        let may_be_retried = self.current().may_be_retried;
+        if has_children || has_unsynced || may_be_retried || is_stopping {
             let id = FileId {
                 dev: 1,
                 ino: self.dir() as u64 + 1,
@@ -373,6 +400,9 @@ impl Worker {
             let world = Rc::clone(&env.world);
             let mut world = world.borrow_mut();
             let listed = self.current().listed;
+            if self.current().list_fails_at.is_some_and(|at| listed >= at) {
+                return false;
+            }
             let Some(&item) = world.tree.dirs[dir].items.get(listed) else {
                 return false;
             };
@@ -454,8 +484,11 @@ impl Worker {
         if error.is_full_destination() {
             env.context.scoreboard.stop();
         }
-        let name = name.map(Name::new);
-        self.update.errors.push(EntryError::new(name, error));
+        self.current().may_be_retried |= error.may_pass() && env.context.config.limits.retries > 0;
+        self.update.errors.push(EntryError {
+            kind: name.map(|_| Kind::File),
+            ..EntryError::new(name.map(Name::new), error)
+        });
     }
 
     fn end_job(&mut self, env: &mut Env) -> State {

@@ -35,6 +35,7 @@ pub(crate) struct Fault {
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Kind {
     Eio(u64),
+    EioOpen(u64),
     HangRead,
     DeadRead,
     HangList,
@@ -96,6 +97,18 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// Records an open, and returns true if it must fail.
+    pub(crate) fn fails_to_open(&self) -> bool {
+        let Kind::EioOpen(times) = self.kind else {
+            return false;
+        };
+        let mut spent = self.spent.lock().unwrap();
+        let opens = spent.len() as u64;
+        opens < times && spent.insert(opens)
+    }
+}
+
 impl Faults {
     pub(crate) fn parse(texts: &[OsString]) -> anyhow::Result<Self> {
         let mut faults = Faults::default();
@@ -136,6 +149,7 @@ impl Faults {
             b"refuse-rename" => (rest, Kind::RefuseRename),
             b"no-rename" => (rest, Kind::NoRename),
             b"vanish" => (rest, Kind::Vanish),
+            b"eio-open" => with_number().map(|(name, n)| (name, Kind::EioOpen(n)))?,
             b"eio" => with_number().map(|(name, n)| (name, Kind::Eio(n)))?,
             b"slow-read" => {
                 with_number().map(|(name, n)| (name, Kind::SlowRead(Duration::from_millis(n))))?

@@ -22,6 +22,7 @@
 //! | fault | effect |
 //! |---|---|
 //! | `eio:NAME:OFFSET` | to read the byte at OFFSET, or any after it, fails with `EIO`; the pages before it can be read |
+//! | `eio-open:NAME:N` | to open the file or directory fails with `EIO`, the first N times |
 //! | `hang-read:NAME` | reads are never answered |
 //! | `dead-read:NAME` | the same, and only the unmount ends the wait |
 //! | `hang-list:NAME` | to list the directory is never answered |

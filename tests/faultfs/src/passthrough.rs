@@ -70,6 +70,10 @@ impl Passthrough {
         self.faults.of(&inode.name()).any(|fault| which(fault.kind))
     }
 
+    pub(crate) fn fails_to_open(&self, inode: &Inode) -> bool {
+        self.faults.of(&inode.name()).any(|fault| fault.fails_to_open())
+    }
+
     /// Returns how long the kernel may cache an inode's attributes.
     pub(crate) fn ttl(&self, inode: &Inode) -> Duration {
         let changes = self.settings.mtime_at_flush || self.has_fault(inode, Kind::changes);

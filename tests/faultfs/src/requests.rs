@@ -161,6 +161,9 @@ impl Filesystem for Passthrough {
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = self.inodes.get(ino).and_then(|inode| {
+            if self.fails_to_open(&inode) {
+                return Err(io::Errno::IO);
+            }
             let file = inode.open(open_flags(flags.0))?;
             Ok(self.add_handle(inode, file))
         });
