@@ -140,7 +140,7 @@ impl Copier {
         }
         let name = to.to_bytes();
         let is_twin =
-            |other: &&Name| other.as_bytes() != name && folding.are_same(name, other.as_bytes());
+            |other: &&Name| other.as_bytes() != name && folding.is_same(name, other.as_bytes());
         let source = source_names(self.context, dir)?;
         let twins: Vec<Name> = source.like(name).filter(is_twin).cloned().collect();
         if twins.is_empty() {

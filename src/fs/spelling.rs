@@ -94,7 +94,7 @@ pub(crate) enum Folding {
 
 impl Folding {
     /// Returns true if the file system takes the two names for one.
-    pub(crate) fn are_same(self, one: &[u8], other: &[u8]) -> bool {
+    pub(crate) fn is_same(self, one: &[u8], other: &[u8]) -> bool {
         match self {
             Self::Exact => one == other,
             Self::Fat => {
@@ -181,7 +181,7 @@ mod tests {
         ] {
             for folding in all {
                 assert_eq!(
-                    folding.are_same(one.as_bytes(), other.as_bytes()),
+                    folding.is_same(one.as_bytes(), other.as_bytes()),
                     same.contains(&folding),
                     "{folding:?}: {one}, {other}"
                 );
