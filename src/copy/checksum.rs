@@ -29,7 +29,6 @@ impl Copier {
         &mut self,
         dir: &DirPair,
         entry: Entry<'_>,
-        old: &FileStat,
         new: &FileStat,
     ) -> Result<bool, CopyError> {
         if std::mem::take(&mut self.is_known_different) {
@@ -39,13 +38,12 @@ impl Copier {
         let Ok(copy) = open_copy(dir, entry.to) else {
             return Ok(false);
         };
-        let is_sparse = old.allocated < old.size || new.allocated < new.size;
         let _turn = self.take_turn();
         let is_same = if new.size == 0 {
             // Files of /proc do not know their size.
             read_full(&source, &mut [0], 0).at(Step::Read)? == 0
         } else {
-            self.compare_range(&source, &copy, 0..new.size, is_sparse)?
+            self.compare_range(&source, &copy, 0..new.size, new)?
         };
         self.check_unchanged(&source, new)?;
         Ok(is_same)
@@ -71,14 +69,16 @@ impl Copier {
         Ok(())
     }
 
-    /// Compares a range of two files.
+    /// Compares a range of two files. `stat` is the source's: if it has no holes, they are not looked
+    /// for, which would cost more than reading (1 GiB in chunks on tmpfs: 1.4 s instead of 0.4 s).
     pub(super) fn compare_range(
         &mut self,
         source: &OwnedFd,
         copy: &OwnedFd,
         range: Range<u64>,
-        is_sparse: bool,
+        stat: &FileStat,
     ) -> Result<bool, CopyError> {
+        let is_sparse = stat.allocated < stat.size;
         if range.end - range.start > READAHEAD {
             expect_sequential(source);
             expect_sequential(copy);
@@ -179,7 +179,7 @@ impl Copier {
             Ok(copy) => {
                 let range = chunk.offset..chunk.offset + chunk.length;
                 let _turn = self.take_turn();
-                self.compare_range(&source, &copy, range, true)?
+                self.compare_range(&source, &copy, range, &file.stat)?
             }
             Err(_) => false,
         };

@@ -225,7 +225,7 @@ impl Copier {
         }
         if self.context.config.contents.checksum {
             let is_same = file_type(new) != FileType::RegularFile
-                || self.has_same_contents(dir, entry, old, new)?;
+                || self.has_same_contents(dir, entry, new)?;
             return Ok((!is_same).then_some(Decision::ReplaceContents));
         }
         Ok((!self.is_same_time(dir, old, new)).then_some(Decision::ReplaceTime))

@@ -204,7 +204,7 @@ impl Copier {
             let is_whole = marks.is_whole(index)
                 && (!is_checked || {
                     let _turn = self.take_turn();
-                    self.compare_range(files.source, &copy, range.clone(), true)?
+                    self.compare_range(files.source, &copy, range.clone(), &file.stat)?
                 });
             if is_whole {
                 self.slot.add_spared(range.end - range.start);
