@@ -47,6 +47,8 @@ pub(crate) enum Kind {
     ChangeOnce,
     Vanish,
     EioWrite(u64),
+    Flip(u64),
+    FlipOnce(u64),
     EioClose,
     LieChmod,
     LieChown,
@@ -85,9 +87,11 @@ impl Fault {
 
     /// Records that the fault happens, and returns true if this is the first time.
     ///
-    /// The first time counts for each inode, but for the whole mount with [`Kind::ChangeOnce`].
+    /// The first time counts for each inode, but for the whole mount with [`Kind::ChangeOnce`] and
+    /// [`Kind::FlipOnce`].
     pub(crate) fn is_first(&self, inode: u64) -> bool {
-        let inode = if self.kind == Kind::ChangeOnce { 0 } else { inode };
+        let is_for_all = matches!(self.kind, Kind::ChangeOnce | Kind::FlipOnce(_));
+        let inode = if is_for_all { 0 } else { inode };
         self.spent.lock().unwrap().insert(inode)
     }
 }
@@ -138,6 +142,8 @@ impl Faults {
             }
             b"shrink" => with_number().map(|(name, n)| (name, Kind::Shrink(n)))?,
             b"grow" => with_number().map(|(name, n)| (name, Kind::Grow(n)))?,
+            b"flip" => with_number().map(|(name, n)| (name, Kind::Flip(n)))?,
+            b"flip-once" => with_number().map(|(name, n)| (name, Kind::FlipOnce(n)))?,
             b"eio-write" => with_number().map(|(name, n)| (name, Kind::EioWrite(n)))?,
             _ => bail!("unknown kind"),
         };

@@ -33,6 +33,8 @@
 //! | `touch:NAME` | the same, after the first read of each open file |
 //! | `vanish:NAME` | the entry is listed, but its lookup fails with `ENOENT` |
 //! | `eio-write:NAME:OFFSET` | a write to the byte at OFFSET, or to any after it, fails with `EIO` |
+//! | `flip:NAME:OFFSET` | a write stores another bit in the byte at OFFSET; the writer's cache does not show it |
+//! | `flip-once:NAME:OFFSET` | the same, for the first write of the mount to such a byte |
 //! | `eio-close:NAME` | to close the file fails with `EIO`, as if late writes had failed |
 //! | `lie-chmod:NAME`, `lie-chown:NAME`, `lie-utimens:NAME` | the call succeeds and changes nothing |
 //! | `refuse-rename:NAME`, `no-rename:NAME` | to rename from or to NAME fails with `EPERM`, `ENOSYS` |

@@ -217,7 +217,7 @@ impl Filesystem for Passthrough {
             let handle = self.handle(handle)?;
             self.check_write(&handle, offset, data.len() as u64)?;
             handle.was_written.store(true, Ordering::Relaxed);
-            io::pwrite(&handle.file, data, offset)
+            io::pwrite(&handle.file, &self.stored(&handle, offset, data), offset)
         };
         answer!(self, reply, write(), written => reply.written(written as u32));
     }
