@@ -1,5 +1,7 @@
 //! The command line: its options and their help. [`crate::config`] decides what they mean.
 
+mod contents;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -7,6 +9,7 @@ use clap::{Args, Parser, ValueEnum, ValueHint};
 
 use crate::environment::Environment;
 use crate::foreign;
+pub use contents::{Algorithm, Contents};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,6 +32,7 @@ Exit status:
        went away
   2    wrong usage, or nothing could be started
   3    finished, but some sources vanished or changed meanwhile (each is named on stderr)
+  4    only with -n --exit-code: DST differs
   130  stopped by SIGINT (Ctrl-C); 143: by SIGTERM; 129: by SIGHUP. Run again to resume.
 
 Environment: PCOPY_JOBS and PCOPY_PROGRESS are the defaults of --jobs and --progress.
@@ -149,6 +153,10 @@ pub struct Cli {
     /// file show the new contents. Not with --overwrite=older or never.
     #[arg(long)]
     pub inplace: bool,
+
+    /// Options about contents.
+    #[command(flatten)]
+    pub contents: Contents,
 
     /// Fail if one of these cannot be kept
     ///

@@ -1,5 +1,6 @@
 //! The settings of a run: the command line, checked and complete.
 
+mod contents;
 mod destination;
 
 use std::io::IsTerminal;
@@ -9,9 +10,10 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use rustix::fs::Mode as FileMode;
 
+pub use crate::cli::{Algorithm, Mode, Overwrite, Reflink, Sparse};
 use crate::cli::{Attribute, Cli, When};
-pub use crate::cli::{Mode, Overwrite, Reflink, Sparse};
 use crate::protocol::entry::Decision;
+pub use contents::{Contents, Manifest};
 pub use destination::Destination;
 pub(crate) use destination::{normalize, own_name};
 
@@ -40,6 +42,8 @@ pub struct Config {
     pub overwrite: Overwrite,
     /// Write into existing files instead of replacing them.
     pub inplace: bool,
+    /// Comparing, verifying and listing contents.
+    pub contents: Contents,
     /// Which properties to keep.
     pub preserve: Preserve,
     /// When to share extents with the source.
@@ -174,6 +178,7 @@ impl Config {
                  existing file to be complete"
             );
         }
+        let contents = Contents::new(&cli, overwrite)?;
         // `-q` and `-n` say more than the environment.
         let default_progress = match cli.environment.progress {
             Some(When::Always) if cli.quiet || cli.dry_run => When::Never,
@@ -195,6 +200,7 @@ impl Config {
             dry_run: cli.dry_run,
             overwrite,
             inplace: cli.inplace,
+            contents,
             preserve: Preserve::new(&cli.preserve, &cli.no_preserve)?,
             reflink: cli.reflink,
             sparse: cli.sparse,

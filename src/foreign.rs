@@ -47,7 +47,7 @@ const fn both(names: &'static [&'static str], instead: Instead) -> Foreign {
 const DELETE: &str = "rsync -a --delete SRC/ DST, after the copy";
 const FILTER: &str = "name the entries to copy as SRC, or leave out mounts with -x";
 const REMOTE: &str = "pcopy copies to mounted file systems only: mount the other one with sshfs";
-const RESUME: &str = "run pcopy again: what is complete already is left alone";
+const RESUME: &str = "--partial, which goes on with large files that were interrupted";
 const LOG: &str = "-v, with stdout and stderr sent to a file";
 const REPORT: &str = "-n for the changes before the copy, -v for those that were made";
 
@@ -199,14 +199,8 @@ const FOREIGN: &[Foreign] = &[
     ),
     rsync(&["--ignore-existing"], Use("--update=none")),
     rsync(
-        &[
-            "-c",
-            "--checksum",
-            "--checksum-choice",
-            "--cc",
-            "--checksum-seed",
-        ],
-        Use("--overwrite=always, which does not trust sizes and times"),
+        &["--checksum-choice", "--cc", "--checksum-seed"],
+        Nothing("-c compares the contents themselves"),
     ),
     rsync(&["-I", "--ignore-times"], Use("--overwrite=always")),
     rsync(
@@ -237,7 +231,7 @@ const FOREIGN: &[Foreign] = &[
     ),
     // How.
     rsync(
-        &["--append", "--append-verify", "--partial", "--partial-dir"],
+        &["--append", "--append-verify", "--partial-dir"],
         Use(RESUME),
     ),
     rsync(

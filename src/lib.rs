@@ -34,6 +34,7 @@ use scheduler::autoscale::WorkerLimit;
 use scoreboard::Scoreboard;
 use signals::Signals;
 use targets::Targets;
+use ui::Manifest;
 
 /// Slots for replacement workers in one run. An unused slot costs 1 KiB of address space and no
 /// memory.
@@ -45,6 +46,7 @@ const REPLACEMENTS: usize = 4096;
 /// status.
 pub fn run(config: Config) -> Result<i32> {
     let limit = WorkerLimit::new(config.jobs);
+    let list = config.contents.manifest.clone();
     let identity = Identity::read();
     let targets = Targets::open(&config, identity.umask)?;
     Identity::clear_umask(&config);
@@ -64,13 +66,17 @@ pub fn run(config: Config) -> Result<i32> {
         targets,
         scoreboard,
     }));
+    let manifest = list
+        .map(|list| Manifest::begin(context, &list))
+        .transpose()?;
     let engine: Box<dyn Engine> = match context.config.mode {
         Mode::Thread => Box::new(Threads::new(context, limit.max(), limit.limit())?),
         // This forks the fork server, so no thread may exist yet.
         Mode::Process => Box::new(Processes::new(context, limit.limit())?),
     };
     let signals = Signals::take_over()?;
-    Ok(Scheduler::new(context, engine, limit, signals).run())
+    let scheduler = Scheduler::new(context, engine, limit, signals);
+    Ok(scheduler.with_manifest(manifest).run())
 }
 
 /// Prints the error that kept a run from starting, and returns the exit status.

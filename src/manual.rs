@@ -33,6 +33,18 @@ const EXAMPLES: &[(&str, &str)] = &[
         "inplace",
         "pcopy --inplace music /run/user/1000/gvfs/phone/Music",
     ),
+    ("checksum", "pcopy -c photos /mnt/backup/photos"),
+    ("exit_code", "pcopy -n -c --exit-code a b && echo the same"),
+    ("verify", "pcopy --verify photos /media/me/STICK/"),
+    (
+        "manifest",
+        "pcopy --manifest SUMS photos /mnt/copy && (cd /mnt/copy && sha256sum -c) <SUMS",
+    ),
+    (
+        "manifest_algorithm",
+        "pcopy --manifest SUMS.b3 --manifest-algorithm=blake3 src dst",
+    ),
+    ("partial", "pcopy --partial machines /mnt/nas/machines"),
     (
         "preserve",
         "pcopy --preserve=ownership,acl /home /mnt/backup/home",

@@ -8,6 +8,7 @@ use rustix::fs::{self, Advice, FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Copier;
+use super::digest::Digest;
 use super::dir::{Devices, DirPair};
 use crate::config::{Reflink, Sparse};
 use crate::fs::stat::{FileStat, file_system_type};
@@ -23,7 +24,7 @@ const REQUEST_TIME: Duration = Duration::from_millis(20);
 pub(super) const BUFFER: usize = 512 << 10;
 /// Bytes that the kernel reads ahead of a reader by itself (`read_ahead_kb` of most devices, and the
 /// most that FUSE allows). A file that is not longer arrives whole with the first read.
-const READAHEAD: u64 = 128 << 10;
+pub(super) const READAHEAD: u64 = 128 << 10;
 /// With `--sparse=always`, blocks of zeros of this length become holes, as does a shorter last
 /// block.
 const HOLE: usize = 4096;
@@ -59,9 +60,9 @@ const HOLE_PROBE: u64 = 1 << 20;
 /// The two files of a copy, open.
 #[derive(Clone, Copy)]
 pub(super) struct Files<'a> {
-    source: &'a OwnedFd,
-    new: &'a OwnedFd,
-    devices: Devices,
+    pub(super) source: &'a OwnedFd,
+    pub(super) new: &'a OwnedFd,
+    pub(super) devices: Devices,
 }
 
 impl<'a> Files<'a> {
@@ -287,6 +288,9 @@ impl Copier {
         if is_short {
             fs::ftruncate(files.new, end).at(Step::Write)?;
         }
+        if let Some(digest) = &mut self.digest {
+            digest.add_hole(end);
+        }
         Ok(end - start)
     }
 
@@ -298,6 +302,8 @@ impl Copier {
     ) -> Result<u64, CopyError> {
         let config = &self.context.config;
         if method == CopyMethod::ReadWrite
+            // What the kernel copies cannot be seen.
+            || self.digest.is_some()
             || config.reflink == Reflink::Never
             || config.sparse == Sparse::Never
             || self.no_copy_range.contains(&files.devices)
@@ -363,7 +369,9 @@ impl Copier {
             // Not by resizing, which would write to every page of it.
             buffer = vec![0; BUFFER];
         }
-        let result = self.read_write_with(&mut buffer, files, range, zeros);
+        let mut digest = self.digest.take();
+        let result = self.read_write_with(&mut buffer, digest.as_mut(), files, range, zeros);
+        self.digest = digest;
         self.buffer = buffer;
         result
     }
@@ -371,6 +379,7 @@ impl Copier {
     fn read_write_with(
         &self,
         buffer: &mut [u8],
+        mut digest: Option<&mut Digest>,
         files: Files<'_>,
         range: Range<u64>,
         zeros: Zeros,
@@ -389,6 +398,9 @@ impl Copier {
                 Zeros::Skip => write_without_zeros(files.new, &buffer[..count], position),
             }
             .at(Step::Write)?;
+            if let Some(digest) = &mut digest {
+                digest.add(&buffer[..count], position);
+            }
             position += count as u64;
             self.slot.add_bytes(count as u64);
             self.check_stop()?;
@@ -408,7 +420,7 @@ impl Copier {
 
 /// Makes the kernel read twice as far ahead. A file of 20 MiB on a file system that takes 40 ms for
 /// each read is there in half of the time (`benches/README.md`). This is only a hint.
-fn expect_sequential(source: &OwnedFd) {
+pub(super) fn expect_sequential(source: &OwnedFd) {
     let _ = fs::fadvise(source, 0, None, Advice::Sequential);
 }
 

@@ -36,7 +36,13 @@ impl Copier {
             return Ok(ControlFlow::Break(EntryResult::HardLink(new)));
         }
         let old = old.map(|old| FileStat::of(&old));
-        let mut decision = match &old {
+        if let Some(old) = &old
+            && self.should_divide_comparison(old, &new)
+        {
+            let file = Self::begin_comparison(entry, old, &new);
+            return Ok(ControlFlow::Break(EntryResult::Chunked(file)));
+        }
+        let decision = match &old {
             Some(old) => self.compare(dir, entry, old, &new)?,
             None => Decision::Create,
         };
@@ -46,14 +52,8 @@ impl Copier {
         }
         if let Some(old) = &old
             && decision == Decision::LeaveUnchanged
-            && self.context.config.overwrite == Overwrite::Changed
-            && self.has_other_metadata(dir, entry, old, &new)
         {
-            decision = if dry_run {
-                Decision::UpdateMetadata
-            } else {
-                self.update_metadata(dir, entry, old, &new)?
-            };
+            let decision = self.repair_metadata(dir, entry, old, &new)?;
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));
         }
         if !decision.changes() {
@@ -67,6 +67,34 @@ impl Copier {
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));
         }
         Ok(ControlFlow::Continue(decision))
+    }
+
+    /// Brings the metadata of an entry up to date whose contents are the same.
+    pub(super) fn repair_metadata(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+        old: &FileStat,
+        new: &FileStat,
+    ) -> Result<Decision, CopyError> {
+        let is_same = self.context.config.overwrite != Overwrite::Changed
+            || !(self.has_other_time(dir, old, new)
+                || self.has_other_metadata(dir, entry, old, new));
+        if is_same {
+            return Ok(Decision::LeaveUnchanged);
+        }
+        if self.context.config.dry_run {
+            return Ok(Decision::UpdateMetadata);
+        }
+        self.update_metadata(dir, entry, old, new)
+    }
+
+    /// Returns true with `--checksum` if the time must be repaired. Otherwise an entry with another
+    /// time is not the same.
+    fn has_other_time(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
+        self.context.config.contents.checksum
+            && self.context.config.preserve.timestamps.is_wanted()
+            && !self.is_same_time(dir, old, new)
     }
 
     /// Decides about an entry whose name exists at the destination.
@@ -87,7 +115,9 @@ impl Copier {
             return Err(CopyError::new(Step::Create, Reason::IsSource));
         }
         let mut difference = self.difference(dir, entry, old, new)?;
-        if entry.suspect && difference.is_none() && !self.is_existing_trusted() {
+        // With `--checksum` its contents were looked at.
+        let is_suspect = entry.suspect && !self.context.config.contents.checksum;
+        if is_suspect && difference.is_none() && !self.is_existing_trusted() {
             // Reported as a difference of time, since times are set last.
             difference = Some(Decision::ReplaceTime);
         }
@@ -119,7 +149,7 @@ impl Copier {
     }
 
     /// Returns how the destination's entry differs from the source's.
-    fn difference(
+    pub(super) fn difference(
         &mut self,
         dir: &mut DirPair,
         entry: Entry<'_>,
@@ -138,6 +168,11 @@ impl Copier {
             }
         } else if (old.size, old.rdev) != (new.size, new.rdev) {
             return Ok(Some(Decision::ReplaceSize));
+        }
+        if self.context.config.contents.checksum {
+            let is_same = file_type(new) != FileType::RegularFile
+                || self.has_same_contents(dir, entry, new)?;
+            return Ok((!is_same).then_some(Decision::ReplaceContents));
         }
         Ok((!self.is_same_time(dir, old, new)).then_some(Decision::ReplaceTime))
     }

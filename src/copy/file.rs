@@ -96,7 +96,7 @@ impl Copier {
         };
         self.set_storage_flags(new.fd.as_fd(), source.flags);
         let files = Files::new(&source.fd, &new.fd, dir);
-        let copied = self.copy_whole(files, &source.stat);
+        let copied = self.copy_proven(dir, files, &source.stat, new.unfinished.name());
         if copied.is_err() {
             self.abandon(&mut new.unfinished, new.fd.as_fd());
         }

@@ -194,7 +194,11 @@ impl Copier {
         old: &FileStat,
     ) -> Result<bool, CopyError> {
         let new = self.stat_source(dir, entry.from)?;
-        let difference = (!self.is_copy(dir, old, &new)).then_some(Decision::ReplaceOtherKind);
+        let difference = if self.context.config.contents.checksum {
+            self.difference(dir, entry, old, &new)?
+        } else {
+            (!self.is_copy(dir, old, &new)).then_some(Decision::ReplaceOtherKind)
+        };
         Ok(self.apply_overwrite(difference, old, &new).changes())
     }
 }

@@ -1,9 +1,11 @@
 //! Copies one entry: decide, write, apply metadata, commit. Workers of both modes call this.
 
 mod attributes;
+mod checksum;
 mod chunked;
 mod content;
 mod decide;
+mod digest;
 pub(crate) mod dir;
 mod file;
 mod flags;
@@ -14,6 +16,7 @@ mod issues;
 mod learned;
 mod metadata;
 mod names;
+mod partial;
 mod special;
 mod stream;
 pub(crate) mod temp;
@@ -22,6 +25,7 @@ mod tests;
 mod turn;
 mod twins;
 mod update;
+mod verify;
 
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -33,10 +37,11 @@ use crate::context::Context;
 use crate::fs::granularity::Granularity;
 use crate::fs::path::{Kind, Name};
 use crate::fs::stat::FileStat;
-use crate::protocol::entry::{ChunkedFile, Decision, HardLinks};
+use crate::protocol::entry::{Checksum, ChunkedFile, Decision, HardLinks};
 use crate::protocol::error::{CopyError, Reason, Step};
 use crate::protocol::metadata::Grant;
 use crate::scoreboard::WorkerSlot;
+use digest::Digest;
 use dir::{Devices, DirPair};
 use learned::Learned;
 use turn::FirstRequest;
@@ -96,6 +101,17 @@ pub(crate) struct Copier {
     /// The first request for a file, until it has ended, while nothing is known of the devices.
     first_request: Cell<Option<FirstRequest>>,
     buffer: Vec<u8>,
+    /// For the other side of a comparison.
+    other_buffer: Vec<u8>,
+    /// What is read from the source now, with `--verify` or `--manifest`.
+    digest: Option<Digest>,
+    /// The checksum of the last file, with `--manifest`. `None` for other entries, and for hard links:
+    /// it is that of their leader.
+    pub(crate) checksum: Option<Checksum>,
+    /// The contents of the next file are known to differ from the existing ones.
+    is_known_different: bool,
+    /// The last file was copied again because its first copy was wrong.
+    pub(crate) was_repeated: bool,
     /// Devices between which copy_file_range(2) does not work.
     no_copy_range: Vec<Devices>,
     /// How exactly the destination's file systems store times, by device.
@@ -130,6 +146,11 @@ impl Copier {
             temps: 0,
             first_request: Cell::new(None),
             buffer: Vec::new(),
+            other_buffer: Vec::new(),
+            digest: None,
+            checksum: None,
+            is_known_different: false,
+            was_repeated: false,
             no_copy_range: Vec::new(),
             granularities: Vec::new(),
             namings: Vec::new(),
@@ -153,8 +174,17 @@ impl Copier {
         entry: Entry<'_>,
     ) -> Result<EntryResult, CopyError> {
         let (mut entry, mut taken) = (entry, 0);
+        let mut is_repeated = false;
         loop {
             match self.try_entry(dir, entry) {
+                // A pipe can be read only once.
+                Err(error)
+                    if error.reason == Reason::Differs
+                        && !is_repeated
+                        && entry.stream.is_none() =>
+                {
+                    is_repeated = true;
+                }
                 Err(error)
                     if error.reason == Reason::Changed && entry.attempt == Attempt::First =>
                 {
@@ -169,6 +199,11 @@ impl Copier {
                     let error = self.explain_taken(dir, entry.to, error);
                     return Err(self.explain_name(dir, entry.to, error));
                 }
+                Ok(EntryResult::Done(decision)) => {
+                    self.was_repeated = is_repeated;
+                    self.add_checksum(dir, entry.to, decision)?;
+                    return Ok(EntryResult::Done(decision));
+                }
                 done => return done,
             }
         }
@@ -176,6 +211,7 @@ impl Copier {
 
     fn try_entry(&mut self, dir: &mut DirPair, entry: Entry<'_>) -> Result<EntryResult, CopyError> {
         self.issues = Issues::default();
+        (self.digest, self.checksum) = (None, None);
         if let Some(stream) = entry.stream {
             return Ok(EntryResult::Done(self.copy_stream(dir, entry, stream)?));
         }

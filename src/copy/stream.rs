@@ -7,6 +7,7 @@ use rustix::fs::{self, FileType};
 use rustix::io::Errno;
 
 use super::content::{BUFFER, write_all, write_without_zeros};
+use super::digest::Digest;
 use super::dir::DirPair;
 use super::{Copier, Entry, file_type};
 use crate::config::{Overwrite, Reflink, Sparse};
@@ -46,8 +47,15 @@ impl Copier {
         // A pipe has no mode of its own that a file should get.
         let mode = 0o666 & !self.context.identity.umask;
         let new = self.create_file(dir, entry.to, target, mode)?;
-        let size = self.read_to_end(stream.fd, &new.fd)?;
-        fs::ftruncate(&new.fd, size).at(Step::Write)?;
+        if self.context.config.contents.reads_everything() {
+            self.digest = Some(self.new_digest(0));
+        }
+        let read = self.read_to_end(stream.fd, &new.fd);
+        let digest = self.digest.take();
+        fs::ftruncate(&new.fd, read?).at(Step::Write)?;
+        if let Some(digest) = digest {
+            self.conclude_digest(dir, &new.fd, new.unfinished.name(), &digest)?;
+        }
         if self.context.config.fsync {
             fs::fsync(&new.fd).at(Step::Sync)?;
         }
@@ -85,7 +93,9 @@ impl Copier {
         if buffer.is_empty() {
             buffer = vec![0; BUFFER];
         }
-        let result = self.read_to_end_with(&mut buffer, stream, file);
+        let mut digest = self.digest.take();
+        let result = self.read_to_end_with(&mut buffer, digest.as_mut(), stream, file);
+        self.digest = digest;
         self.buffer = buffer;
         result
     }
@@ -93,6 +103,7 @@ impl Copier {
     fn read_to_end_with(
         &self,
         buffer: &mut [u8],
+        mut digest: Option<&mut Digest>,
         stream: &OwnedFd,
         file: &OwnedFd,
     ) -> Result<u64, CopyError> {
@@ -111,6 +122,9 @@ impl Copier {
                 write_all(file, &buffer[..count], position)
             }
             .at(Step::Write)?;
+            if let Some(digest) = &mut digest {
+                digest.add(&buffer[..count], position);
+            }
             position += count as u64;
             self.slot.add_bytes(count as u64);
         }

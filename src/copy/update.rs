@@ -168,7 +168,7 @@ impl Copier {
             attributes: &attributes,
             initial: InitialMeta::of(&before),
             replaced: None,
-            set_times: false,
+            set_times: self.context.config.contents.checksum && now.mtime != new.mtime,
             verify: true,
         };
         let applied = self.apply(&subject, &wanted);
@@ -182,7 +182,8 @@ impl Copier {
         let is_changed = removed
             || applied.set_attributes
             || are_flags_changed
-            || (now.mode, now.uid, now.gid) != (after.mode, after.uid, after.gid);
+            || (now.mode, now.uid, now.gid, now.mtime)
+                != (after.mode, after.uid, after.gid, after.mtime);
         Ok(if is_changed {
             Decision::UpdateMetadata
         } else {

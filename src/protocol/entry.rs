@@ -9,7 +9,10 @@ use crate::fs::stat::{FileId, FileStat};
 /// all workers end at about the same time.
 const CHUNK_SIZE: u64 = 16 << 20;
 /// Chunks begin at multiples of this.
-const CHUNK_ALIGNMENT: u64 = 1 << 20;
+pub(crate) const CHUNK_ALIGNMENT: u64 = 1 << 20;
+
+/// A checksum in the list of `--manifest`.
+pub(crate) type Checksum = [u8; 32];
 
 /// The action on an entry, planned or done, and its reason. Printed by `-n` and `-v`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +20,7 @@ pub(crate) enum Decision {
     Create,
     ReplaceOtherKind,
     ReplaceSize,
+    ReplaceContents,
     ReplaceTime,
     ReplaceTarget,
     ReplaceAlways,
@@ -39,6 +43,7 @@ impl Decision {
             Self::Create => ("copy", "new"),
             Self::ReplaceOtherKind => ("replace", "type differs"),
             Self::ReplaceSize => ("replace", "size differs"),
+            Self::ReplaceContents => ("replace", "contents differ"),
             Self::ReplaceTime => ("replace", "time differs"),
             Self::ReplaceTarget => ("replace", "target differs"),
             Self::ReplaceAlways => ("replace", "asked for"),
@@ -65,6 +70,7 @@ impl Decision {
             Self::Create
             | Self::ReplaceOtherKind
             | Self::ReplaceSize
+            | Self::ReplaceContents
             | Self::ReplaceTime
             | Self::ReplaceTarget
             | Self::ReplaceAlways
@@ -108,14 +114,14 @@ pub(crate) struct DirOrigin {
     pub(crate) known_empty: bool,
 }
 
-/// A file that several workers copy in chunks. It has a temporary name until all chunks are
-/// written.
+/// A file that several workers copy in chunks, or compare with an existing one. A copy has a
+/// temporary name until all chunks are written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ChunkedFile {
     /// The source's name.
     pub(crate) name: Name,
-    /// The temporary name at the destination.
-    pub(crate) temp: Name,
+    /// The temporary name at the destination. `None` if the chunks are compared.
+    pub(crate) temp: Option<Name>,
     /// The ID of the file at the destination.
     pub(crate) id: FileId,
     /// The source's stat when it was opened. Boxed, because queued jobs should be small.
@@ -125,17 +131,25 @@ pub(crate) struct ChunkedFile {
 }
 
 impl ChunkedFile {
-    /// Divides the file into chunks. Those of a sparse file are longer, so that each holds about
-    /// as much data.
-    pub(crate) fn chunks(&self) -> Vec<Chunk> {
-        let FileStat {
-            size, allocated, ..
-        } = *self.stat;
-        let count = allocated.min(size).div_ceil(CHUNK_SIZE).max(1);
-        let length = size
+    /// Returns true if the chunks are compared with an existing file.
+    pub(crate) fn is_comparison(&self) -> bool {
+        self.temp.is_none()
+    }
+
+    /// Returns the length of each chunk but the last. Those of a sparse file are longer, so that each
+    /// holds about as much data.
+    pub(crate) fn chunk_length(stat: &FileStat) -> u64 {
+        let count = stat.allocated.min(stat.size).div_ceil(CHUNK_SIZE).max(1);
+        stat.size
             .div_ceil(count)
             .max(1)
-            .next_multiple_of(CHUNK_ALIGNMENT);
+            .next_multiple_of(CHUNK_ALIGNMENT)
+    }
+
+    /// Divides the file into chunks.
+    pub(crate) fn chunks(&self) -> Vec<Chunk> {
+        let size = self.stat.size;
+        let length = Self::chunk_length(&self.stat);
         (0..size)
             .step_by(length as usize)
             .map(|offset| Chunk {
@@ -155,12 +169,17 @@ pub(crate) struct Chunk {
 
 #[cfg(test)]
 impl ChunkedFile {
+    /// Returns the temporary name of a file that is copied.
+    pub(crate) fn temp_name(&self) -> &[u8] {
+        self.temp.as_ref().map_or(b"", Name::as_bytes)
+    }
+
     /// Returns one for tests.
     pub(crate) fn sample(name: &str, size: u64, allocated: u64) -> Self {
         let none = (0, 0);
         Self {
             name: Name::new(name.as_bytes()),
-            temp: Name::new(format!(".{name}.tmp").as_bytes()),
+            temp: Some(Name::new(format!(".{name}.tmp").as_bytes())),
             id: FileId { dev: 1, ino: 3 },
             stat: Box::new(FileStat {
                 id: FileId { dev: 1, ino: 2 },

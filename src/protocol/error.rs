@@ -84,6 +84,8 @@ pub(crate) enum Step {
     ReadLink,
     #[error("read attributes")]
     ReadAttributes,
+    #[error("read back")]
+    ReadBack,
     #[error("copy")]
     Copy,
     #[error("open directory")]
@@ -150,6 +152,9 @@ pub(crate) enum Reason {
     /// The file has only grown. Its length when it was opened.
     #[error("file grew while being copied; kept its first {0} bytes")]
     Grown(u64),
+    /// With `--verify`; or a chunk, with `--checksum`.
+    #[error("contents differ from those of the source")]
+    Differs,
     /// With `--dereference`.
     #[error("symbolic link to nothing")]
     DanglingLink,

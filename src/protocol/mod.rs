@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::fs::path::{Kind, Name, Names, RelPath};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::quote::quote;
-use entry::{Chunk, ChunkedFile, Decision, DirOrigin, HardLinks};
+use entry::{Checksum, Chunk, ChunkedFile, Decision, DirOrigin, HardLinks};
 use error::CopyError;
 use metadata::{Grant, Incomplete};
 
@@ -97,6 +97,8 @@ pub(crate) struct Leader {
     pub(crate) target: u32,
     pub(crate) dir: RelPath,
     pub(crate) name: Name,
+    /// The checksum of its contents, with `--manifest`.
+    pub(crate) checksum: Option<Checksum>,
 }
 
 /// A message from a worker.
@@ -138,6 +140,10 @@ pub(crate) struct JobUpdate {
     pub(crate) settled_suspects: Vec<Name>,
     /// Entries that were copied without all of their metadata.
     pub(crate) incomplete: Vec<Incomplete>,
+    /// Files whose contents are at the destination, with `--manifest`.
+    pub(crate) checksums: Vec<FileChecksum>,
+    /// Files of which the first copy was wrong (`--verify`), and the second one right.
+    pub(crate) repeated: Vec<Name>,
     /// Lines for `-v` or `-n`.
     pub(crate) lines: Vec<Line>,
     /// The directory's stat, if other jobs must end before it can be finished. `None` once the
@@ -245,6 +251,13 @@ impl EntryError {
             None => self.error.to_string(),
         }
     }
+}
+
+/// A file and the checksum of its contents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileChecksum {
+    pub(crate) name: Name,
+    pub(crate) checksum: Checksum,
 }
 
 /// One line of output about an entry.

@@ -138,6 +138,7 @@ mod tests {
             target: 0,
             dir: RelPath::default(),
             name: Name::new(b"a"),
+            checksum: None,
         }
     }
 

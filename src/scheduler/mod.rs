@@ -34,7 +34,7 @@ use crate::fs::path::{Name, Names};
 use crate::protocol::entry::{DirOrigin, HardLinks};
 use crate::protocol::{Counts, Job, JobId, JobKind};
 use crate::signals::Signals;
-use crate::ui::{Activity, Side, Status, Summary, Ui};
+use crate::ui::{Activity, Manifest, Side, Status, Summary, Ui};
 use autoscale::WorkerLimit;
 use dispatch::{Queue, Running};
 use hard_links::HardLinkGroups;
@@ -62,6 +62,7 @@ pub(crate) struct Scheduler {
     signals: Signals,
     ui: Ui,
     summary: Summary,
+    manifest: Option<Manifest>,
     refusals: Refusals,
     /// Directories and chunked files in progress.
     tree: Tree,
@@ -111,6 +112,7 @@ impl Scheduler {
             signals,
             ui: Ui::new(context),
             summary: Summary::default(),
+            manifest: None,
             refusals: Refusals::default(),
             tree: Tree::default(),
             hard_links: HardLinkGroups::default(),
@@ -149,6 +151,12 @@ impl Scheduler {
             }
         }
         scheduler
+    }
+
+    /// Sets the list that is written beside the copy.
+    pub(crate) fn with_manifest(mut self, manifest: Option<Manifest>) -> Self {
+        self.manifest = manifest;
+        self
     }
 
     /// Runs to the end and returns the exit status.
@@ -366,7 +374,14 @@ impl Scheduler {
         if let Some(first) = &self.first_unlinked {
             self.ui.warn_unlinked(self.summary.counts.unlinked, first);
         }
+        if let Some(manifest) = self.manifest.take()
+            && let Err(error) = manifest.end(self.context, self.phase == Phase::Running)
+        {
+            self.summary.failed += 1;
+            self.ui.error(&error);
+        }
         self.ui.print_summary(&self.summary);
-        self.summary.exit_status()
+        self.summary
+            .exit_status(self.context.config.contents.exit_code)
     }
 }

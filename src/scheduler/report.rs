@@ -15,11 +15,12 @@ use super::tree::{Listing, Next, NodeKey};
 use super::{Phase, Scheduler};
 use crate::fs::path::{Name, Names};
 use crate::fs::stat::FileId;
-use crate::protocol::entry::{ChunkedFile, HardLinks, Outcome};
+use crate::protocol::entry::{Checksum, ChunkedFile, HardLinks, Outcome};
 use crate::protocol::error::{CopyError, Reason};
 use crate::protocol::metadata::Incomplete;
 use crate::protocol::{
-    EntryError, HardLinkEntry, Job, JobKind, JobUpdate, Leader, Line, Progress, Report,
+    EntryError, FileChecksum, HardLinkEntry, Job, JobKind, JobUpdate, Leader, Line, Progress,
+    Report,
 };
 use crate::scoreboard::claims::Claim;
 use crate::ui::Side;
@@ -67,6 +68,12 @@ impl Scheduler {
         }
         self.summary.counts += update.counts;
         self.print_lines(worker, &job, &update.lines);
+        self.list_checksums(&job, &update.checksums);
+        for name in &update.repeated {
+            let side = Side::Destination;
+            let path = self.ui.show(side, job.target, &job.path, Some(name));
+            self.ui.warn_repeated(&path);
+        }
         self.note_unlinked(&job, &update);
         self.note_progress(node, &update);
         if !update.is_done || !matches!(job.kind, JobKind::Directory { .. }) {
@@ -104,13 +111,16 @@ impl Scheduler {
         for file in update.chunked {
             let lead = leads.iter().position(|(name, _)| *name == file.name);
             let lead = lead.and_then(|at| leads.remove(at)).map(|(_, id)| id);
+            // A comparison that found a difference leads no more. The copy does.
+            let lead = lead.or_else(|| self.tree.chunked_mut(node)?.leads.take());
             self.begin_chunked(dir, file, lead);
         }
-        self.settle_leads(dir, leads, &update.errors);
+        let checksums = update.checksums;
+        self.settle_leads(dir, leads, &update.errors, &checksums);
         if update.is_done
             && let Some(running) = self.end_job(update.job)
         {
-            self.on_job_done(running, &update.errors);
+            self.on_job_done(running, &update.errors, &checksums);
         }
     }
 
@@ -138,13 +148,25 @@ impl Scheduler {
                 target: job.target,
                 dir: job.path.clone(),
                 name: name.clone(),
+                checksum: checksum_of(&update.checksums, name),
             };
             self.hard_links.leader_full(leader, &next);
         }
     }
 
+    /// Adds files to the list of `--manifest`.
+    fn list_checksums(&mut self, job: &Job, checksums: &[FileChecksum]) {
+        if let Some(manifest) = &mut self.manifest {
+            for FileChecksum { name, checksum } in checksums {
+                let name = self.context.targets.list[job.target as usize].to_destination(name);
+                manifest.add(job.target, &job.path, name, checksum);
+            }
+        }
+    }
+
     /// Prints a job's lines for `-v` or `-n`.
     fn print_lines(&mut self, worker: usize, job: &Job, lines: &[Line]) {
+        self.summary.is_different |= lines.iter().any(|line| line.decision.changes());
         if lines.is_empty() {
             return;
         }
@@ -168,6 +190,14 @@ impl Scheduler {
             if error.error.reason == Reason::Changed {
                 // The commit looks at the source once more.
                 file.has_changed = true;
+                return;
+            }
+            if error.error.reason == Reason::Differs && file.file.is_comparison() {
+                file.has_changed = true;
+                // The chunk that differs is still pending, so the node does not complete here.
+                for _ in 0..self.queue.drop_chunks(node) {
+                    self.complete_one(node);
+                }
                 return;
             }
             if !self.fail_chunked(node) {
@@ -260,7 +290,7 @@ impl Scheduler {
         }
     }
 
-    fn on_job_done(&mut self, running: Running, errors: &[EntryError]) {
+    fn on_job_done(&mut self, running: Running, errors: &[EntryError], checksums: &[FileChecksum]) {
         let node = running.node;
         match &running.job.kind {
             JobKind::Directory { .. } => {
@@ -270,9 +300,9 @@ impl Scheduler {
             }
             JobKind::Commit { .. } => {
                 let is_copied = errors.iter().all(|error| error.error.is_copied());
-                self.end_chunked(node, is_copied);
+                self.end_chunked(node, is_copied, checksums);
             }
-            JobKind::Discard { .. } => self.end_chunked(node, false),
+            JobKind::Discard { .. } => self.end_chunked(node, false, checksums),
             _ => {}
         }
         self.complete_one(node);
@@ -366,6 +396,7 @@ impl Scheduler {
         dir: NodeKey,
         leads: VecDeque<(Name, FileId)>,
         errors: &[EntryError],
+        checksums: &[FileChecksum],
     ) {
         for (name, id) in leads {
             let is_of = |error: &EntryError| error.name.as_ref().is_none_or(|it| *it == name);
@@ -375,7 +406,8 @@ impl Scheduler {
             {
                 self.on_leader_failed(id);
             } else {
-                self.on_leader_copied(dir, name, id);
+                let checksum = checksum_of(checksums, &name);
+                self.on_leader_copied(dir, name, id, checksum);
             }
         }
     }
@@ -389,12 +421,19 @@ impl Scheduler {
     }
 
     /// Queues links to the leader for the names that wait.
-    fn on_leader_copied(&mut self, dir: NodeKey, name: Name, id: FileId) {
+    fn on_leader_copied(
+        &mut self,
+        dir: NodeKey,
+        name: Name,
+        id: FileId,
+        checksum: Option<Checksum>,
+    ) {
         let directory = self.tree.dir(dir);
         let leader = Leader {
             target: directory.target,
             dir: directory.path.clone(),
             name,
+            checksum,
         };
         // In a fixed order, so that a simulation can be repeated.
         let mut waiting: BTreeMap<NodeKey, Names> = BTreeMap::new();
@@ -437,21 +476,36 @@ impl Scheduler {
     }
 
     /// Notes that a chunked file was committed or discarded.
-    pub(super) fn end_chunked(&mut self, node: NodeKey, is_copied: bool) {
-        self.context.scoreboard.end_chunked();
+    pub(super) fn end_chunked(
+        &mut self,
+        node: NodeKey,
+        is_copied: bool,
+        checksums: &[FileChecksum],
+    ) {
         let dir = self.tree.dir_key(node);
         let Some(file) = self.tree.chunked_mut(node) else {
             return;
         };
+        if !file.file.is_comparison() {
+            self.context.scoreboard.end_chunked();
+        }
         match file.leads.take() {
             Some(id) if is_copied => {
                 let name = file.file.name.clone();
-                self.on_leader_copied(dir, name, id);
+                let checksum = checksum_of(checksums, &name);
+                self.on_leader_copied(dir, name, id, checksum);
             }
             Some(id) => self.on_leader_failed(id),
             None => {}
         }
     }
+}
+
+/// Returns the checksum of a file, if it was reported.
+fn checksum_of(checksums: &[FileChecksum], name: &Name) -> Option<Checksum> {
+    let mut checksums = checksums.iter();
+    let found = checksums.find(|it| it.name == *name)?;
+    Some(found.checksum)
 }
 
 /// Returns the entries of an update that failed or were handed to other jobs.

@@ -69,7 +69,7 @@ impl Scheduler {
         if self
             .tree
             .chunked_files()
-            .any(|(_, chunked)| chunked.file.temp == name)
+            .any(|(_, chunked)| chunked.file.temp.as_ref() == Some(&name))
         {
             return;
         }
@@ -223,8 +223,10 @@ impl Scheduler {
             }
             JobKind::Discard { file } if is_given_up => {
                 // Its commit may have cost the workers already. Removing the file is all that is left.
-                self.push_removal(node, file.temp);
-                self.end_chunked(node, false);
+                if let Some(temp) = file.temp {
+                    self.push_removal(node, temp);
+                }
+                self.end_chunked(node, false, &[]);
                 self.complete_one(node);
             }
             _ if is_given_up => self.complete_one(node),

@@ -207,9 +207,17 @@ impl Scheduler {
             }
         }
         self.unfinished.append(&mut unfinished);
-        let chunked = self.tree.chunked_files().map(|(directory, chunked)| {
-            Unfinished::in_directory(directory, chunked.file.temp.clone())
-        });
+        // With `--partial` the next run goes on with them, unless there is no space for them.
+        if self.context.config.contents.partial && !self.summary.is_full {
+            return;
+        }
+        let chunked = self
+            .tree
+            .chunked_files()
+            .filter_map(|(directory, chunked)| {
+                let temp = chunked.file.temp.clone()?;
+                Some(Unfinished::in_directory(directory, temp))
+            });
         self.unfinished.extend(chunked);
     }
 

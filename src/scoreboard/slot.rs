@@ -291,6 +291,13 @@ impl WorkerSlot {
         self.heartbeat();
     }
 
+    /// Counts bytes that were read to compare them. That is progress.
+    pub(crate) fn add_read(&self, bytes: u64) {
+        self.add(WORK, bytes);
+        self.add(REQUESTS, 1);
+        self.heartbeat();
+    }
+
     /// Counts bytes that do not have to be copied.
     pub(crate) fn add_spared(&self, bytes: u64) {
         self.add(COUNTS + 8, bytes);

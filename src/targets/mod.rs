@@ -22,7 +22,7 @@ use self::resolve::{Resolved, is_link, parent_of, quote_path, refuse_missing_par
 use crate::config::{Config, Destination};
 use crate::fs::names::{Offence, RefusedName, Refuser, may_be_refusal};
 use crate::fs::open::{DIRECTORY, open_dir};
-use crate::fs::path::RelPath;
+use crate::fs::path::{Name, RelPath};
 use crate::fs::spelling::{Spellings, fold};
 use crate::fs::stat::FileId;
 use crate::fs::xattr::strip_acls;
@@ -54,6 +54,12 @@ impl Target {
     /// Returns the name of a source entry at the destination. Only a single file can get a new one.
     pub(crate) fn name_at_destination<'a>(&'a self, name: &'a CStr) -> &'a CStr {
         self.single.as_ref().map_or(name, |single| &single.to)
+    }
+
+    /// The same for a name that was checked.
+    pub(crate) fn to_destination<'a>(&'a self, name: &'a Name) -> &'a [u8] {
+        let single = self.single.as_ref();
+        single.map_or(name.as_bytes(), |single| single.to.to_bytes())
     }
 }
 

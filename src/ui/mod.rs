@@ -1,5 +1,6 @@
 //! The user interface: messages, progress, `-v` and `-n` lines, the summary.
 
+mod manifest;
 pub(crate) mod output;
 mod paths;
 mod progress;
@@ -18,6 +19,7 @@ use crate::protocol::error::error_text;
 use crate::protocol::metadata::{Lacking, MetadataError};
 use crate::protocol::{EntryError, Line};
 
+pub(crate) use manifest::Manifest;
 pub(crate) use paths::Side;
 use progress::Progress;
 pub(crate) use progress::{Activity, Status};
@@ -103,6 +105,13 @@ impl Ui {
         };
         self.error(&format!(
             "warning: destination does not support these hard links; {entries} (first: {first})"
+        ));
+    }
+
+    /// Warns of a file whose first copy was wrong. The disk or the memory may be bad.
+    pub(crate) fn warn_repeated(&self, path: &str) {
+        self.error(&format!(
+            "warning: {path}: read back: contents differed from those of the source; copied again"
         ));
     }
 

@@ -71,7 +71,7 @@ pub(super) fn display_destination(targets: &[Target]) -> String {
     }
 }
 
-fn join(root: &[u8], parts: [&[u8]; 2]) -> Vec<u8> {
+pub(super) fn join(root: &[u8], parts: [&[u8]; 2]) -> Vec<u8> {
     let mut path = root.to_vec();
     for part in parts.into_iter().filter(|part| !part.is_empty()) {
         if !path.is_empty() && !path.ends_with(b"/") {

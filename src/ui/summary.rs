@@ -17,6 +17,8 @@ pub(super) mod exit {
     pub(crate) const NOT_STARTED: i32 = 2;
     /// Finished, and only sources that vanished or changed meanwhile have failed.
     pub(crate) const MOVING_SOURCE: i32 = 3;
+    /// A dry run found something to do, and was asked to say so.
+    pub(crate) const DIFFERENT: i32 = 4;
 }
 
 /// A rate measured over less time is noise.
@@ -36,6 +38,8 @@ pub(crate) struct Summary {
     pub(crate) replaced: u64,
     /// Workers that could not be killed.
     pub(crate) left_behind: u64,
+    /// Something was or would be made, replaced or updated.
+    pub(crate) is_different: bool,
     pub(crate) is_full: bool,
     /// The side of which a root is gone.
     pub(crate) gone: Option<Side>,
@@ -44,13 +48,15 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    pub(crate) fn exit_status(&self) -> i32 {
+    /// Returns the exit status. `tells_difference`: as `--exit-code` asks for.
+    pub(crate) fn exit_status(&self, tells_difference: bool) -> i32 {
         match self.signal {
             Some(signal) => 128 + signal,
             None if self.failed > self.moved || self.is_full || self.gone.is_some() => {
                 exit::FAILURES
             }
             None if self.moved > 0 => exit::MOVING_SOURCE,
+            None if self.is_different && tells_difference => exit::DIFFERENT,
             None => exit::SUCCESS,
         }
     }
@@ -176,31 +182,42 @@ mod tests {
     #[test]
     fn the_exit_status_says_how_the_run_ended() {
         let summary = Summary::default();
-        assert_eq!(summary.exit_status(), 0);
+        assert_eq!(summary.exit_status(false), 0);
         let failed = Summary {
             failed: 1,
             ..summary
         };
-        assert_eq!(failed.exit_status(), 1);
+        assert_eq!(failed.exit_status(false), 1);
         let moved = Summary { moved: 1, ..failed };
-        assert_eq!(moved.exit_status(), 3);
+        assert_eq!(moved.exit_status(false), 3);
         let worse = Summary { failed: 2, ..moved };
-        assert_eq!(worse.exit_status(), 1);
+        assert_eq!(worse.exit_status(false), 1);
         let full = Summary {
             is_full: true,
             ..moved
         };
-        assert_eq!(full.exit_status(), 1);
+        assert_eq!(full.exit_status(false), 1);
         let gone = Summary {
             gone: Some(Side::Source),
             ..Summary::default()
         };
-        assert_eq!(gone.exit_status(), 1);
+        assert_eq!(gone.exit_status(false), 1);
         let interrupted = Summary {
             signal: Some(15),
             ..full
         };
-        assert_eq!(interrupted.exit_status(), 143);
+        assert_eq!(interrupted.exit_status(false), 143);
+        let different = Summary {
+            is_different: true,
+            ..Summary::default()
+        };
+        assert_eq!(different.exit_status(false), 0);
+        assert_eq!(different.exit_status(true), 4);
+        let failed = Summary {
+            failed: 1,
+            ..different
+        };
+        assert_eq!(failed.exit_status(true), 1);
     }
 
     #[test]

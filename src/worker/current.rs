@@ -103,6 +103,8 @@ impl CurrentJob {
             && self.update.errors.is_empty()
             && self.update.incomplete.is_empty()
             && self.update.lines.is_empty()
+            && self.update.checksums.is_empty()
+            && self.update.repeated.is_empty()
             && self.update.unfinished.is_none();
         if is_empty {
             return None;

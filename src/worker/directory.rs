@@ -179,10 +179,12 @@ impl Worker {
                     let counts = self.slot.counts();
                     let lines = self.current.update.lines.len();
                     let incomplete = self.current.update.incomplete.len();
+                    let checksums = self.current.update.checksums.len();
                     self.copy_entry(job, dir, kind, &name, HardLinks::Report);
                     self.slot.reset_counts(counts);
                     self.current.update.lines.truncate(lines);
                     self.current.update.incomplete.truncate(incomplete);
+                    self.current.update.checksums.truncate(checksums);
                     self.after_entry(|| listed_progress(reported), sink);
                 }
                 Err(error) => self.add_error(Some(&name), error),

@@ -20,7 +20,9 @@ use crate::fs::stat::FileStat;
 use crate::protocol::entry::{ChunkedFile, DirOrigin, HardLinks, Outcome};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::protocol::metadata::{Incomplete, MetadataError, Refusal};
-use crate::protocol::{EntryError, HardLinkEntry, Job, JobKind, Leader, Line, Progress, Report};
+use crate::protocol::{
+    EntryError, FileChecksum, HardLinkEntry, Job, JobKind, Leader, Line, Progress, Report,
+};
 use crate::scoreboard::{WorkerSlot, WriteTarget};
 use current::{CurrentJob, Remaining};
 use order::Order;
@@ -126,7 +128,13 @@ impl Worker {
             self.add_error(None, error);
         }
         self.current.update.is_done = true;
+        let has_chunked = !self.current.update.chunked.is_empty();
         self.put_update();
+        if has_chunked {
+            // As after an entry: the commit of a comparison has prepared the file.
+            self.send_report(sink);
+            self.slot.set_writing(WriteTarget::None);
+        }
         if is_report_full(self.size) || self.reported_at.elapsed() > REPORT_AFTER {
             self.send_report(sink);
         }
@@ -178,12 +186,22 @@ impl Worker {
         if result.is_ok() {
             self.current.settle_suspect(name);
         }
+        self.note_repeated(name);
+        let checksum = self.copier.checksum.take();
         match result {
             Ok(EntryResult::Done(decision)) => {
                 let decision = self.current.as_counted(decision);
                 let has_failed = self.note_incomplete(Some(name), Some(decision.outcome()));
                 if !has_failed {
                     self.slot.add_outcome(decision.outcome());
+                }
+                if let Some(checksum) = checksum
+                    && decision.outcome() != Outcome::Skipped
+                {
+                    self.size += name.count_bytes() + size_of::<FileChecksum>();
+                    let name = Name::new(name.to_bytes());
+                    let checksums = &mut self.current.update.checksums;
+                    checksums.push(FileChecksum { name, checksum });
                 }
                 let config = &self.context.config;
                 if config.prints(decision) && !has_failed {
@@ -207,6 +225,15 @@ impl Worker {
             Err(error) => self.add_error(Some(name), error),
         }
         self.slot.end_entry();
+    }
+
+    /// Notes a file that was copied again because its first copy was wrong.
+    fn note_repeated(&mut self, name: &CStr) {
+        if std::mem::take(&mut self.copier.was_repeated) {
+            self.size += name.count_bytes();
+            let name = Name::new(name.to_bytes());
+            self.current.update.repeated.push(name);
+        }
     }
 
     /// Notes metadata of an entry that could not be kept. Returns true if the entry has failed.
@@ -258,6 +285,7 @@ impl Worker {
         let leader_name = leader.name.to_c_string();
         let leader_name = targets[leader.target as usize].name_at_destination(&leader_name);
         let mut leader_name = leader_name.to_owned();
+        let mut leader_checksum = leader.checksum;
         let mut remaining = Remaining::new(names.clone());
         while let Some((kind, name, next)) = remaining.first()
             && !self.should_end()
@@ -277,6 +305,8 @@ impl Worker {
                 name: &leader_name,
             };
             let result = self.copier.hard_link(&mut dir, to, entry);
+            // A link has the contents of its leader, and what was copied instead has its own.
+            self.copier.checksum = self.copier.checksum.or(leader_checksum);
             let unlinked = self.copier.unlinked.take().filter(|_| result.is_ok());
             if let Some(why) = unlinked {
                 let name = Name::new(name.to_bytes());
@@ -287,6 +317,7 @@ impl Worker {
                     leader_dir =
                         DirPair::open(self.context, job.target as usize, &job.path, origin)?;
                     leader_name = entry.to.to_owned();
+                    leader_checksum = self.copier.checksum;
                     self.current.update.next_leader = Some(name.clone());
                 }
                 self.current.update.unlinked.get_or_insert(name);
@@ -327,6 +358,7 @@ impl Worker {
         if let Err(error) = work(self, &mut dir, &from) {
             self.add_error(Some(&from), error);
         }
+        self.note_repeated(&from);
         Ok(())
     }
 

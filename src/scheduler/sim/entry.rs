@@ -166,7 +166,7 @@ impl Worker {
             let id = |dev, ino| FileId { dev, ino };
             return State::Concluded(Ok(Outcome::Chunked(ChunkedFile {
                 name: Name::new(&name),
-                temp: Name::new(&written_as),
+                temp: Some(Name::new(&written_as)),
                 decision,
                 id: id(2, inode),
                 stat: Box::new(FileStat {
@@ -266,7 +266,7 @@ impl Worker {
         if trouble == Trouble::ChunkChanges(number) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
-        match world.existing(dir, file.temp.as_bytes()) {
+        match world.existing(dir, file.temp_name()) {
             None => Err(CopyError::new(Step::Write, Reason::System(ENOENT))),
             Some(inode) if inode != file.id.ino => {
                 Err(CopyError::new(Step::Write, Reason::Replaced))
@@ -282,7 +282,7 @@ impl Worker {
         let dir = self.dir();
         let name = self.current().name.clone();
         let mut world = env.world.borrow_mut();
-        let temp = file.temp.as_bytes();
+        let temp = file.temp_name();
         match world.existing(dir, temp) {
             None => {
                 // A worker renamed it and crashed before it could report that.

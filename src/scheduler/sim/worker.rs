@@ -283,8 +283,8 @@ impl Worker {
                 State::Begun
             }
             JobKind::Discard { file } => {
-                if world.existing(dir, file.temp.as_bytes()) == Some(file.id.ino) {
-                    world.remove(dir, file.temp.as_bytes());
+                if world.existing(dir, file.temp_name()) == Some(file.id.ino) {
+                    world.remove(dir, file.temp_name());
                 }
                 State::EndJob
             }
