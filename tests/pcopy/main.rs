@@ -69,6 +69,7 @@ mod zoo;
 // The promises.
 mod bar;
 mod cli;
+mod contents;
 mod crash_reports;
 mod crashes;
 mod disk_full;
@@ -88,6 +89,7 @@ mod names;
 mod output;
 mod overlap;
 mod overwrite;
+mod partial;
 mod preserve;
 mod random;
 mod resources;
