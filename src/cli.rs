@@ -1,5 +1,7 @@
 //! The command line: its options and their help. [`crate::config`] decides what they mean.
 
+pub mod filter;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -132,14 +134,15 @@ pub struct Cli {
         default_value_t,
         hide_possible_values = true,
         value_name = "changed|always|older|never",
-        overrides_with = "update"
+        overrides_with_all = ["update", "ignore_existing"]
     )]
     pub overwrite: Overwrite,
 
     /// The same in the words of cp: -u is --overwrite=older, none is never, all is always
     #[arg(short, long, value_enum, num_args = 0..=1, require_equals = true,
           default_missing_value = "older", hide_possible_values = true,
-          value_name = "older|none|all", overrides_with = "overwrite")]
+          value_name = "older|none|all",
+          overrides_with_all = ["overwrite", "ignore_existing"])]
     pub update: Option<Update>,
 
     /// Write into existing files instead of replacing them by a rename
@@ -201,6 +204,10 @@ pub struct Cli {
     /// Options of cp.
     #[command(flatten)]
     pub habits: Habits,
+
+    /// Which entries.
+    #[command(flatten)]
+    pub filters: filter::Filters,
 
     /// Stay on the file system of each SRC
     #[arg(short = 'x', long)]

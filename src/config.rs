@@ -1,6 +1,9 @@
 //! The settings of a run: the command line, checked and complete.
 
 mod destination;
+mod filter;
+mod size;
+mod time;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -14,6 +17,7 @@ pub use crate::cli::{Mode, Overwrite, Reflink, Sparse};
 use crate::protocol::entry::Decision;
 pub use destination::Destination;
 pub(crate) use destination::{normalize, own_name};
+pub use filter::{FilterSettings, Limits, Moment, RuleOption, Size};
 
 /// The settings of a run.
 #[derive(Clone, Debug)]
@@ -40,6 +44,8 @@ pub struct Config {
     pub overwrite: Overwrite,
     /// Write into existing files instead of replacing them.
     pub inplace: bool,
+    /// Which entries are copied.
+    pub filter: FilterSettings,
     /// Which properties to keep.
     pub preserve: Preserve,
     /// When to share extents with the source.
@@ -152,7 +158,11 @@ impl Config {
     /// If paths are missing, or options contradict each other.
     pub fn new(cli: Cli) -> Result<Self> {
         let (sources, destination) = destination::of(&cli)?;
-        let overwrite = cli.update.map_or(cli.overwrite, Overwrite::from);
+        let filter = FilterSettings::new(&cli)?;
+        let overwrite = match cli.filters.ignore_existing {
+            true => Overwrite::Never,
+            false => cli.update.map_or(cli.overwrite, Overwrite::from),
+        };
         let links_as_links =
             cli.no_dereference || cli.habits.no_dereference_d || cli.habits.archive;
         if cli.reflink == Reflink::Always && cli.sparse != Sparse::Auto {
@@ -195,6 +205,7 @@ impl Config {
             dry_run: cli.dry_run,
             overwrite,
             inplace: cli.inplace,
+            filter,
             preserve: Preserve::new(&cli.preserve, &cli.no_preserve)?,
             reflink: cli.reflink,
             sparse: cli.sparse,
@@ -212,6 +223,11 @@ impl Config {
     /// alone only with both.
     pub(crate) fn prints(&self, decision: Decision) -> bool {
         (self.verbose || self.dry_run) && decision.changes() || self.verbose && self.dry_run
+    }
+
+    /// Returns true if entries are named that a filter leaves out.
+    pub(crate) fn prints_exclusions(&self) -> bool {
+        self.verbose && self.dry_run
     }
 
     /// Returns the mode that a new directory has until its final mode is set.

@@ -45,7 +45,7 @@ const fn both(names: &'static [&'static str], instead: Instead) -> Foreign {
 }
 
 const DELETE: &str = "rsync -a --delete SRC/ DST, after the copy";
-const FILTER: &str = "name the entries to copy as SRC, or leave out mounts with -x";
+const FILTER: &str = "--exclude, which leaves out entries by name";
 const REMOTE: &str = "pcopy copies to mounted file systems only: mount the other one with sshfs";
 const RESUME: &str = "run pcopy again: what is complete already is left alone";
 const LOG: &str = "-v, with stdout and stderr sent to a file";
@@ -79,7 +79,6 @@ const FOREIGN: &[Foreign] = &[
     cp(&["--link"], Use("cp -al, for hard links to SRC")),
     rsync(&["--links"], Nothing("links are copied as links")),
     cp(&["--no-clobber"], Use("--update=none")),
-    cp(&["--parents"], Use("--mkpath, with the whole path as DST")),
     cp(
         &["--keep-directory-symlink"],
         Use("DST/LINK/ as DST: a link is followed if it is named"),
@@ -147,8 +146,8 @@ const FOREIGN: &[Foreign] = &[
         Nothing("sizes have units"),
     ),
     rsync(
-        &["--no-implied-dirs", "--relative"],
-        Use("--mkpath, with the whole path as DST"),
+        &["--no-implied-dirs"],
+        Nothing("--parents makes the directories on the way, and follows no link there"),
     ),
     rsync(
         &["-s", "--secluded-args", "--protect-args", "--old-args"],
@@ -171,33 +170,13 @@ const FOREIGN: &[Foreign] = &[
         Use(DELETE),
     ),
     rsync(
-        &[
-            "--exclude",
-            "--exclude-from",
-            "--include",
-            "--include-from",
-            "--filter",
-            "-F",
-            "-C",
-            "--cvs-exclude",
-            "--max-size",
-            "--min-size",
-        ],
-        Use(FILTER),
-    ),
-    rsync(
-        &["--files-from", "--from0", "-0"],
-        Use("xargs -0 pcopy -t DST <LIST"),
+        &["--filter", "-F", "-C", "--cvs-exclude"],
+        Use("--exclude, --include and --gitignore"),
     ),
     rsync(
         &["-m", "--prune-empty-dirs"],
         Use("find DST -type d -empty -delete, after the copy"),
     ),
-    rsync(
-        &["--existing", "--ignore-non-existing"],
-        Use("-n, to see what is new"),
-    ),
-    rsync(&["--ignore-existing"], Use("--update=none")),
     rsync(
         &[
             "-c",
@@ -431,7 +410,7 @@ mod tests {
                 &["--delete"][..],
                 "--delete: pcopy does not have this option of rsync; nearest: ",
             ),
-            (&["--exclude=*.o"], "--exclude: pcopy does not have"),
+            (&["--filter=- *.o"], "--filter: pcopy does not have"),
             (&["-avz"], "-z: pcopy does not have this option of rsync"),
             (
                 &["-X"],

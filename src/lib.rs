@@ -9,6 +9,7 @@ mod context;
 mod copy;
 mod engine;
 mod environment;
+mod filter;
 mod foreign;
 mod fs;
 pub mod manual;

@@ -46,6 +46,31 @@ const EXAMPLES: &[(&str, &str)] = &[
         "pcopy --reflink=always machine.qcow2 snapshot.qcow2",
     ),
     ("sparse", "pcopy --sparse=always disk.img small.img"),
+    (
+        "exclude",
+        "pcopy --exclude=*.o --exclude=/build/ src /mnt/backup/src",
+    ),
+    (
+        "include",
+        "pcopy --include=*/ --include=*.jpg --exclude=* phone photos",
+    ),
+    (
+        "exclude_from",
+        "pcopy --exclude-from=rules.txt /home /mnt/backup/home",
+    ),
+    (
+        "files_from",
+        "git ls-files -z | pcopy -0 --files-from - . /srv/release",
+    ),
+    ("gitignore", "pcopy --gitignore project /mnt/usb/"),
+    (
+        "exclude_if_present",
+        "pcopy --exclude-caches --exclude-if-present .nobackup /home /mnt/backup/home",
+    ),
+    ("max_size", "pcopy --max-size=100M downloads /mnt/usb/"),
+    ("newer_than", "pcopy --newer-than=7d /var/log logs"),
+    ("parents", "pcopy --parents /etc/fstab /etc/ssh /mnt/backup"),
+    ("existing", "pcopy --existing src dst"),
     ("one_file_system", "pcopy -x / /mnt/root"),
     (
         "fsync",

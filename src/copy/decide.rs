@@ -28,6 +28,9 @@ impl Copier {
     ) -> Result<ControlFlow<EntryResult, Decision>, CopyError> {
         let dry_run = self.context.config.dry_run;
         let old = self.existing(dir, entry.to)?;
+        if old.is_none() && self.context.config.filter.existing {
+            return Ok(ControlFlow::Break(EntryResult::Done(Decision::SkipMissing)));
+        }
         if old.is_none() && !dry_run {
             return Ok(ControlFlow::Continue(Decision::Create));
         }

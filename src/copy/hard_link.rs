@@ -78,6 +78,10 @@ impl Copier {
         {
             return Ok(EntryResult::Done(Decision::LeaveSame));
         }
+        if config.filter.existing && (old.is_none() || leader.is_none()) {
+            // Either this name must not be made, or the leader was not.
+            return self.copy_entry(dir, as_copy);
+        }
         if let (Some(old), Some(leader)) = (&old, &leader)
             && old.id == leader.id
         {

@@ -59,7 +59,11 @@ impl Copier {
     /// Decides what to do with an existing entry. A pipe cannot be compared, and is always newer.
     fn decide_stream(&self, dir: &DirPair, entry: Entry<'_>) -> Result<Decision, CopyError> {
         let Some(old) = dir.existing(entry.to).at(Step::LookAtDestination)? else {
-            return Ok(Decision::Create);
+            return Ok(if self.context.config.filter.existing {
+                Decision::SkipMissing
+            } else {
+                Decision::Create
+            });
         };
         let old = FileStat::of(&old);
         if file_type(&old) == FileType::Directory {

@@ -88,6 +88,16 @@ impl Copier {
         Ok(old)
     }
 
+    /// Returns true for a directory that `--existing` leaves out: the destination does not have it.
+    pub(crate) fn is_left_out(
+        &mut self,
+        dir: &mut DirPair,
+        name: &CStr,
+    ) -> Result<bool, CopyError> {
+        let is_asked = self.context.config.filter.existing;
+        Ok(is_asked && self.existing(dir, name)?.is_none())
+    }
+
     /// Makes a subdirectory at the destination, or finds out what a dry run would do.
     pub(crate) fn make_subdir(
         &mut self,

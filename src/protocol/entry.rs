@@ -28,6 +28,8 @@ pub(crate) enum Decision {
     LeaveSame,
     SkipExisting,
     SkipNewer,
+    /// With `--existing`.
+    SkipMissing,
     MakeDirectory,
     MergeDirectory,
 }
@@ -49,6 +51,7 @@ impl Decision {
             Self::LeaveSame => ("leave", "same file"),
             Self::SkipExisting => ("skip", "exists"),
             Self::SkipNewer => ("skip", "not older"),
+            Self::SkipMissing => ("skip", "not at the destination"),
             Self::MakeDirectory => ("make", "new"),
             Self::MergeDirectory => ("merge", "directory exists"),
         }
@@ -73,7 +76,7 @@ impl Decision {
             | Self::UpdateMetadata
             | Self::MakeDirectory => Outcome::Copied,
             Self::LeaveUnchanged | Self::LeaveSame | Self::MergeDirectory => Outcome::Unchanged,
-            Self::SkipExisting | Self::SkipNewer => Outcome::Skipped,
+            Self::SkipExisting | Self::SkipNewer | Self::SkipMissing => Outcome::Skipped,
         }
     }
 }
@@ -85,7 +88,7 @@ pub(crate) enum Outcome {
     Copied,
     /// The same already.
     Unchanged,
-    /// Left alone because of `--overwrite`.
+    /// Left alone because of `--overwrite` or `--existing`.
     Skipped,
 }
 

@@ -150,6 +150,12 @@ pub(crate) enum Reason {
     /// The file has only grown. Its length when it was opened.
     #[error("file grew while being copied; kept its first {0} bytes")]
     Grown(u64),
+    /// A path that the user has listed.
+    #[error("No such file or directory")]
+    Missing,
+    /// A listed path leads through it.
+    #[error("a listed path leads through this symbolic link; pcopy follows it only with -L")]
+    LinkOnTheWay,
     /// With `--dereference`.
     #[error("symbolic link to nothing")]
     DanglingLink,

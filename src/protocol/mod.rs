@@ -140,6 +140,8 @@ pub(crate) struct JobUpdate {
     pub(crate) incomplete: Vec<Incomplete>,
     /// Lines for `-v` or `-n`.
     pub(crate) lines: Vec<Line>,
+    /// Entries that a filter leaves out, with `-n -v`.
+    pub(crate) excluded: Vec<Excluded>,
     /// The directory's stat, if other jobs must end before it can be finished. `None` once the
     /// worker has finished it itself.
     pub(crate) unfinished: Option<Box<FileStat>>,
@@ -253,6 +255,15 @@ pub(crate) struct Line {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
     pub(crate) decision: Decision,
+}
+
+/// An entry that a filter leaves out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Excluded {
+    pub(crate) name: Name,
+    pub(crate) is_dir: bool,
+    /// The option or rule that decided.
+    pub(crate) by: String,
 }
 
 /// Counters of a worker, or of the whole run.

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use crate::context::Context;
 use crate::engine::{Engine, Event};
-use crate::fs::path::{Name, Names};
+use crate::fs::path::{Name, Names, RelPath};
 use crate::protocol::entry::{DirOrigin, HardLinks};
 use crate::protocol::{Counts, Job, JobId, JobKind};
 use crate::signals::Signals;
@@ -126,8 +126,15 @@ impl Scheduler {
             started: now,
             is_solo: true,
         };
+        let mut left_out = Vec::new();
         // In reverse: the queue is last in, first out.
         for (index, target) in context.targets.list.iter().enumerate().rev() {
+            if let Some(excluded) = context.targets.exclusion_of(target) {
+                if config.prints_exclusions() {
+                    left_out.push((index as u32, excluded));
+                }
+                continue;
+            }
             let origin = DirOrigin {
                 created: target.created,
                 known_empty: target.created,
@@ -147,6 +154,9 @@ impl Scheduler {
                     scheduler.push(node, JobKind::Entries { names, hard_links });
                 }
             }
+        }
+        for (index, excluded) in left_out.into_iter().rev() {
+            scheduler.print_excluded(index, &RelPath::default(), &[excluded]);
         }
         scheduler
     }

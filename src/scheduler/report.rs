@@ -13,13 +13,13 @@ use super::hard_links::{Follower, Role};
 use super::refusals::Failure;
 use super::tree::{Listing, Next, NodeKey};
 use super::{Phase, Scheduler};
-use crate::fs::path::{Name, Names};
+use crate::fs::path::{Name, Names, RelPath};
 use crate::fs::stat::FileId;
 use crate::protocol::entry::{ChunkedFile, HardLinks, Outcome};
 use crate::protocol::error::{CopyError, Reason};
 use crate::protocol::metadata::Incomplete;
 use crate::protocol::{
-    EntryError, HardLinkEntry, Job, JobKind, JobUpdate, Leader, Line, Progress, Report,
+    EntryError, Excluded, HardLinkEntry, Job, JobKind, JobUpdate, Leader, Line, Progress, Report,
 };
 use crate::scoreboard::claims::Claim;
 use crate::ui::Side;
@@ -67,6 +67,7 @@ impl Scheduler {
         }
         self.summary.counts += update.counts;
         self.print_lines(worker, &job, &update.lines);
+        self.print_excluded(job.target, &job.path, &update.excluded);
         self.note_unlinked(&job, &update);
         self.note_progress(node, &update);
         if !update.is_done || !matches!(job.kind, JobKind::Directory { .. }) {
@@ -150,6 +151,14 @@ impl Scheduler {
         }
         let label = self.engine.label(worker);
         if let Err(error) = self.ui.print_entries(&label, job.target, &job.path, lines) {
+            self.summary.failed += 1;
+            self.ui.warn_stdout_failed(&error);
+        }
+    }
+
+    /// Prints the entries that filters leave out.
+    pub(super) fn print_excluded(&mut self, target: u32, dir: &RelPath, excluded: &[Excluded]) {
+        if let Err(error) = self.ui.print_excluded(target, dir, excluded) {
             self.summary.failed += 1;
             self.ui.warn_stdout_failed(&error);
         }

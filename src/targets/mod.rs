@@ -2,6 +2,7 @@
 
 mod mounts;
 mod overlap;
+mod parents;
 mod resolve;
 mod stream;
 
@@ -20,12 +21,14 @@ use self::overlap::Overlap;
 pub(crate) use self::resolve::SingleFile;
 use self::resolve::{Resolved, is_link, parent_of, quote_path, refuse_missing_parent, resolve};
 use crate::config::{Config, Destination};
+use crate::filter::{Filter, Selection, load_selection};
 use crate::fs::names::{Offence, RefusedName, Refuser, may_be_refusal};
 use crate::fs::open::{DIRECTORY, open_dir};
-use crate::fs::path::RelPath;
+use crate::fs::path::{Name, RelPath};
 use crate::fs::spelling::{Spellings, fold};
 use crate::fs::stat::FileId;
 use crate::fs::xattr::strip_acls;
+use crate::protocol::Excluded;
 use crate::protocol::error::Reason;
 
 /// A source and its destination, both open.
@@ -42,6 +45,10 @@ pub(crate) struct Target {
     pub(crate) destination_path: PathBuf,
     /// Set if the source is not a directory.
     pub(crate) single: Option<SingleFile>,
+    /// Only these paths below the source are copied.
+    pub(crate) selection: Option<Arc<Selection>>,
+    /// The sources land in the destination directory, which is no copy itself.
+    pub(crate) lands_in: bool,
     /// The device that the source is on.
     pub(crate) device: u64,
     /// This run created the destination as a copy of a source directory. False for single files.
@@ -51,6 +58,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// Returns the source directory.
+    pub(crate) fn source_fd(&self) -> BorrowedFd<'_> {
+        self.source.as_fd()
+    }
+
     /// Returns the name of a source entry at the destination. Only a single file can get a new one.
     pub(crate) fn name_at_destination<'a>(&'a self, name: &'a CStr) -> &'a CStr {
         self.single.as_ref().map_or(name, |single| &single.to)
@@ -61,6 +73,8 @@ impl Target {
 pub(crate) struct Targets {
     /// In the order of the command line.
     pub(crate) list: Vec<Target>,
+    /// Which entries of them are copied. `None`: all.
+    pub(crate) filter: Option<Filter>,
     overlap: Overlap,
 }
 
@@ -69,7 +83,17 @@ impl Targets {
     ///
     /// Destinations are created only after everything else has been checked.
     pub(crate) fn open(config: &Config, umask: u32) -> Result<Self> {
-        let sources = resolve(config)?;
+        let mut filter = Filter::load(&config.filter)?;
+        let sources = resolve(config, load_selection(&config.filter)?)?;
+        if let Some(filter) = &mut filter {
+            for source in &sources {
+                let dir = source
+                    .single
+                    .is_none()
+                    .then_some(source.source_path.as_path());
+                filter.add_target(dir)?;
+            }
+        }
         let mounts = Mounts::read();
         let overlap = Overlap::new(&sources, &mounts);
         for source in &sources {
@@ -88,6 +112,7 @@ impl Targets {
         }
         let mut targets = Self {
             list: Vec::with_capacity(sources.len()),
+            filter,
             overlap,
         };
         for source in sources {
@@ -99,7 +124,8 @@ impl Targets {
     /// Creates and opens the destination directory of one source.
     fn add(&mut self, source: Resolved, config: &Config, umask: u32) -> Result<()> {
         let path = source.destination;
-        let is_copy = source.single.is_none();
+        let is_dir = source.single.is_none();
+        let is_copy = is_dir && !source.lands_in;
         let cannot = || format!("cannot create the destination {}", quote_path(&path));
         let copy_of = is_copy.then_some(source.stat.st_mode);
         let created = !config.dry_run
@@ -124,7 +150,7 @@ impl Targets {
                     .with_context(cannot)?;
             }
             self.overlap
-                .add_destination(destination.as_fd(), is_copy)
+                .add_destination(destination.as_fd(), is_dir)
                 .map_err(Reason::from)
                 .with_context(cannot)?;
         }
@@ -134,6 +160,8 @@ impl Targets {
             destination,
             device: source.stat.st_dev,
             single: source.single,
+            selection: source.selection,
+            lands_in: source.lands_in,
             created,
             is_first,
             destination_path: path,
@@ -205,6 +233,22 @@ impl Targets {
         let beside = self.list.iter().filter(is_beside);
         let singles = beside.filter_map(|target| target.single.as_ref());
         Some(singles.map(|single| single.to.to_bytes()))
+    }
+
+    /// Returns why a file that the command line names is left out.
+    pub(crate) fn exclusion_of(&self, target: &Target) -> Option<Excluded> {
+        let (filter, single) = (self.filter.as_ref()?, target.single.as_ref()?);
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let stat = match single.stream {
+            None => fs::statat(&target.source, &*single.from, flags).ok(),
+            Some(_) => None,
+        };
+        let exclusion = filter.find_named(single.named.as_bytes(), stat.as_ref())?;
+        Some(Excluded {
+            name: Name::new(single.from.to_bytes()),
+            is_dir: false,
+            by: exclusion.to_string(),
+        })
     }
 
     /// Returns true if a source directory is also a destination, so that it must not be copied.

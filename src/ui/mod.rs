@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::fs::path::{Name, RelPath};
 use crate::protocol::error::error_text;
 use crate::protocol::metadata::{Lacking, MetadataError};
-use crate::protocol::{EntryError, Line};
+use crate::protocol::{EntryError, Excluded, Line};
 
 pub(crate) use paths::Side;
 use progress::Progress;
@@ -136,6 +136,30 @@ impl Ui {
             } else {
                 writeln!(text, "{worker_label} {path}{slash}")
             };
+        }
+        let printed = self.progress.suspend(|| output::print_lines(&text));
+        self.has_stdout_failed.set(printed.is_err());
+        printed
+    }
+
+    /// Prints the entries of a directory that filters leave out, each with the rule that decided.
+    ///
+    /// # Errors
+    /// As [`Ui::print_entries`].
+    pub(crate) fn print_excluded(
+        &self,
+        target: u32,
+        dir: &RelPath,
+        excluded: &[Excluded],
+    ) -> io::Result<()> {
+        if excluded.is_empty() || self.has_stdout_failed.get() {
+            return Ok(());
+        }
+        let mut text = String::new();
+        for Excluded { name, is_dir, by } in excluded {
+            let path = self.show(Side::Source, target, dir, Some(name));
+            let slash = if *is_dir { "/" } else { "" };
+            let _ = writeln!(text, "excluded {path}{slash} ({by})");
         }
         let printed = self.progress.suspend(|| output::print_lines(&text));
         self.has_stdout_failed.set(printed.is_err());

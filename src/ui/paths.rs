@@ -61,7 +61,7 @@ pub(super) fn display_destination(targets: &[Target]) -> String {
     let path = first.destination_path.as_path();
     let path = match (&first.single, targets.len()) {
         (Some(single), 1) => path.join(OsStr::from_bytes(single.to.as_bytes())),
-        (None, 2..) => path.parent().unwrap_or(path).to_owned(),
+        (None, 2..) if !first.lands_in => path.parent().unwrap_or(path).to_owned(),
         _ => path.to_owned(),
     };
     // The directory where pcopy runs has no name in a relative path.

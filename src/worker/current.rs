@@ -103,6 +103,7 @@ impl CurrentJob {
             && self.update.errors.is_empty()
             && self.update.incomplete.is_empty()
             && self.update.lines.is_empty()
+            && self.update.excluded.is_empty()
             && self.update.unfinished.is_none();
         if is_empty {
             return None;

@@ -3,6 +3,7 @@
 
 mod current;
 mod directory;
+mod entries;
 mod order;
 
 use std::borrow::Borrow;
@@ -15,6 +16,7 @@ use rustix::fs;
 use crate::context::Context;
 use crate::copy::dir::DirPair;
 use crate::copy::{Attempt, Copier, Entry, EntryResult, Issues, LinkTarget, Stream, Unlinkable};
+use crate::filter::Memory;
 use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{ChunkedFile, DirOrigin, HardLinks, Outcome};
@@ -55,6 +57,7 @@ pub(crate) struct Worker {
     report: Report,
     current: CurrentJob,
     order: Order,
+    filters: Memory,
     /// About how many bytes of names and errors the report and the current update hold.
     size: usize,
     reported_at: Instant,
@@ -75,6 +78,7 @@ impl Worker {
             report: Report::default(),
             current: CurrentJob::default(),
             order: Order::default(),
+            filters: Memory::default(),
             size: 0,
             reported_at: Instant::now(),
             ticks: 0,
@@ -118,9 +122,9 @@ impl Worker {
             JobKind::Remove { name } => self
                 .open(job)
                 .and_then(|dir| self.copier.remove_temp(&dir, name)),
-            JobKind::FinishDirectory { stat } => {
-                self.open(job).and_then(|dir| self.finish_dir(&dir, stat))
-            }
+            JobKind::FinishDirectory { stat } => self
+                .open(job)
+                .and_then(|dir| self.finish_dir(job, &dir, stat)),
         };
         if let Err(error) = result {
             self.add_error(None, error);
@@ -233,7 +237,10 @@ impl Worker {
         has_failed
     }
 
-    fn finish_dir(&mut self, dir: &DirPair, stat: &FileStat) -> Result<(), CopyError> {
+    fn finish_dir(&mut self, job: &Job, dir: &DirPair, stat: &FileStat) -> Result<(), CopyError> {
+        if self.is_landing(job) {
+            return self.sync_landing(dir);
+        }
         self.copier.take_issues();
         let result = self.copier.finish_dir(dir, stat);
         self.note_incomplete(None, None);
@@ -332,11 +339,19 @@ impl Worker {
 
     /// Syncs the directory of a single file with `--fsync`: no job finishes that directory.
     fn sync_single(&self, job: &Job, dir: &DirPair) -> Result<(), CopyError> {
-        let config = &self.context.config;
         let is_single = self.context.targets.list[job.target as usize]
             .single
             .is_some();
-        if !is_single || !config.fsync || config.dry_run {
+        if !is_single {
+            return Ok(());
+        }
+        self.sync_landing(dir)
+    }
+
+    /// Syncs a directory that sources land in with `--fsync`.
+    fn sync_landing(&self, dir: &DirPair) -> Result<(), CopyError> {
+        let config = &self.context.config;
+        if !config.fsync || config.dry_run {
             return Ok(());
         }
         fs::fsync(dir.destination()?).at(Step::Sync)
