@@ -7,6 +7,7 @@
 //! - `PCOPY_TEST_DIR` names the directory in which the tests create their temporary
 //!   directories, on any file system. The default is the system's temporary directory.
 //! - `PCOPY_TEST_PROGRAM` names another pcopy to test, such as an installed one.
+//! - `PCOPY_TEST_RSYNC` is the number of random trees that rsync and pcopy copy with rules.
 //! - `PCOPY_TEST_SEED` is the seed of the randomised tests, which print it. It has a default.
 //!
 //! No test measures time: a busy machine only makes them slower. What must be fast is
@@ -75,7 +76,9 @@ mod disk_full;
 mod duplicate;
 mod faults;
 mod fidelity;
+mod files_from;
 mod filesystems;
+mod filters;
 mod flags;
 mod gate;
 mod in_place;
@@ -88,10 +91,12 @@ mod names;
 mod output;
 mod overlap;
 mod overwrite;
+mod parents;
 mod preserve;
 mod random;
 mod resources;
 mod resume;
+mod rsync;
 mod safety;
 mod signals;
 mod stalls;

@@ -55,8 +55,8 @@ once!(options_of_others_are_explained, |env| {
             "--delete: pcopy does not have this option of rsync; nearest: rsync",
         ),
         (
-            &["--exclude=*.o"],
-            "--exclude: pcopy does not have this option of rsync",
+            &["--filter=- *.o"],
+            "--filter: pcopy does not have this option of rsync",
         ),
         (&["-avz"], "-z: pcopy does not have this option of rsync"),
         (&["--no-clobber"], "nearest: --update=none"),
