@@ -195,7 +195,10 @@ impl Scheduler {
     /// Returns how long the loop may wait for an event.
     fn timeout(&self) -> Duration {
         let mut timeout = self.ui.period().map_or(TICK, |period| period.min(TICK));
-        if self.limit.is_automatic() || self.phase != Phase::Running {
+        let scoreboard = self.context.scoreboard;
+        if let Some(period) = self.limit.period(self.engine.now(), scoreboard) {
+            timeout = timeout.min(period);
+        } else if self.phase != Phase::Running {
             timeout = timeout.min(autoscale::PERIOD);
         }
         if self.is_solo {

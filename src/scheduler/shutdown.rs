@@ -82,6 +82,18 @@ impl Scheduler {
         }
     }
 
+    /// Notes the files that a job of a stopped run has not committed.
+    pub(super) fn note_uncommitted(&mut self, running: &Running) {
+        if let JobKind::CommitSynced { files } = &running.job.kind
+            && self.phase != Phase::Running
+        {
+            for file in files.iter().skip(running.settled) {
+                let name = self.unsynced_name(running.node, file.clone());
+                self.unfinished.push(Unfinished::of_job(&running.job, name));
+            }
+        }
+    }
+
     /// Returns the name that an unsynced file has at the destination.
     fn unsynced_name(&self, dir: NodeKey, file: Unsynced) -> Name {
         let target = self.tree.dir(dir).target;

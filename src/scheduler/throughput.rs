@@ -19,10 +19,18 @@ const AWAKE: f64 = 0.25;
 /// Requests of each worker in a window. Windows are counted in requests: with time alone, a slow
 /// device would be judged by chance (8 requests: 12 or 20 s for the same files).
 const REQUESTS: u64 = 16;
+/// If requests are answered fast, fewer make a window: so many in all, and of each worker, within this
+/// time. They tell a device that serves many from one that serves one, which is enough at first.
+const QUICK_REQUESTS: u64 = 8;
+const QUICK_REQUESTS_EACH: u64 = 4;
+const QUICK_WINDOW: Duration = Duration::from_millis(25);
 /// The longest window in which anything was copied.
 const LONGEST_WINDOW: Duration = Duration::from_secs(1);
 /// If a window is as short as this, a mistake costs little, and larger steps are tried.
 const SHORT_WINDOW: Duration = Duration::from_millis(50);
+/// The first step up after a quick window. On a disk with one head it costs no more than a small
+/// one: the probe ends after [`EARLIEST_END`].
+const FIRST_LEAP: usize = 16;
 /// The shortest time after which a probe is given up because it harms.
 const EARLIEST_END: Duration = Duration::from_millis(40);
 /// More workers must bring so much more.
@@ -43,6 +51,8 @@ const SHORTEST_REST: Duration = Duration::from_millis(250);
 const LONGEST_REST: Duration = Duration::from_secs(10);
 /// A rate that is so many times as high or low is that of another device, or of other files.
 const CHANGE: f64 = 2.0;
+/// Looks that come sooner than this after the last one do not count among those.
+const SPACING: Duration = Duration::from_millis(15);
 /// Looks in a row that must agree before an open gate is closed, or a half-open one opened.
 const SURE: u32 = 4;
 
@@ -124,7 +134,10 @@ impl Mark {
     fn is_window(&self, sample: &Sample, permits: usize) -> bool {
         let requests = sample.requests.saturating_sub(self.requests);
         let is_late = self.took(sample) >= LONGEST_WINDOW;
-        sample.work > self.work && (requests >= REQUESTS * permits as u64 || is_late)
+        let is_quick = self.took(sample) <= QUICK_WINDOW
+            && requests >= QUICK_REQUESTS.max(QUICK_REQUESTS_EACH * permits as u64);
+        let is_enough = requests >= REQUESTS * permits as u64;
+        sample.work > self.work && (is_enough || is_quick || is_late)
     }
 }
 
@@ -134,8 +147,9 @@ pub(super) struct Throughput {
     max: usize,
     limit: Limit,
     phase: Phase,
-    /// Looks in a row at workers that hardly sleep.
+    /// Looks in a row at workers that hardly sleep, and when the last one was.
     awake: u32,
+    awake_at: Duration,
     /// Probes in a row that failed.
     failed: u32,
     /// The next probe is one with fewer workers.
@@ -169,6 +183,7 @@ impl Throughput {
                 has_waiters: false,
             },
             awake: 0,
+            awake_at: Duration::ZERO,
             failed: 0,
             is_down_next: false,
             has_overshot: false,
@@ -208,7 +223,10 @@ impl Throughput {
                 }
             }
             Some(asleep) if asleep < AWAKE => {
-                self.awake += 1;
+                if sample.now.saturating_sub(self.awake_at) >= SPACING {
+                    self.awake += 1;
+                    self.awake_at = sample.now;
+                }
                 if self.limit == Limit::Open {
                     self.phase = Phase::Open { asleep: 0 };
                 } else if self.awake >= SURE {
@@ -326,7 +344,13 @@ impl Throughput {
         let may_look_down = self.is_down_next || sample.now >= self.look_down_at;
         let next = if has_waiters && permits < self.max && !self.is_down_next {
             let may_leap = (window <= SHORT_WINDOW || self.is_scaling) && !self.has_overshot;
-            let step = if may_leap { 4 } else { 2 };
+            let step = if may_leap && permits == 1 && window <= QUICK_WINDOW {
+                FIRST_LEAP
+            } else if may_leap {
+                4
+            } else {
+                2
+            };
             (permits * step).min(self.max)
         } else if permits > 1 && may_look_down {
             permits / 2

@@ -93,13 +93,17 @@ impl Worker {
         sink: &mut dyn ReportSink,
     ) -> Result<(), CopyError> {
         let mut dir = self.open(job)?;
-        for (at, file) in files.iter().enumerate() {
+        let mut settled = 0;
+        for file in files {
             if self.should_end() {
                 break;
             }
             self.commit_file(&mut dir, job, file);
-            self.after_entry(|| Progress::Settled(at as u64 + 1), sink);
+            settled += 1;
+            self.after_entry(|| Progress::Settled(settled), sink);
         }
+        // If the run stops, the parent removes the rest.
+        self.current.update.progress = Progress::Settled(settled);
         Ok(())
     }
 

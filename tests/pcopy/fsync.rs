@@ -22,7 +22,9 @@ fn skipped_without_batches(env: &Env) -> bool {
     let kind = env.sh("stat -f -c %T .");
     let has_batches = ["ext2/ext3", "xfs", "btrfs", "tmpfs", "f2fs"].contains(&kind.trim());
     if !has_batches {
-        skip(format_args!("needs a file system that is synced at once, not {kind}"));
+        skip(format_args!(
+            "needs a file system that is synced at once, not {kind}"
+        ));
     }
     !has_batches
 }
@@ -70,7 +72,8 @@ both_modes!(fsync_makes_the_same_copy, |env| {
     env.pcopy(["--fsync", "src", "dst"]).ok();
     env.assert_same("src", "dst");
     // Files are replaced, under temporary names.
-    env.pcopy(["--fsync", "--overwrite=always", "src", "dst"]).ok();
+    env.pcopy(["--fsync", "--overwrite=always", "src", "dst"])
+        .ok();
     env.assert_same("src", "dst");
     env.snapshot("dst").assert_no_temporaries();
 });
@@ -86,7 +89,10 @@ both_modes!(nothing_looks_complete_before_it_is_synced, |env| {
     assert!(!shown.contains("fsync("), "a file is synced alone\n{shown}");
     // One sync for all the files, one for times, names, links and directories. A very slow machine
     // syncs more often.
-    assert!(lines.iter().filter(|line| is_sync(line)).count() >= 2, "{shown}");
+    assert!(
+        lines.iter().filter(|line| is_sync(line)).count() >= 2,
+        "{shown}"
+    );
     let first_sync = lines.iter().position(is_sync).unwrap();
     let first_commit = lines.iter().position(is_commit).unwrap();
     assert!(first_sync < first_commit, "{shown}");
@@ -251,7 +257,9 @@ both_modes!(a_disk_that_fails_fails_the_run, |env| {
         return;
     }
     // What belongs to the file system itself is at the front.
-    env.sh("mkdir real; truncate -s 64M real/image; mkfs.ext4 -q -N 256 -O ^has_journal real/image");
+    env.sh(
+        "mkdir real; truncate -s 64M real/image; mkfs.ext4 -q -N 256 -O ^has_journal real/image",
+    );
     let faults = ["--fault", "eio-write:image:4000000"];
     let Some(_faulty) = FaultFs::mount(env, "real", "disk", &faults) else {
         return;
