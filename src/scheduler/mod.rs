@@ -322,7 +322,10 @@ impl Scheduler {
                 self.engine.set_stuck(worker, true);
                 if self.phase == Phase::Running {
                     self.resend_unclaimed(worker);
-                    if let Some(limit) = self.limit.replace_stuck() {
+                    // A sync is slow, and no reason for one more worker each time.
+                    if !self.context.scoreboard.slot(worker).is_syncing()
+                        && let Some(limit) = self.limit.replace_stuck()
+                    {
                         self.engine.set_limit(limit);
                     }
                 }

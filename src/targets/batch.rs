@@ -7,10 +7,11 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{self, Mode};
+use rustix::io::Errno;
 use rustix::system::uname;
 
 use super::mounts::Mounts;
-use crate::fs::open::DIRECTORY;
+use crate::fs::open::{DIRECTORY, ENTRY};
 use crate::fs::stat::file_system_type;
 
 /// Types of statfs(2): ext2, ext3 and ext4.
@@ -41,6 +42,7 @@ pub(super) fn is_synced_at_once(dir: BorrowedFd<'_>, device: u64, mounts: &Mount
         .and_then(version)
         .is_some_and(|version| version >= REPORTS_ERRORS);
     reports_errors
+        && is_allowed(dir)
         && match file_system_type(dir) {
             // The old driver for ext2 does not flush the disk's cache.
             Some(EXT) => mounts
@@ -49,6 +51,16 @@ pub(super) fn is_synced_at_once(dir: BorrowedFd<'_>, device: u64, mounts: &Mount
             Some(kind) => SYNCED_AT_ONCE.contains(&kind),
             None => false,
         }
+}
+
+/// Returns false if a container forbids syncfs(2).
+fn is_allowed(dir: BorrowedFd<'_>) -> bool {
+    // It cannot sync by such a descriptor (EBADF), so this costs nothing.
+    let Ok(path) = fs::openat(dir, c".", ENTRY, Mode::empty()) else {
+        return false;
+    };
+    let forbidden = [Errno::NOSYS, Errno::PERM, Errno::ACCESS];
+    fs::syncfs(path).is_err_and(|errno| !forbidden.contains(&errno))
 }
 
 /// Opens the descriptors to sync by.

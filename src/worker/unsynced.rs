@@ -76,7 +76,11 @@ impl Worker {
         self.slot.begin_entry(file.name.as_bytes());
         self.copier.take_issues();
         let result = self.copier.commit_synced(dir, &from, to, file);
-        let result = result.map_err(|error| self.copier.explain_name(dir, to, error));
+        let result = result.map_err(|error| {
+            // Nothing incomplete is left. That this may fail too changes nothing.
+            let _ = self.copier.discard_unsynced(dir, to, file);
+            self.copier.explain_name(dir, to, error)
+        });
         self.conclude(Kind::File, &from, result);
     }
 
