@@ -166,6 +166,18 @@ both_modes!(a_full_disk_may_show_only_when_it_is_synced, |env| {
     assert!(!env.exists("dst/a/file"));
 });
 
+both_modes!(a_container_may_forbid_syncfs, |env| {
+    if env.skipped_without_strace() {
+        return;
+    }
+    mixed_tree(env);
+    env.command(["--fsync", "src", "dst"])
+        .injecting("syncfs:error=EPERM")
+        .run()
+        .ok();
+    env.assert_same("src", "dst");
+});
+
 both_modes!(very_many_files_of_a_directory_are_synced_in_parts, |env| {
     if env.skipped_without_strace() || skipped_without_batches(env) {
         return;
