@@ -567,7 +567,7 @@ def build(rows: list[Row], args: argparse.Namespace) -> None:
     cargo = ["cargo", "build", "--release"]
     if any(program.is_pcopy and program.is_selected(args.only) for row in rows for program in row.programs):
         subprocess.run([*cargo, "--bin", "pcopy"], cwd=PROJECT, check=True)
-    if any(row.place in DEVICES for row in rows):
+    if any(row.place in DEVICES or row.place == "flush" for row in rows):
         # If this fails, only the rows on such devices are skipped.
         subprocess.run([*cargo, "-p", "faultfs"], cwd=PROJECT, check=False)
 

@@ -82,7 +82,6 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("newer_than", "pcopy --newer-than=7d /var/log logs"),
     ("parents", "pcopy --parents /etc/fstab /etc/ssh /mnt/backup"),
     ("existing", "pcopy --existing src dst"),
-<<<<<<< ours
     (
         "delete",
         "pcopy -n --delete photos /mnt/backup/photos",
@@ -102,8 +101,6 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("chmod", "pcopy --chmod=D755,F644 stick/ ~/stick"),
     ("chown", "pcopy --chown=www-data: site /var/www/site"),
     ("itemize_changes", "pcopy -ni src dst"),
-=======
->>>>>>> theirs
     ("one_file_system", "pcopy -x / /mnt/root"),
     (
         "fsync",

@@ -29,6 +29,10 @@ use crate::scoreboard::{GateState, Scoreboard, WorkerSlot};
 const MAX: usize = 64;
 /// How often to look.
 pub(super) const PERIOD: Duration = Duration::from_millis(20);
+/// The same at the start, as long as workers wait for a device of which nothing is known yet. Two
+/// workers on a file system that could serve 64 would lose most of the first tenth of a second.
+const QUICK_PERIOD: Duration = Duration::from_millis(5);
+const QUICK_START: Duration = Duration::from_millis(200);
 /// Workers whose time is read at a look.
 const SAMPLED: usize = 8;
 
@@ -91,6 +95,12 @@ impl WorkerLimit {
         self.automatic.is_some()
     }
 
+    /// Returns how long to wait for the next look; `None` if there is none.
+    pub(super) fn period(&self, now: Instant, scoreboard: Scoreboard) -> Option<Duration> {
+        let automatic = self.automatic.as_ref()?;
+        Some(automatic.period(now, scoreboard))
+    }
+
     /// Allows one more worker in the place of a stuck one, however busy the machine is. Returns
     /// the new limit if it changes.
     pub(super) fn replace_stuck(&mut self) -> Option<usize> {
@@ -113,7 +123,7 @@ impl WorkerLimit {
         let Some(automatic) = &mut self.automatic else {
             return Changes::default();
         };
-        if now.saturating_duration_since(automatic.updated) < PERIOD {
+        if now.saturating_duration_since(automatic.updated) < automatic.period(now, scoreboard) {
             return Changes::default();
         }
         automatic.updated = now;
@@ -152,6 +162,15 @@ fn grown(limit: usize, max: usize, busy: usize, sample: &Sample) -> Option<usize
 }
 
 impl Automatic {
+    fn period(&self, now: Instant, scoreboard: Scoreboard) -> Duration {
+        let is_start = now.saturating_duration_since(self.started) < QUICK_START;
+        if is_start && scoreboard.gate.limit() != Limit::Open {
+            QUICK_PERIOD
+        } else {
+            PERIOD
+        }
+    }
+
     fn look(&mut self, now: Instant, scoreboard: Scoreboard, started: usize) -> Sample {
         let slots = || (0..started).map(|worker| scoreboard.slot(worker));
         let (mut requests, mut work) = (0, 0);

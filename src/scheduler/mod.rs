@@ -238,7 +238,10 @@ impl Scheduler {
     /// Returns how long the loop may wait for an event.
     fn timeout(&self) -> Duration {
         let mut timeout = self.ui.period().map_or(TICK, |period| period.min(TICK));
-        if self.limit.is_automatic() || self.phase != Phase::Running {
+        let scoreboard = self.context.scoreboard;
+        if let Some(period) = self.limit.period(self.engine.now(), scoreboard) {
+            timeout = timeout.min(period);
+        } else if self.phase != Phase::Running {
             timeout = timeout.min(autoscale::PERIOD);
         }
         if self.is_solo {
@@ -364,7 +367,10 @@ impl Scheduler {
                 self.engine.set_stuck(worker, true);
                 if !self.is_stopping() {
                     self.resend_unclaimed(worker);
-                    if let Some(limit) = self.limit.replace_stuck() {
+                    // A sync is slow, and no reason for one more worker each time.
+                    if !self.context.scoreboard.slot(worker).is_syncing()
+                        && let Some(limit) = self.limit.replace_stuck()
+                    {
                         self.engine.set_limit(limit);
                     }
                 }

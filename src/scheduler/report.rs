@@ -140,6 +140,7 @@ impl Scheduler {
             && let Some(mut running) = self.end_job(update.job)
         {
             self.take_unsynced(&mut running);
+            self.note_uncommitted(&running);
             if is_sync {
                 self.end_sync(&job, update.errors.first().map(|error| error.error));
             }

@@ -2,7 +2,7 @@
 //! in progress get their metadata.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::dispatch::{Popped, Running};
 use super::tree::{Directory, NodeKey};
@@ -11,7 +11,7 @@ use crate::copy::temp;
 use crate::engine::{Event, KILL_TIMEOUT, Sent};
 use crate::fs::path::{Name, RelPath};
 use crate::protocol::entry::Unsynced;
-use crate::protocol::{Job, JobId, JobKind};
+use crate::protocol::{Job, JobId, JobKind, JobUpdate};
 use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;
 use crate::ui::{About, Kind as MessageKind};
@@ -121,6 +121,18 @@ impl Scheduler {
         }
     }
 
+    /// Notes the files that a job of a stopped run has not committed.
+    pub(super) fn note_uncommitted(&mut self, running: &Running) {
+        if let JobKind::CommitSynced { files } = &running.job.kind
+            && self.phase != Phase::Running
+        {
+            for file in files.iter().skip(running.settled) {
+                let name = self.unsynced_name(running.node, file.clone());
+                self.unfinished.push(Unfinished::of_job(&running.job, name));
+            }
+        }
+    }
+
     /// Returns the name that an unsynced file has at the destination.
     fn unsynced_name(&self, dir: NodeKey, file: Unsynced) -> Name {
         let target = self.tree.dir(dir).target;
@@ -183,6 +195,13 @@ impl Scheduler {
         for id in waiting {
             self.queue.push_again(id);
         }
+        self.finish_directories(deadline);
+        // Those of workers that were slow to stop.
+        self.remove_unfinished();
+    }
+
+    /// Sends the last jobs and waits for them.
+    fn finish_directories(&mut self, deadline: Instant) {
         let mut tidying = HashSet::new();
         let mut begin_by = self.engine.now() + TIDY_TIMEOUT;
         while self.engine.now() < deadline && !(self.queue.is_empty() && tidying.is_empty()) {
@@ -209,6 +228,7 @@ impl Scheduler {
             match self.engine.next(left) {
                 Some(Event::Report { report, .. }) => {
                     for update in report.updates {
+                        self.note_late(&update);
                         if update.is_done {
                             self.end_job(update.job);
                             tidying.remove(&update.job);
@@ -220,6 +240,18 @@ impl Scheduler {
                     tidying.retain(|&id| self.claim_of(id) != Some(Claim::By(worker)));
                 }
                 None => {}
+            }
+        }
+    }
+
+    /// Notes the unsynced files of a worker that was so slow that they were not known before.
+    fn note_late(&mut self, update: &JobUpdate) {
+        if let Some(running) = self.running.get(&update.job) {
+            let node = running.node;
+            for file in update.unsynced.clone() {
+                let name = self.unsynced_name(node, file);
+                let job = &self.running[&update.job].job;
+                self.unfinished.push(Unfinished::of_job(job, name));
             }
         }
     }

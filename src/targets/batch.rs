@@ -7,11 +7,12 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{self, Mode};
+use rustix::io::Errno;
 use rustix::system::uname;
 
 use super::mounts::Mounts;
 use crate::fs::file_system::FileSystem;
-use crate::fs::open::DIRECTORY;
+use crate::fs::open::{DIRECTORY, ENTRY};
 
 /// The first Linux whose syncfs(2) reports that data could not be written.
 const REPORTS_ERRORS: (u32, u32) = (5, 8);
@@ -37,6 +38,7 @@ pub(super) fn is_synced_at_once(dir: BorrowedFd<'_>, device: u64, mounts: &Mount
         .and_then(version)
         .is_some_and(|version| version >= REPORTS_ERRORS);
     reports_errors
+        && is_allowed(dir)
         && match FileSystem::of(dir) {
             // The old driver for ext2 does not flush the disk's cache.
             Some(FileSystem::Ext) => mounts
@@ -48,6 +50,16 @@ pub(super) fn is_synced_at_once(dir: BorrowedFd<'_>, device: u64, mounts: &Mount
             }
             _ => false,
         }
+}
+
+/// Returns false if a container forbids syncfs(2).
+fn is_allowed(dir: BorrowedFd<'_>) -> bool {
+    // It cannot sync by such a descriptor (EBADF), so this costs nothing.
+    let Ok(path) = fs::openat(dir, c".", ENTRY, Mode::empty()) else {
+        return false;
+    };
+    let forbidden = [Errno::NOSYS, Errno::PERM, Errno::ACCESS];
+    fs::syncfs(path).is_err_and(|errno| !forbidden.contains(&errno))
 }
 
 /// Opens the descriptors to sync by.

@@ -76,7 +76,11 @@ impl Worker {
         self.slot.begin_entry(file.name.as_bytes());
         self.copier.take_issues();
         let result = self.copier.commit_synced(dir, &from, to, file);
-        let result = result.map_err(|error| self.copier.explain_name(dir, to, error));
+        let result = result.map_err(|error| {
+            // Nothing incomplete is left. That this may fail too changes nothing.
+            let _ = self.copier.discard_unsynced(dir, to, file);
+            self.copier.explain_name(dir, to, error)
+        });
         self.conclude(Kind::File, &from, result);
     }
 
@@ -93,13 +97,17 @@ impl Worker {
         sink: &mut dyn ReportSink,
     ) -> Result<(), CopyError> {
         let mut dir = self.open(job)?;
-        for (at, file) in files.iter().enumerate() {
+        let mut settled = 0;
+        for file in files {
             if self.should_end() {
                 break;
             }
             self.commit_file(&mut dir, job, file);
-            self.after_entry(|| Progress::Settled(at as u64 + 1), sink);
+            settled += 1;
+            self.after_entry(|| Progress::Settled(settled), sink);
         }
+        // If the run stops, the parent removes the rest.
+        self.current.update.progress = Progress::Settled(settled);
         Ok(())
     }
 

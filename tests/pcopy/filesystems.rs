@@ -1,9 +1,7 @@
 //! Kinds of file systems, and the options that depend on them.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 
 use crate::acl::{ACCESS_ACL, AclTag, NO_ID, acl};
 use crate::compare::{self, Properties, Property};
@@ -11,7 +9,6 @@ use crate::env::{Env, skip};
 use crate::fidelity::zoo_is_copied;
 use crate::mounts::FAT;
 use crate::noise::pattern;
-use crate::zoo::Zoo;
 
 const MIB: u64 = 1024 * 1024;
 

@@ -41,12 +41,12 @@ fn trace(env: &Env, args: &[&str]) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
-fn is_sync(line: &String) -> bool {
+fn is_sync(line: &str) -> bool {
     line.contains("syncfs") && line.ends_with("= 0")
 }
 
 /// Returns true for a call by which a file looks complete, or is replaced.
-fn is_commit(line: &String) -> bool {
+fn is_commit(line: &str) -> bool {
     let sets_time = line.contains("utimensat(") && line.contains(&format!("tv_sec={TIME}"));
     let renames = line.contains("renameat") && !line.contains("resumed");
     sets_time && !line.contains("/dst>, NULL") || renames
@@ -93,10 +93,10 @@ both_modes!(nothing_looks_complete_before_it_is_synced, |env| {
         lines.iter().filter(|line| is_sync(line)).count() >= 2,
         "{shown}"
     );
-    let first_sync = lines.iter().position(is_sync).unwrap();
-    let first_commit = lines.iter().position(is_commit).unwrap();
+    let first_sync = lines.iter().position(|line| is_sync(line)).unwrap();
+    let first_commit = lines.iter().position(|line| is_commit(line)).unwrap();
     assert!(first_sync < first_commit, "{shown}");
-    let last_sync = lines.iter().rposition(is_sync).unwrap();
+    let last_sync = lines.iter().rposition(|line| is_sync(line)).unwrap();
     let changes = |line: &String| {
         ["utimensat(", "renameat", "linkat"]
             .iter()
@@ -164,6 +164,18 @@ both_modes!(a_full_disk_may_show_only_when_it_is_synced, |env| {
         .exits(1)
         .stderr_has("dst/a: sync to disk: No space left on device (1 file)");
     assert!(!env.exists("dst/a/file"));
+});
+
+both_modes!(a_container_may_forbid_syncfs, |env| {
+    if env.skipped_without_strace() {
+        return;
+    }
+    mixed_tree(env);
+    env.command(["--fsync", "src", "dst"])
+        .injecting("syncfs:error=EPERM")
+        .run()
+        .ok();
+    env.assert_same("src", "dst");
 });
 
 both_modes!(very_many_files_of_a_directory_are_synced_in_parts, |env| {
@@ -251,7 +263,7 @@ fn killed_workers_lose_no_file_that_is_not_synced() {
     env.snapshot("dst").assert_no_temporaries();
 }
 
-/// The kernel itself reports what a disk did not write.
+// The kernel itself reports what a disk did not write.
 both_modes!(a_disk_that_fails_fails_the_run, |env| {
     if skipped_without_root() || env.skipped_without("mkfs.ext4") {
         return;

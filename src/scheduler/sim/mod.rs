@@ -261,7 +261,7 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Raises the limit of descriptors, because each context leaks two.
+/// Raises the limit of descriptors, because each context leaks two, or six with `--fsync`.
 fn allow_descriptors() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

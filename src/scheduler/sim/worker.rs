@@ -494,6 +494,9 @@ impl Worker {
     fn end_job(&mut self, env: &mut Env) -> State {
         env.world.borrow_mut().release(self.number, None);
         self.update.is_done = true;
+        if let JobKind::CommitSynced { .. } = self.current().job.kind {
+            self.update.progress = Progress::Settled(self.current().settled);
+        }
         self.put_update();
         if env.rng.chance(0.3) {
             self.send(env);
