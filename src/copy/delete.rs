@@ -68,6 +68,9 @@ pub(crate) fn is_protected(context: &Context, dir: &RelPath, name: &CStr, kind: 
 impl Copier {
     /// Returns true if the source has no such entry, under any spelling that the destination takes
     /// for this name.
+    ///
+    /// What a filter excludes is in the source all the same, and stays. `--delete-excluded`
+    /// (`Mirror::excluded`) has to ask the filter here, and at the entries of doomed directories.
     pub(crate) fn is_extraneous(
         &mut self,
         dir: &mut DirPair,

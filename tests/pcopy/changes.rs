@@ -17,7 +17,8 @@ both_modes!(modes_are_changed_as_rsync_changes_them, |env| {
     env.fifo("src/fifo").mode(0o644);
     env.file("src/s", "x").mode(0o4711);
     env.file("src/large", pattern(40 << 20, 1)).mode(0o604);
-    env.at("src").mtime(2_000, 0);
+    // rsync leaves times alone that are nearly right.
+    env.sh("find src -exec touch -hd @2000 {} +");
     for (number, modes) in [
         "D2755,F644",
         "u+rwX,go-w",
