@@ -82,10 +82,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("newer_than", "pcopy --newer-than=7d /var/log logs"),
     ("parents", "pcopy --parents /etc/fstab /etc/ssh /mnt/backup"),
     ("existing", "pcopy --existing src dst"),
-    (
-        "delete",
-        "pcopy -n --delete photos /mnt/backup/photos",
-    ),
+    ("delete", "pcopy -n --delete photos /mnt/backup/photos"),
     (
         "max_delete",
         "pcopy --delete --max-delete=100 /home /mnt/backup/home",

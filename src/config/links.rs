@@ -47,6 +47,12 @@ pub(super) fn of(cli: &Cli, sources: &[PathBuf]) -> Result<Links> {
     if cli.inplace {
         bail!("{name} does not go with --inplace, which would write through the links");
     }
+    if has_snapshots && cli.contents.checksum {
+        bail!("--link-dest does not go with -c: snapshots are compared by size and time");
+    }
+    if cli.contents.manifest.is_some() {
+        bail!("{name} does not go with --manifest: a link is made without reading the file");
+    }
     if instead.is_some() && has_snapshots {
         bail!("{name} does not go with --link-dest: an entry can be one link only");
     }

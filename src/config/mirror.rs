@@ -34,6 +34,24 @@ pub(super) fn of(cli: &Cli, sources: usize) -> Result<Option<Mirror>> {
     if sources != 1 {
         bail!("--delete takes one SRC, a directory, and these are {sources}");
     }
+    let filters = &cli.filters;
+    for (is_given, name) in [
+        (filters.gitignore, "--gitignore"),
+        (filters.exclude_caches, "--exclude-caches"),
+        (
+            !filters.exclude_if_present.is_empty(),
+            "--exclude-if-present",
+        ),
+        (filters.files_from.is_some(), "--files-from"),
+        (filters.parents, "--parents"),
+    ] {
+        if is_given {
+            bail!(
+                "--delete does not go with {name}: only the rules of --exclude and --include say \
+                 what may be deleted"
+            );
+        }
+    }
     Ok(Some(Mirror {
         force: delete == Delete::Force,
         limit: options.max_delete,

@@ -56,26 +56,39 @@ pub(crate) struct DoomedDir {
     pub(crate) fd: OwnedFd,
 }
 
-/// Returns true if an entry that only the destination has must stay.
-///
-/// This is the place to ask whether a filter protects it. `dir` is its directory below the root of
-/// the target. With `--delete-excluded` filters protect nothing.
+/// Returns true if an entry that only the destination has must stay: a backup, or one that a rule
+/// excludes. `dir` is its directory below the root of the target.
 pub(crate) fn is_protected(context: &Context, dir: &RelPath, name: &CStr, kind: Kind) -> bool {
-    let _ = (dir, kind);
+    let deletes_excluded = context.config.mirror.is_some_and(|mirror| mirror.excluded);
     backup::is_backup(context, name.to_bytes())
+        || !deletes_excluded && is_excluded(context, dir, name, kind)
+}
+
+fn is_excluded(context: &Context, dir: &RelPath, name: &CStr, kind: Kind) -> bool {
+    let filter = context.targets.filter.as_ref();
+    let is_dir = kind == Kind::Directory;
+    filter.is_some_and(|filter| filter.is_excluded(dir, name.to_bytes(), is_dir))
 }
 
 impl Copier {
     /// Returns true if the source has no such entry, under any spelling that the destination takes
     /// for this name.
     ///
-    /// What a filter excludes is in the source all the same, and stays. `--delete-excluded`
-    /// (`Mirror::excluded`) has to ask the filter here, and at the entries of doomed directories.
+    /// What a rule excludes is in the source all the same, and stays unless `--delete-excluded` is
+    /// given.
     pub(crate) fn is_extraneous(
         &mut self,
         dir: &mut DirPair,
+        path: &RelPath,
+        kind: Kind,
         name: &CStr,
     ) -> Result<bool, CopyError> {
+        let mirror = self.context.config.mirror;
+        if mirror.is_some_and(|mirror| mirror.excluded)
+            && is_excluded(self.context, path, name, kind)
+        {
+            return Ok(true);
+        }
         match fs::statat(dir.source(), name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(self
                 .is_listed_otherwise(dir, name)
@@ -112,7 +125,7 @@ impl Copier {
                 return Ok(());
             }
             if !temp::is_temporary(name)
-                && self.is_extraneous(dir, name)?
+                && self.is_extraneous(dir, path, kind, name)?
                 && !is_protected(self.context, path, name, kind)
             {
                 found(self, kind, name);
@@ -129,7 +142,7 @@ impl Copier {
         kind: Kind,
         name: &CStr,
     ) -> Result<Fate, CopyError> {
-        if !self.is_extraneous(dir, name)? {
+        if !self.is_extraneous(dir, path, kind, name)? {
             return Ok(Fate::Kept);
         }
         let destination = dir.share_destination()?;

@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result};
 use rustix::fs::{self, AtFlags, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::config::{FilterSettings, FileLimits};
+use crate::config::{FileLimits, FilterSettings};
 use crate::fs::path::{Kind, RelPath};
 use crate::quote::quote_for_shell;
 use gitignore::{Ignores, Ignoring};
@@ -128,6 +128,16 @@ impl Filter {
         Ok(())
     }
 
+    /// Returns true if a rule excludes an entry of this name in a directory below the source.
+    pub(crate) fn is_excluded(&self, dir: &RelPath, name: &[u8], is_dir: bool) -> bool {
+        if self.rules.is_empty() {
+            return false;
+        }
+        let path = [&path_of(dir), name, b"/"].concat();
+        let rule = self.rules.find(&EntryPath::new(&path, name, is_dir));
+        rule.is_some_and(|rule| !rule.is_include)
+    }
+
     /// Returns why a file that the command line names is left out. As in rsync, rules and limits
     /// apply to its name. What git ignores is copied if it is named.
     pub(crate) fn find_named(&self, name: &[u8], stat: Option<&Stat>) -> Option<Exclusion<'_>> {
@@ -193,11 +203,7 @@ impl<'a> DirFilter<'a> {
         memory: &mut Memory,
         place: &Place<'_>,
     ) -> (Self, Option<Errno>) {
-        let mut path = b"/".to_vec();
-        if !place.path.as_bytes().is_empty() {
-            path.extend_from_slice(place.path.as_bytes());
-            path.push(b'/');
-        }
+        let path = path_of(place.path);
         let above = filter.above.as_ref();
         let above = above.and_then(|above| above.get(place.target as usize));
         let (ignores, error) = match above {
@@ -264,6 +270,16 @@ impl<'a> DirFilter<'a> {
     pub(crate) fn find_limit(&self, stat: &Stat) -> Option<Exclusion<'_>> {
         limits::find(&self.filter.limits, stat).map(Exclusion::Option)
     }
+}
+
+/// Returns a directory's path below the source, with a slash before and after it.
+fn path_of(dir: &RelPath) -> Vec<u8> {
+    let mut path = b"/".to_vec();
+    if !dir.as_bytes().is_empty() {
+        path.extend_from_slice(dir.as_bytes());
+        path.push(b'/');
+    }
+    path
 }
 
 impl Marker {

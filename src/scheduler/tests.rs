@@ -513,6 +513,6 @@ fn a_run_without_workers_ends() {
     let mut stage = Stage::new();
     stage.has_workers.set(false);
     stage.run.dispatch();
-    assert_eq!(stage.run.summary.exit_status(), 1);
+    assert_eq!(stage.run.summary.exit_status(false), 1);
     assert_ne!(stage.run.phase, Phase::Running);
 }

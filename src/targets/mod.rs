@@ -201,9 +201,7 @@ impl Targets {
             (_, above) => above,
         };
         let (batch, sync_roots) = match &destination {
-            Some(destination)
-                if config.fsync && !config.dry_run && config.can_batch() =>
-            {
+            Some(destination) if config.fsync && !config.dry_run && config.can_batch() => {
                 self.find_batch(destination.as_fd(), mounts).unzip()
             }
             _ => (None, None),

@@ -251,6 +251,7 @@ mod tests {
             name: None,
             decision: Decision::Create,
             size: Some(7),
+            items: None,
         };
         let text = Object::entry(b"src/caf\xe9\n\"", &line, "[pid 12]").line();
         assert_eq!(

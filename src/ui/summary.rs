@@ -285,7 +285,7 @@ mod tests {
             ..different
         };
         assert_eq!(failed.exit_status(true), 1);
-                let late = Summary {
+        let late = Summary {
             time_limit: Some(Duration::from_secs(3600)),
             ..summary
         };

@@ -45,9 +45,7 @@ impl Worker {
             Decision::MergeDirectory
         };
         let items = self.copier.itemize_dir(&mut dir);
-        if !resume.is_announced
-            && !is_landing
-            && (config.prints(decision) || items.is_some()) {
+        if !resume.is_announced && !is_landing && (config.prints(decision) || items.is_some()) {
             self.current.add_line(None, decision, items, None);
         }
         if !is_landing {
@@ -267,7 +265,8 @@ impl Worker {
             Ok(false) => {}
             Ok(true) => {
                 if self.context.config.prints(Decision::SkipMissing) {
-                    self.current.add_line(Some(name), Decision::SkipMissing, None, None);
+                    self.current
+                        .add_line(Some(name), Decision::SkipMissing, None, None);
                 }
                 return self.slot.begin_dir();
             }

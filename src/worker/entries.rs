@@ -179,7 +179,10 @@ impl Worker {
         if let Some(errno) = error
             && !skip.contains(GITIGNORE.to_bytes())
         {
-            self.add_error(Some((Kind::File, GITIGNORE)), CopyError::new(Step::Open, errno));
+            self.add_error(
+                Some((Kind::File, GITIGNORE)),
+                CopyError::new(Step::Open, errno),
+            );
         }
         Some(dir_filter)
     }
@@ -267,7 +270,12 @@ impl Worker {
     }
 
     /// Returns the kind of an entry as it is copied: a link that is followed is its target.
-    pub(super) fn kind_to_copy(&self, dir: &DirPair, kind: Kind, name: &CStr) -> Result<Kind, CopyError> {
+    pub(super) fn kind_to_copy(
+        &self,
+        dir: &DirPair,
+        kind: Kind,
+        name: &CStr,
+    ) -> Result<Kind, CopyError> {
         if kind != Kind::Symlink || !self.context.config.dereference {
             return Ok(kind);
         }

@@ -230,8 +230,7 @@ impl World {
             let dir = self.dirs[number];
             let shown = self.tree.dirs[number].path.escape_ascii().to_string();
             let is_passing = self.rounds_until_listed(number) > outcome.retries;
-            let may_fail =
-                self.has_died_twice(number, None) || self.has_sync_failed || is_passing;
+            let may_fail = self.has_died_twice(number, None) || self.has_sync_failed || is_passing;
             if printed.failed_dirs.contains(&number) && !may_fail {
                 let messages: Vec<_> = outcome
                     .err

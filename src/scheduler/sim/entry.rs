@@ -81,7 +81,9 @@ impl Worker {
         match &job.kind {
             JobKind::Chunk { .. } if fails => failed(Step::Read, ETIMEDOUT),
             JobKind::Commit { file, .. } if fails => {
-                env.world.borrow_mut().remove(dir, file.temp.as_bytes());
+                if let Some(temp) = &file.temp {
+                    env.world.borrow_mut().remove(dir, temp.as_bytes());
+                }
                 failed(Step::Open, ETIMEDOUT)
             }
             JobKind::HardLinks { .. } if fails => failed(Step::Link, ETIMEDOUT),
@@ -407,6 +409,8 @@ impl Worker {
             self.update.lines.push(Line {
                 name: Some(file.name),
                 decision: file.decision,
+                items: None,
+                size: None,
             });
             self.update.settled_unsynced += 1;
         }
