@@ -26,7 +26,7 @@ pub struct Limits {
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub bwlimit: Option<Rate>,
 
-    /// Begin nothing more after MINUTES, and end with status 4
+    /// Begin nothing more after MINUTES, and end with status 5
     ///
     /// Files that were begun are completed. The same command goes on from there.
     #[arg(long, value_name = "MINUTES", value_parser = minutes)]

@@ -275,7 +275,7 @@ impl Ui {
                 self.log(Some(worker_label), &shown);
             }
             self.print_object(|| Object::entry(&path, line, worker_label));
-            let _ = if config.dry_run {
+            let _ = if config.dry_run || config.itemize {
                 writeln!(text, "{shown}")
             } else {
                 writeln!(text, "{worker_label} {shown}")

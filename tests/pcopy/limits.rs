@@ -50,7 +50,7 @@ both_modes!(what_was_begun_is_completed_when_the_time_is_over, |env| {
         return;
     };
     let args = ["-j1", "--json", "--stop-after=0.03", "src", "dst"];
-    let run = env.pcopy(args).exits(4);
+    let run = env.pcopy(args).exits(5);
     let run = run.summary_ends_with("; stopped after 1.8 s (--stop-after), run again to resume");
     let objects = objects(env, &run);
     assert_eq!(objects.last().unwrap()["stopped_by"], "time_limit", "{run}");

@@ -104,6 +104,7 @@ mod parents;
 mod partial;
 mod preserve;
 mod random;
+mod recipes;
 mod resources;
 mod resume;
 mod retries;
