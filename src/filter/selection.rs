@@ -27,6 +27,14 @@ pub(crate) struct Chosen {
     pub(crate) has_below: bool,
 }
 
+impl Chosen {
+    /// Returns true for a directory that leads to paths in the list. It is made and entered even if
+    /// a rule excludes it, listed itself or not: what is listed below it must not be lost.
+    pub(crate) fn is_way(self) -> bool {
+        !self.is_listed || self.has_below
+    }
+}
+
 /// The names in one directory, in order. It is a range of the list.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cursor {

@@ -219,7 +219,7 @@ impl Worker {
         let Some(filter) = &listed.filter else {
             return candidate.map(Some);
         };
-        let is_way = chosen.is_some_and(|chosen| !chosen.is_listed);
+        let is_way = chosen.is_some_and(Chosen::is_way);
         let candidate = match candidate {
             Ok(candidate) => candidate,
             // As in rsync, an entry that a rule leaves out is no error, whatever it is.

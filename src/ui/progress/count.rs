@@ -266,7 +266,7 @@ impl Walk {
     ) {
         let is_dir = kind == Kind::Directory;
         if let Some(filter) = filter {
-            let is_way = chosen.is_some_and(|chosen| !chosen.is_listed);
+            let is_way = chosen.is_some_and(Chosen::is_way);
             if filter.find(name.to_bytes(), is_dir, is_way).is_some() {
                 return;
             }
