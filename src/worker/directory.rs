@@ -242,7 +242,10 @@ impl Worker {
             let (name, kind) = (listed.name(), listed.kind());
             match candidate {
                 Ok(None) => {}
-                Ok(Some(Candidate { kind, .. })) if kind == Kind::Directory => {
+                Ok(Some(Candidate {
+                    kind: Kind::Directory,
+                    ..
+                })) => {
                     self.make_subdir(dir, name);
                 }
                 Ok(Some(Candidate { kind, inode })) => {
