@@ -455,3 +455,60 @@ both_modes!(random_mirrors_are_those_of_rsync, |env| {
         assert_eq!(run.summary().copied, 0, "{run}");
     });
 });
+
+// ---- filters --------------------------------------------------------------------------------
+
+both_modes!(
+    what_a_rule_excludes_stays_unless_that_is_to_be_deleted,
+    |env| {
+        if env.skipped_without("rsync") {
+            return;
+        }
+        for name in ["kept", "a.o", "sub/b.o", "sub/kept", "build/x"] {
+            env.file(format!("src/{name}"), name).mtime(1_000, 0);
+        }
+        for name in ["old", "c.o", "sub/d.o", "gone/e.o", "gone/x", "build/y"] {
+            env.file(format!("before/{name}"), name).mtime(2_000, 0);
+        }
+        env.file("before/sub/b.o", "older").mtime(500, 0);
+        let rules = ["--exclude=*.o", "--exclude=/build/"];
+        for delete in ["--delete", "--delete-excluded"] {
+            env.sh("rm -rf dst theirs; cp -a before dst; cp -a before theirs");
+            let theirs = format!("rsync -aHAX {delete} {} src/ theirs/", rules.join(" "));
+            env.sh(&theirs);
+            let args = [&rules[..], &[delete, "src", "dst"]].concat();
+            let deletions = |options: &[&str]| {
+                let run = env.pcopy([options, &args[..]].concat()).ok();
+                let lines = run.stdout();
+                lines.lines().filter(|it| it.contains("delete ")).count()
+            };
+            let planned = deletions(&["-n"]);
+            assert_eq!(planned, deletions(&["-v"]));
+            // rsync deletes during the copy, so times of directories differ.
+            let names = |copy: &str| env.sh(&format!("cd {copy}; find . | sort"));
+            assert_eq!(names("theirs"), names("dst"));
+            assert!(env.exists("dst/c.o") == (delete == "--delete"));
+            run_again(env, &args);
+        }
+    }
+);
+
+/// A second run has nothing to do.
+fn run_again(env: &Env, args: &[&str]) {
+    env.pcopy(args).ok().stderr_has("nothing to do");
+}
+
+once!(what_only_the_source_can_say_is_refused_with_delete, |env| {
+    env.dir("src");
+    for option in [
+        "--gitignore",
+        "--exclude-caches",
+        "--exclude-if-present=x",
+        "--files-from=/dev/null",
+        "--parents",
+    ] {
+        env.pcopy(["--delete", option, "src", "dst"])
+            .exits(2)
+            .stderr_has("--delete does not go with");
+    }
+});
