@@ -216,7 +216,11 @@ impl Copier {
                 self.issues = super::Issues::default();
                 self.slot.add_size(new.size);
                 self.slot.add_spared(new.size);
-                let decision = self.repair_metadata(dir, entry, &old, &new)?;
+                let decision = if self.needs_repair(dir, entry, &old, &new) {
+                    self.repair_metadata(dir, entry, &old, &new)?
+                } else {
+                    Decision::LeaveUnchanged
+                };
                 Ok(EntryResult::Done(decision))
             }
             _ if is_moved => self.copy_undivided(dir, entry),

@@ -88,17 +88,15 @@ impl Copier {
         if !decision.changes() {
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));
         }
-        if dry_run {
-            if let Some(linked) = self.link_instead(dir, entry, decision)? {
-                return Ok(ControlFlow::Break(linked));
-            }
+        let next = self.link_or_copy(dir, entry, decision)?;
+        if dry_run && next.is_continue() {
             if file_type(&new) == FileType::RegularFile {
                 self.note_size(new.size);
                 self.slot.add_bytes(new.size);
             }
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));
         }
-        self.link_or_copy(dir, entry, decision)
+        Ok(next)
     }
 
     /// Makes an entry a link, or continues with copying it.
@@ -114,7 +112,7 @@ impl Copier {
         })
     }
 
-    /// Brings the metadata of an entry up to date whose contents are the same.
+    /// Brings the metadata of an entry up to date that [`Copier::needs_repair`].
     pub(super) fn repair_metadata(
         &mut self,
         dir: &mut DirPair,
@@ -122,9 +120,6 @@ impl Copier {
         old: &FileStat,
         new: &FileStat,
     ) -> Result<Decision, CopyError> {
-        if !self.needs_repair(dir, entry, old, new) {
-            return Ok(Decision::LeaveUnchanged);
-        }
         if self.context.config.dry_run {
             return Ok(Decision::UpdateMetadata);
         }
@@ -132,7 +127,7 @@ impl Copier {
     }
 
     /// Returns true if metadata of an entry differs whose contents are the same.
-    fn needs_repair(
+    pub(super) fn needs_repair(
         &mut self,
         dir: &mut DirPair,
         entry: Entry<'_>,
