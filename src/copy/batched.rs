@@ -27,12 +27,12 @@ use super::file::{Finish, NewFile};
 use super::handle::{Handle, Subject};
 use super::metadata::{SourceFile, times};
 use super::temp::Unfinished;
-use super::{Attempt, Copier, Entry, EntryResult, is_name_taken};
+use super::{Copier, Entry, EntryResult, is_name_taken};
 use crate::fs::open::{DIRECTORY, ENTRY};
 use crate::fs::path::{Kind, Name};
 use crate::fs::stat::{FileId, FileStat};
 use crate::fs::sys;
-use crate::protocol::entry::{HardLinks, Unsynced};
+use crate::protocol::entry::Unsynced;
 use crate::protocol::error::{At, CopyError, Step};
 
 /// Seconds subtracted from the mtime of an unsynced file. One second would be too little on FAT.
@@ -202,15 +202,7 @@ impl Copier {
         to: &CStr,
     ) -> Result<EntryResult, CopyError> {
         dir.expect_others();
-        let entry = Entry {
-            kind: Kind::File,
-            from,
-            to,
-            hard_links: HardLinks::Copy,
-            suspect: false,
-            attempt: Attempt::First,
-            stream: None,
-        };
+        let entry = Entry::file(from, to);
         let before = std::mem::replace(&mut self.is_synced_alone, true);
         let result = self.copy_undivided(dir, entry);
         self.is_synced_alone = before;

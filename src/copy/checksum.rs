@@ -14,11 +14,11 @@ use rustix::io::Errno;
 use super::content::{BUFFER, READAHEAD, expect_sequential};
 use super::dir::DirPair;
 use super::verify::{next_data, open_copy};
-use super::{Attempt, Copier, Entry, EntryResult, file_type};
+use super::{Copier, Entry, EntryResult, file_type};
 use crate::config::Overwrite;
-use crate::fs::path::{Kind, Name};
+use crate::fs::path::Name;
 use crate::fs::stat::FileStat;
-use crate::protocol::entry::{Chunk, ChunkedFile, Decision, HardLinks};
+use crate::protocol::entry::{Chunk, ChunkedFile, Decision};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
 impl Copier {
@@ -198,15 +198,7 @@ impl Copier {
         file: &ChunkedFile,
         is_different: bool,
     ) -> Result<EntryResult, CopyError> {
-        let entry = Entry {
-            kind: Kind::File,
-            from,
-            to,
-            hard_links: HardLinks::Copy,
-            suspect: false,
-            attempt: Attempt::First,
-            stream: None,
-        };
+        let entry = Entry::file(from, to);
         let new = self.stat_source(dir, from)?;
         let old = dir.stat_destination(to).at(Step::LookAtDestination)?;
         let old = old.map(|old| FileStat::of(&old));

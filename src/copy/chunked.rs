@@ -15,10 +15,10 @@ use super::partial::Resumed;
 use super::temp::Unfinished;
 use super::{Attempt, Copier, Entry, EntryResult, is_name_taken};
 use crate::config::{Reflink, Sparse};
-use crate::fs::path::{Kind, Name};
+use crate::fs::path::Name;
 use crate::fs::stat::{FileId, FileStat};
 use crate::fs::sys;
-use crate::protocol::entry::{Chunk, ChunkedFile, Decision, HardLinks};
+use crate::protocol::entry::{Chunk, ChunkedFile, Decision};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::scoreboard::WriteTarget;
 
@@ -245,18 +245,7 @@ impl Copier {
                 // Another run has made the file meanwhile, or the destination takes its name for
                 // that of another file. Look at what is there.
                 dir.expect_others();
-                self.copy_undivided(
-                    dir,
-                    Entry {
-                        kind: Kind::File,
-                        from,
-                        to,
-                        hard_links: HardLinks::Copy,
-                        suspect: false,
-                        attempt: Attempt::First,
-                        stream: None,
-                    },
-                )
+                self.copy_undivided(dir, Entry::file(from, to))
             }
             Err(error) => Err(error),
         }

@@ -112,7 +112,7 @@ impl Copier {
         })
     }
 
-    /// Brings the metadata of an entry up to date that [`Copier::needs_repair`].
+    /// Updates the metadata of an entry that needs it ([`Copier::needs_repair`]).
     pub(super) fn repair_metadata(
         &mut self,
         dir: &mut DirPair,

@@ -79,6 +79,21 @@ pub(crate) struct Entry<'a> {
     pub(crate) stream: Option<Stream<'a>>,
 }
 
+impl<'a> Entry<'a> {
+    /// Returns a file that is copied outside of its listing, whatever other names it has.
+    fn file(from: &'a CStr, to: &'a CStr) -> Self {
+        Self {
+            kind: Kind::File,
+            from,
+            to,
+            hard_links: HardLinks::Copy,
+            suspect: false,
+            attempt: Attempt::First,
+            stream: None,
+        }
+    }
+}
+
 /// Whether a copy is tried again if its source changes meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {
