@@ -11,9 +11,9 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{self, FileType};
 use rustix::io::Errno;
 
-use super::content::{BUFFER, READAHEAD, expect_sequential};
+use super::content::{BUFFER, READAHEAD, expect_sequential, next_data, take_buffer};
 use super::dir::DirPair;
-use super::verify::{next_data, open_copy};
+use super::verify::open_copy;
 use super::{Copier, Entry, EntryResult, file_type};
 use crate::config::Overwrite;
 use crate::fs::path::Name;
@@ -83,12 +83,7 @@ impl Copier {
             expect_sequential(source);
             expect_sequential(copy);
         }
-        let mut buffers = [&mut self.buffer, &mut self.other_buffer].map(std::mem::take);
-        for buffer in &mut buffers {
-            if buffer.is_empty() {
-                *buffer = vec![0; BUFFER];
-            }
-        }
+        let mut buffers = [&mut self.buffer, &mut self.other_buffer].map(take_buffer);
         let result = self.compare_range_with(&mut buffers, source, copy, range, is_sparse);
         [self.buffer, self.other_buffer] = buffers;
         result

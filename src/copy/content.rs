@@ -247,24 +247,14 @@ impl Copier {
         };
         let mut position = start;
         while position < end {
-            let data = match fs::seek(files.source, SeekFrom::Data(position)) {
-                Ok(data) => data.min(end),
-                // Nothing but a hole up to the end of the file.
-                Err(Errno::NXIO) => break,
-                // The file system does not know about holes.
-                Err(Errno::INVAL | Errno::OPNOTSUPP) => position,
-                Err(errno) => return Err(CopyError::new(Step::Read, errno)),
-            };
-            if data >= end {
+            let data = next_data(files.source, position, end).at(Step::Read)?;
+            if data.is_empty() {
                 break;
             }
-            let hole = match fs::seek(files.source, SeekFrom::Hole(data)) {
-                Ok(hole) => hole.min(end),
-                // The file system knows no holes, or the file has become shorter. Copying the data
-                // shows which.
-                Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NXIO) => end,
-                Err(errno) => return Err(CopyError::new(Step::Read, errno)),
-            };
+            let Range {
+                start: data,
+                end: hole,
+            } = data;
             let copied = match zeros {
                 Zeros::Skip => self.read_write(files, data..hole, zeros)?,
                 Zeros::Write => self.copy_data(files, data..hole, method)?,
@@ -358,11 +348,7 @@ impl Copier {
         range: Range<u64>,
         zeros: Zeros,
     ) -> Result<u64, CopyError> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        if buffer.is_empty() {
-            // Not by resizing, which would write to every page of it.
-            buffer = vec![0; BUFFER];
-        }
+        let mut buffer = take_buffer(&mut self.buffer);
         let mut digest = self.digest.take();
         let result = self.read_write_with(&mut buffer, digest.as_mut(), files, range, zeros);
         self.digest = digest;
@@ -416,6 +402,39 @@ impl Copier {
             return Err(CopyError::new(Step::Copy, Reason::Stopped));
         }
         Ok(())
+    }
+}
+
+/// Takes a worker's buffer, and makes it at first.
+pub(super) fn take_buffer(buffer: &mut Vec<u8>) -> Vec<u8> {
+    let buffer = std::mem::take(buffer);
+    if buffer.is_empty() {
+        // Not by resizing, which would write to every page of it.
+        return vec![0; BUFFER];
+    }
+    buffer
+}
+
+/// Returns the next data of a file from `position` on, at most up to `end`. Empty, at `end`, if only
+/// a hole is left.
+pub(super) fn next_data(file: &OwnedFd, position: u64, end: u64) -> rustix::io::Result<Range<u64>> {
+    let start = match fs::seek(file, SeekFrom::Data(position)) {
+        Ok(start) => start.min(end),
+        // Nothing but a hole up to the end of the file.
+        Err(Errno::NXIO) => end,
+        // The file system does not know about holes.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(position..end),
+        Err(errno) => return Err(errno),
+    };
+    if start == end {
+        return Ok(end..end);
+    }
+    match fs::seek(file, SeekFrom::Hole(start)) {
+        Ok(hole) => Ok(start..hole.clamp(start + 1, end)),
+        // The file system knows no holes, or the file has become shorter. Reading the data shows
+        // which.
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NXIO) => Ok(start..end),
+        Err(errno) => Err(errno),
     }
 }
 

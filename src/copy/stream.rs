@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{self, FileType};
 use rustix::io::Errno;
 
-use super::content::{BUFFER, write_all, write_without_zeros};
+use super::content::{take_buffer, write_all, write_without_zeros};
 use super::digest::Digest;
 use super::dir::DirPair;
 use super::file::NewFile;
@@ -153,10 +153,7 @@ impl Copier {
 
     /// Copies the stream to a file and returns its length.
     fn read_to_end(&mut self, stream: &OwnedFd, file: &OwnedFd) -> Result<u64, CopyError> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        if buffer.is_empty() {
-            buffer = vec![0; BUFFER];
-        }
+        let mut buffer = take_buffer(&mut self.buffer);
         let mut digest = self.digest.take();
         let result = self.read_to_end_with(&mut buffer, digest.as_mut(), stream, file);
         self.digest = digest;

@@ -20,10 +20,10 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{self, Advice, FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{self, Advice, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::content::{BUFFER, Files, READAHEAD, expect_sequential};
+use super::content::{Files, READAHEAD, expect_sequential, next_data, take_buffer};
 use super::digest::Digest;
 use super::dir::DirPair;
 use super::{Copier, file_type};
@@ -181,36 +181,36 @@ impl Copier {
         if range.end - range.start > READAHEAD {
             expect_sequential(copy);
         }
-        let mut buffer = std::mem::take(&mut self.other_buffer);
-        if buffer.is_empty() {
-            buffer = vec![0; BUFFER];
-        }
+        let mut buffer = take_buffer(&mut self.other_buffer);
+        let result = self.read_range_with(&mut buffer, copy, range, &mut take);
+        self.other_buffer = buffer;
+        result
+    }
+
+    fn read_range_with(
+        &self,
+        buffer: &mut [u8],
+        copy: &OwnedFd,
+        range: Range<u64>,
+        take: &mut dyn FnMut(&[u8], u64) -> bool,
+    ) -> Result<bool, CopyError> {
         let mut position = range.start;
-        let mut result = Ok(true);
         while position < range.end {
-            let wanted = (range.end - position).min(BUFFER as u64) as usize;
+            let wanted = (range.end - position).min(buffer.len() as u64) as usize;
             let count = match rustix::io::pread(copy, &mut buffer[..wanted], position) {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(Errno::INTR) => continue,
-                Err(errno) => {
-                    result = Err(CopyError::new(Step::ReadBack, errno));
-                    break;
-                }
+                Err(errno) => return Err(CopyError::new(Step::ReadBack, errno)),
             };
             self.slot.add_read(count as u64);
             if !take(&buffer[..count], position) {
-                result = Ok(false);
-                break;
+                return Ok(false);
             }
             position += count as u64;
-            if let Err(stopped) = self.check_stop() {
-                result = Err(stopped);
-                break;
-            }
+            self.check_stop()?;
         }
-        self.other_buffer = buffer;
-        result
+        Ok(true)
     }
 
     /// Sums up a file at the destination that was not read while it was copied, for the list of
@@ -273,25 +273,5 @@ pub(super) fn open_copy(dir: &DirPair, name: &CStr) -> rustix::io::Result<OwnedF
         // Only the owner may ask for that.
         Err(Errno::PERM) => fs::openat(dir, name, flags, Mode::empty()),
         result => result,
-    }
-}
-
-/// Returns the next data of a file from `position` on, at most up to `end`. Empty, at `end`, if only
-/// a hole is left.
-pub(super) fn next_data(file: &OwnedFd, position: u64, end: u64) -> rustix::io::Result<Range<u64>> {
-    let start = match fs::seek(file, SeekFrom::Data(position)) {
-        Ok(start) => start.min(end),
-        Err(Errno::NXIO) => end,
-        // The file system does not know about holes.
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(position..end),
-        Err(errno) => return Err(errno),
-    };
-    if start == end {
-        return Ok(end..end);
-    }
-    match fs::seek(file, SeekFrom::Hole(start)) {
-        Ok(hole) => Ok(start..hole.clamp(start + 1, end)),
-        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NXIO) => Ok(start..end),
-        Err(errno) => Err(errno),
     }
 }
