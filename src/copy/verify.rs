@@ -20,7 +20,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{self, Advice, FileType, Mode, OFlags};
+use rustix::fs::{self, Advice, FileType, OFlags};
 use rustix::io::Errno;
 
 use super::content::{Files, READAHEAD, expect_sequential, next_data, take_buffer};
@@ -29,6 +29,7 @@ use super::dir::DirPair;
 use super::{Copier, file_type};
 use crate::cli::Algorithm;
 use crate::config::Reflink;
+use crate::fs::open::open_unnoticed;
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{Checksum, Decision, Outcome};
 use crate::protocol::error::{At, CopyError, Reason, Step};
@@ -267,11 +268,6 @@ impl Copier {
 /// Opens a file at the destination for reading, without changing its access time if possible.
 pub(super) fn open_copy(dir: &DirPair, name: &CStr) -> rustix::io::Result<OwnedFd> {
     let dir = dir.destination().map_err(|_| Errno::NOENT)?;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let flags = flags | OFlags::NOCTTY;
-    match fs::openat(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
-        // Only the owner may ask for that.
-        Err(Errno::PERM) => fs::openat(dir, name, flags, Mode::empty()),
-        result => result,
-    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    open_unnoticed(dir, name, flags)
 }

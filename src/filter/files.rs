@@ -3,11 +3,11 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context as _, Result};
-use rustix::fs::{self, FileType, Mode, OFlags};
+use rustix::fs::{self, FileType};
 use rustix::io::Errno;
 
 use crate::protocol::error::Reason;
@@ -36,19 +36,6 @@ pub(super) fn lines(bytes: &[u8], at_nul: bool) -> impl Iterator<Item = &[u8]> {
         false => matches!(byte, b'\n' | b'\r'),
     };
     bytes.split(is_end).filter(|line| !line.is_empty())
-}
-
-/// Opens a file without setting its access time. Only its owner may ask for that.
-pub(super) fn open_unnoticed(
-    dir: BorrowedFd<'_>,
-    name: impl rustix::path::Arg + Copy,
-    flags: OFlags,
-) -> rustix::io::Result<OwnedFd> {
-    let flags = flags | OFlags::CLOEXEC;
-    match fs::openat(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
-        Err(Errno::PERM) => fs::openat(dir, name, flags, Mode::empty()),
-        result => result,
-    }
 }
 
 pub(super) fn is_regular(file: BorrowedFd<'_>) -> bool {

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::files;
 use super::glob::{Dialect, Glob};
-use crate::fs::open::{DIRECTORY, open_dir, open_dir_following_links};
+use crate::fs::open::{DIRECTORY, open_dir, open_dir_following_links, open_unnoticed};
 use crate::fs::path::RelPath;
 use crate::protocol::error::Reason;
 use crate::quote::{quote, quote_for_shell};
@@ -233,7 +233,7 @@ fn is_in(path: &RelPath, dir: &RelPath) -> bool {
 /// Reads the file of a directory. As in git, a link of that name is not followed.
 fn read(dir: BorrowedFd<'_>) -> Result<Option<Vec<u8>>, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    match files::open_unnoticed(dir, NAME, flags) {
+    match open_unnoticed(dir, NAME, flags) {
         Ok(file) if files::is_regular(file.as_fd()) => {
             let mut text = Vec::new();
             io::Read::read_to_end(&mut std::fs::File::from(file), &mut text)

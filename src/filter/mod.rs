@@ -21,6 +21,7 @@ use rustix::fs::{self, AtFlags, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::config::{FileLimits, FilterSettings};
+use crate::fs::open::open_unnoticed;
 use crate::fs::path::{Kind, RelPath};
 use crate::quote::quote_for_shell;
 use gitignore::{Ignores, Ignoring};
@@ -130,21 +131,24 @@ impl Filter {
 
     /// Returns true if a rule excludes an entry of this name in a directory below the source.
     pub(crate) fn is_excluded(&self, dir: &RelPath, name: &[u8], is_dir: bool) -> bool {
+        self.find_rule(&path_of(dir), name, is_dir).is_some()
+    }
+
+    /// Returns the rule that excludes an entry. The path of its directory has a slash before and
+    /// after it.
+    fn find_rule(&self, dir: &[u8], name: &[u8], is_dir: bool) -> Option<&Rule> {
         if self.rules.is_empty() {
-            return false;
+            return None;
         }
-        let path = [&path_of(dir), name, b"/"].concat();
-        let rule = self.rules.find(&EntryPath::new(&path, name, is_dir));
-        rule.is_some_and(|rule| !rule.is_include)
+        let path = [dir, name, b"/"].concat();
+        let rule = self.rules.find(&EntryPath::new(&path, name, is_dir))?;
+        (!rule.is_include).then_some(rule)
     }
 
     /// Returns why a file that the command line names is left out. As in rsync, rules and limits
     /// apply to its name. What git ignores is copied if it is named.
     pub(crate) fn find_named(&self, name: &[u8], stat: Option<&Stat>) -> Option<Exclusion<'_>> {
-        let path = [b"/", name, b"/"].concat();
-        if let Some(rule) = self.rules.find(&EntryPath::new(&path, name, false))
-            && !rule.is_include
-        {
+        if let Some(rule) = self.find_rule(b"/", name, false) {
             return Some(Exclusion::Rule(rule));
         }
         let option = limits::find(&self.limits, stat?)?;
@@ -230,22 +234,16 @@ impl<'a> DirFilter<'a> {
 
     /// Returns why an entry is left out.
     ///
-    /// `is_way` is set for a directory that only leads to paths of a list: as in rsync, rules do
-    /// not apply to it.
+    /// `is_way` is set for a directory that leads to paths of a list ([`Chosen::is_way`]): as in
+    /// rsync, rules do not apply to it.
     pub(crate) fn find(&self, name: &[u8], is_dir: bool, is_way: bool) -> Option<Exclusion<'_>> {
         if let Some(marker) = self.marker
             && marker.name.as_bytes() != name
         {
             return Some(Exclusion::Option(&marker.option));
         }
-        if !is_way && !self.filter.rules.is_empty() {
-            let path = [&self.path, name, b"/"].concat();
-            let path = EntryPath::new(&path, name, is_dir);
-            if let Some(rule) = self.filter.rules.find(&path)
-                && !rule.is_include
-            {
-                return Some(Exclusion::Rule(rule));
-            }
+        if !is_way && let Some(rule) = self.filter.find_rule(&self.path, name, is_dir) {
+            return Some(Exclusion::Rule(rule));
         }
         self.ignores.find(name, is_dir).map(Exclusion::Ignored)
     }
@@ -288,7 +286,7 @@ impl Marker {
             return fs::statat(dir, &*self.name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let Ok(file) = files::open_unnoticed(dir, &*self.name, flags) else {
+        let Ok(file) = open_unnoticed(dir, &*self.name, flags) else {
             return false;
         };
         let mut start = [0; TAG.len()];
