@@ -8,6 +8,7 @@ pub mod limits;
 pub(crate) mod links;
 pub(crate) mod mirror;
 pub mod report;
+pub(crate) mod size;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

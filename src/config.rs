@@ -9,7 +9,6 @@ mod limits;
 mod links;
 mod mirror;
 mod report;
-mod size;
 mod time;
 
 use std::io::IsTerminal;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueHint};
 
+use super::size::bytes_of;
+
 /// Options about limits.
 #[derive(Debug, Args)]
 pub struct Limits {
@@ -69,17 +71,13 @@ fn rate(text: &str) -> Result<Rate, String> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
     let (number, suffix) = text.split_at(end.unwrap_or(text.len()));
     let number = decimal(number).ok_or("it is no number")?;
-    let suffix = suffix.to_ascii_lowercase();
-    let power = |letter: char| "kmgtp".find(letter).map(|at| at as i32 + 1);
-    let mut letters = suffix.chars();
-    let unit = match (letters.next(), letters.as_str()) {
-        (None, _) => Some(1024.0),
-        (Some('b'), "") => Some(1.0),
-        (Some(letter), "" | "ib") => power(letter).map(|power| 1024_f64.powi(power)),
-        (Some(letter), "b") => power(letter).map(|power| 1000_f64.powi(power)),
-        _ => None,
+    let unit = if suffix.is_empty() {
+        Some(1024)
+    } else {
+        bytes_of(suffix.as_bytes())
     };
-    let rate = number * unit.ok_or("the suffix is one of B, K, M, G, T, KB, MB, GB, TB")?;
+    let unit = unit.ok_or("the suffix is one of B, K, M, G, T, KB, MB, GB, TB")?;
+    let rate = number * unit as f64;
     if rate > 0.0 && rate < LOWEST_RATE {
         return Err("the lowest rate is 512 bytes a second".to_owned());
     }

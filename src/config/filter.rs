@@ -6,10 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::size::parse_size;
 use super::time::parse_time;
 use crate::cli::Cli;
 pub use crate::cli::filter::RuleOption;
+use crate::cli::size::parse_size;
 use crate::quote::quote_for_shell;
 
 /// Which entries are copied.

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 ///
 /// K, M, G, T and P, alone or as KiB, are powers of 1024, and KB, MB and so on those of 1000. `+1`
 /// or `-1` at the end moves it by a byte.
-pub(super) fn parse_size(text: &str) -> Result<u64> {
+pub(crate) fn parse_size(text: &str) -> Result<u64> {
     let is_number = |c: char| c.is_ascii_digit() || c == '.';
     let (number, rest) = text.split_at(text.find(|c| !is_number(c)).unwrap_or(text.len()));
     let (unit, offset) = match rest.as_bytes() {
@@ -14,26 +14,14 @@ pub(super) fn parse_size(text: &str) -> Result<u64> {
         [unit @ .., b'-', b'1'] => (unit, -1),
         unit => (unit, 0),
     };
-    let unit = unit.to_ascii_lowercase();
-    let power = match unit.first() {
-        None | Some(b'b') => 0,
-        Some(b'k') => 1,
-        Some(b'm') => 2,
-        Some(b'g') => 3,
-        Some(b't') => 4,
-        Some(b'p') => 5,
-        _ => u32::MAX,
+    let factor = if unit.is_empty() {
+        Some(1)
+    } else {
+        bytes_of(unit)
     };
-    let base: u64 = match unit.get(1..).unwrap_or_default() {
-        b"" | b"ib" => 1024,
-        b"b" => 1000,
-        _ => 0,
-    };
-    let is_wrong = power > 5 || base == 0 || power == 0 && unit.len() > 1;
-    if is_wrong || !number.contains(|c: char| c.is_ascii_digit()) {
+    let Some(factor) = factor.filter(|_| number.contains(|c: char| c.is_ascii_digit())) else {
         bail!("not a size; write it as 100, 1.5M, 2GB or 10KiB");
-    }
-    let factor = base.pow(power);
+    };
     let bytes = match number.parse::<u64>() {
         Ok(number) => number.checked_mul(factor),
         Err(_) => match number.parse::<f64>() {
@@ -48,6 +36,22 @@ pub(super) fn parse_size(text: &str) -> Result<u64> {
         Some(bytes) => Ok(bytes),
         None => bail!("out of range"),
     }
+}
+
+/// Returns the bytes of a unit: `B`, `K`, `KiB`, `KB` and so on, in any case.
+pub(super) fn bytes_of(unit: &[u8]) -> Option<u64> {
+    let unit = unit.to_ascii_lowercase();
+    let (letter, rest) = unit.split_first()?;
+    if *letter == b'b' {
+        return rest.is_empty().then_some(1);
+    }
+    let power = b"kmgtp".iter().position(|it| it == letter)? + 1;
+    let base: u64 = match rest {
+        b"" | b"ib" => 1024,
+        b"b" => 1000,
+        _ => return None,
+    };
+    Some(base.pow(power as u32))
 }
 
 #[cfg(test)]
