@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, ValueEnum, ValueHint};
 
 use crate::environment::Environment;
+pub use crate::environment::When;
 use crate::foreign;
 pub use contents::{Algorithm, Contents};
 
@@ -368,18 +369,6 @@ pub enum Mode {
     Thread,
     /// As forked processes.
     Process,
-}
-
-/// When to show progress.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum When {
-    /// If stderr is a terminal.
-    #[default]
-    Auto,
-    /// Even if stderr is not a terminal.
-    Always,
-    /// Not at all.
-    Never,
 }
 
 /// Which existing entries to replace.

@@ -5,9 +5,20 @@ use std::ffi::{OsStr, OsString};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 
-use crate::cli::When;
 use crate::cli::backup::Control;
 use crate::quote::quote;
+
+/// When to show progress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// If stderr is a terminal.
+    #[default]
+    Auto,
+    /// Even if stderr is not a terminal.
+    Always,
+    /// Not at all.
+    Never,
+}
 
 /// What the environment says. Options on the command line win.
 #[derive(Clone, Debug, Default)]

@@ -49,27 +49,14 @@ const REPLACEMENTS: usize = 4096;
 /// If the run cannot start. Later errors are printed entry by entry and decide the exit status.
 pub fn run(config: Config) -> Result<i32> {
     let mut outputs = Outputs::open(&config.report)?;
-    let lock = match config.limits.lock.as_deref().map(Lock::take).transpose() {
-        Ok(lock) => lock,
-        Err(error) => {
-            outputs.log_fatal(&error);
-            return Err(error);
-        }
-    };
-    let prepared = match prepare(config, &outputs) {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            outputs.log_fatal(&error);
-            return Err(error);
-        }
-    };
-    let signals = Signals::take_over()?;
     let Prepared {
+        lock,
         engine,
         context,
         limit,
         manifest,
-    } = prepared;
+    } = prepare(config, &outputs).inspect_err(|error| outputs.log_fatal(error))?;
+    let signals = Signals::take_over()?;
     let scheduler = Scheduler::new(context, engine, limit, signals, outputs);
     let status = scheduler.with_manifest(manifest).run();
     if let Some(lock) = lock {
@@ -80,14 +67,16 @@ pub fn run(config: Config) -> Result<i32> {
 
 /// What a run needs before it begins.
 struct Prepared {
+    lock: Option<Lock>,
     engine: Box<dyn Engine>,
     context: &'static Context,
     limit: WorkerLimit,
     manifest: Option<Manifest>,
 }
 
-/// Opens sources and destinations, and starts the engine.
+/// Takes the lock, opens sources and destinations, and starts the engine.
 fn prepare(config: Config, outputs: &Outputs) -> Result<Prepared> {
+    let lock = config.limits.lock.as_deref().map(Lock::take).transpose()?;
     let limit = WorkerLimit::new(config.jobs);
     let list = config.contents.manifest.clone();
     let identity = Identity::read();
@@ -121,6 +110,7 @@ fn prepare(config: Config, outputs: &Outputs) -> Result<Prepared> {
         }
     };
     Ok(Prepared {
+        lock,
         engine,
         context,
         limit,

@@ -8,6 +8,7 @@ use rustix::fs::FileType;
 
 use super::{Keep, Links, Preserve};
 use crate::cli::Cli;
+use crate::fs::proc::umask as current_umask;
 use crate::fs::stat::FileStat;
 use crate::quote::quote;
 
@@ -222,7 +223,7 @@ pub(super) fn of(cli: &Cli) -> Result<Changes> {
     let mut changes = Changes::default();
     let mut umask: Option<u32> = None;
     for item in options.chmod.iter().flat_map(|list| list.split(',')) {
-        let umask = umask.get_or_insert_with(|| crate::context::Identity::read().umask);
+        let umask = umask.get_or_insert_with(current_umask);
         match ModeChange::parse(item, *umask) {
             Some(change) => changes.modes.push(change),
             None => bail!(

@@ -1,7 +1,9 @@
-//! Paths through /proc.
+//! Paths through /proc, and what belongs to this process.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::Mode;
 
 /// Returns a path that leads to exactly the open entry, even if that is a symbolic link or a
 /// device. Some system calls accept nothing else for an entry opened with O_PATH.
@@ -14,4 +16,11 @@ pub(crate) fn path_in(dir: BorrowedFd<'_>, name: &CStr) -> CString {
     let mut path = format!("/proc/thread-self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name.to_bytes());
     CString::new(path).unwrap_or_default()
+}
+
+/// Returns the umask. No other thread may create a file meanwhile: reading it means to set it.
+pub(crate) fn umask() -> u32 {
+    let umask = rustix::process::umask(Mode::empty());
+    rustix::process::umask(umask);
+    umask.bits()
 }
