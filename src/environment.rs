@@ -5,7 +5,6 @@ use std::ffi::{OsStr, OsString};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 
-use crate::cli::backup::Control;
 use crate::quote::quote;
 
 /// When to show progress.
@@ -18,6 +17,23 @@ pub enum When {
     Always,
     /// Not at all.
     Never,
+}
+
+/// How backups are named, in the words of cp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Control {
+    /// With a suffix.
+    #[value(alias = "never")]
+    Simple,
+    /// With a number.
+    #[value(alias = "t")]
+    Numbered,
+    /// With a number if there are such backups.
+    #[value(alias = "nil")]
+    Existing,
+    /// No backups.
+    #[value(alias = "off")]
+    None,
 }
 
 /// What the environment says. Options on the command line win.

@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, ValueHint};
+
+use crate::environment::Control;
 
 /// Options of backups.
 #[derive(Debug, Args)]
@@ -36,21 +38,4 @@ pub struct Backups {
     /// because files are linked into it and moved.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub backup_dir: Option<PathBuf>,
-}
-
-/// How backups are named, in the words of cp.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Control {
-    /// With a suffix.
-    #[value(alias = "never")]
-    Simple,
-    /// With a number.
-    #[value(alias = "t")]
-    Numbered,
-    /// With a number if there are such backups.
-    #[value(alias = "nil")]
-    Existing,
-    /// No backups.
-    #[value(alias = "off")]
-    None,
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 
 use crate::cli::Cli;
-use crate::cli::backup::Control;
+use crate::environment::Control;
 
 /// The settings of backups.
 #[derive(Clone, Debug)]

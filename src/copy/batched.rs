@@ -32,8 +32,8 @@ use crate::fs::open::{DIRECTORY, ENTRY};
 use crate::fs::path::{Kind, Name};
 use crate::fs::stat::{FileId, FileStat};
 use crate::fs::sys;
-use crate::protocol::entry::Unsynced;
 use crate::protocol::error::{At, CopyError, Step};
+use crate::protocol::unsynced::Unsynced;
 
 /// Seconds subtracted from the mtime of an unsynced file. One second would be too little on FAT.
 const UNSYNCED_IS_OLDER: i64 = 2;

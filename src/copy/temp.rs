@@ -26,7 +26,7 @@ use rustix::io::Errno;
 
 use super::Copier;
 use super::dir::DirPair;
-use super::partial::Origin;
+use super::origin::Origin;
 use crate::context::Context;
 use crate::fs::list::{self, Listing};
 use crate::fs::path::Name;

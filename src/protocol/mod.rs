@@ -9,6 +9,7 @@ pub(crate) mod entry;
 pub(crate) mod error;
 pub(crate) mod items;
 pub(crate) mod metadata;
+pub(crate) mod unsynced;
 pub(crate) mod wire;
 
 use std::collections::HashSet;
@@ -19,10 +20,11 @@ use serde::{Deserialize, Serialize};
 use crate::fs::path::{Kind, Name, Names, RelPath};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::quote::quote;
-use entry::{Checksum, Chunk, ChunkedFile, Decision, DirOrigin, HardLinks, Unsynced};
+use entry::{Checksum, Chunk, ChunkedFile, Decision, DirOrigin, HardLinks};
 use error::CopyError;
 use items::Items;
 use metadata::{Grant, Incomplete};
+use unsynced::Unsynced;
 
 /// A job's number: never 0, never used twice in a run.
 pub(crate) type JobId = u64;

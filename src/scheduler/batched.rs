@@ -16,14 +16,15 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::dispatch::{NewJob, Running};
+use super::dispatch::{NewJob, Running, Written};
 use super::failures::Failed;
 use super::tree::{Listing, NodeKey};
 use super::{Phase, Scheduler};
 use crate::fs::path::Name;
 use crate::fs::stat::FileId;
-use crate::protocol::entry::{DirOrigin, Unsynced};
+use crate::protocol::entry::DirOrigin;
 use crate::protocol::error::{CopyError, Step};
+use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{Job, JobKind, JobUpdate};
 use crate::quote::quote;
 use crate::ui::{About, Kind as MessageKind, Side};
@@ -64,12 +65,6 @@ struct Waiting {
     file: Unsynced,
     /// The group of hard links that it leads.
     leads: Option<FileId>,
-}
-
-/// An unsynced file of a job that is running.
-pub(super) struct Written {
-    pub(super) file: Unsynced,
-    pub(super) leads: Option<FileId>,
 }
 
 impl Batches {

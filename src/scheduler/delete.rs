@@ -20,6 +20,7 @@
 
 use std::collections::HashMap;
 
+use super::extraneous::{Deletion, Found};
 use super::tree::NodeKey;
 use super::{Phase, Scheduler};
 use crate::fs::path::{Kind, Name, Names, RelPath};
@@ -32,31 +33,6 @@ use crate::worker::BATCH;
 
 /// With `--delete` there is one target.
 const TARGET: u32 = 0;
-
-/// What deletion knows of a directory in progress.
-#[derive(Default)]
-pub(super) struct Deletion {
-    /// Entries that only the destination has.
-    extraneous: Names,
-    /// Entries that wait until something of another type is removed.
-    obstructed: Names,
-    /// Only the destination has the directory, and it is to be removed.
-    is_doomed: bool,
-    /// Something else of the source gets its name.
-    is_in_the_way: bool,
-    /// Something in it has to stay, so it stays too.
-    has_kept: bool,
-    /// The job that removes it is queued or running.
-    is_removing: bool,
-}
-
-/// What was found in a directory, to be removed at the end.
-pub(super) struct Found {
-    path: RelPath,
-    ids: Option<DirIds>,
-    extraneous: Names,
-    obstructed: Names,
-}
 
 /// How far deletion is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,63 +54,6 @@ pub(super) struct Deleting {
     is_source_empty: bool,
     /// Entries that stay because of `--max-delete`.
     over_limit: u64,
-}
-
-impl Deletion {
-    /// Returns true if only the destination has the directory, and it is to be removed.
-    pub(super) fn is_doomed(&self) -> bool {
-        self.is_doomed
-    }
-
-    /// Marks a directory as one to be removed. `above` is what is known of the one above it.
-    pub(super) fn doom(&mut self, above: Option<&Self>) {
-        self.is_doomed = true;
-        // A directory in which room is made has nothing else to remove.
-        self.is_in_the_way = above.is_some_and(|above| above.is_removing && !above.is_doomed);
-    }
-
-    /// Returns the next job of a directory of which nothing is pending.
-    pub(super) fn last_job(&mut self) -> Option<JobKind> {
-        if self.is_doomed && !self.has_kept && !self.is_removing {
-            self.is_removing = true;
-            return Some(JobKind::RemoveDirectory {
-                is_in_the_way: self.is_in_the_way,
-            });
-        }
-        if self.is_doomed || self.obstructed.is_empty() || !self.is_removing {
-            return None;
-        }
-        // Room was made for them.
-        Some(JobKind::Entries {
-            names: std::mem::take(&mut self.obstructed),
-            hard_links: crate::protocol::entry::HardLinks::Report,
-        })
-    }
-
-    /// Forgets what a listing has shown that is repeated.
-    pub(super) fn forget_extraneous(&mut self) {
-        self.extraneous.clear();
-    }
-
-    /// Returns true if the directory above has to stay too.
-    pub(super) fn keeps_parent(&self) -> bool {
-        self.is_doomed && self.has_kept
-    }
-
-    pub(super) fn keep(&mut self) {
-        self.has_kept = true;
-    }
-
-    /// Returns what a directory that is complete leaves to the end of the run.
-    pub(super) fn into_found(self, path: RelPath, ids: Option<DirIds>) -> Option<Found> {
-        let has_found = !(self.extraneous.is_empty() && self.obstructed.is_empty());
-        has_found.then_some(Found {
-            path,
-            ids,
-            extraneous: self.extraneous,
-            obstructed: self.obstructed,
-        })
-    }
 }
 
 impl Scheduler {
@@ -221,10 +140,7 @@ impl Scheduler {
     }
 
     fn queue_room(&mut self, path: RelPath, mut names: Names) {
-        let mut deletion = Deletion {
-            is_removing: true,
-            ..Deletion::default()
-        };
+        let mut deletion = Deletion::making_room();
         if !self.context.config.dry_run {
             for (kind, name) in names.iter().filter(|(kind, _)| *kind != Kind::Directory) {
                 deletion.obstructed.push(kind, name.to_bytes());

@@ -6,13 +6,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::batched::Written;
 use super::tree::NodeKey;
 use super::{Phase, Scheduler};
 use crate::engine::Sent;
 use crate::fs::path::{Name, Names};
 use crate::fs::stat::{DirIds, FileId};
-use crate::protocol::entry::{Chunk, DirOrigin, Unsynced};
+use crate::protocol::entry::{Chunk, DirOrigin};
+use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::claims::Claim;
 use crate::worker::BATCH;
@@ -45,6 +45,12 @@ pub(super) struct Running {
     pub(super) shared: usize,
     /// Files that the job has written, and that are neither synced nor committed.
     pub(super) written: Vec<Written>,
+}
+
+/// An unsynced file of a job that is running.
+pub(super) struct Written {
+    pub(super) file: Unsynced,
+    pub(super) leads: Option<FileId>,
 }
 
 /// Work that has not been sent. The last in is the first out, so the tree is copied depth first,

@@ -14,6 +14,7 @@ mod batched;
 mod deferred;
 mod delete;
 mod dispatch;
+mod extraneous;
 mod failures;
 mod hard_links;
 mod refusals;

@@ -6,15 +6,15 @@
 
 use std::collections::VecDeque;
 
-use super::batched::Written;
-use super::dispatch::{NewJob, Running};
+use super::dispatch::{NewJob, Running, Written};
 use super::tree::{CrashSite, Listing, NodeKey, Suspect};
 use super::{Phase, Scheduler};
 use crate::copy::temp;
 use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::FileId;
-use crate::protocol::entry::{HardLinks, Unsynced};
+use crate::protocol::entry::HardLinks;
 use crate::protocol::error::{CopyError, Death, Reason, Step};
+use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{EntryError, JobId, JobKind};
 use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;

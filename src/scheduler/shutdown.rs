@@ -10,7 +10,7 @@ use super::{Phase, Scheduler};
 use crate::copy::temp;
 use crate::engine::{Event, KILL_TIMEOUT, Sent};
 use crate::fs::path::{Name, RelPath};
-use crate::protocol::entry::Unsynced;
+use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{Job, JobId, JobKind, JobUpdate};
 use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;

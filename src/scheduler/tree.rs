@@ -13,7 +13,7 @@ use std::collections::HashSet;
 
 use slab::Slab;
 
-use super::delete::{Deletion, Found};
+use super::extraneous::{Deletion, Found};
 use crate::fs::path::{Name, Names, RelPath};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::protocol::entry::{ChunkedFile, DirOrigin};

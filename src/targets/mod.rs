@@ -107,7 +107,11 @@ impl Targets {
     /// Destinations are created only after everything else has been checked.
     pub(crate) fn open(config: &Config, umask: u32) -> Result<Self> {
         let mut filter = Filter::load(&config.filter)?;
-        let sources = resolve(config, load_selection(&config.filter)?)?;
+        let sources = if config.filter.parents {
+            parents::resolve(config)?
+        } else {
+            resolve(config, load_selection(&config.filter)?)?
+        };
         if let Some(filter) = &mut filter {
             for source in &sources {
                 let dir = source

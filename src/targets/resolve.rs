@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::fs::{self, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::{parents, stream};
+use super::stream;
 use crate::config::{Config, Destination, normalize, own_name};
 use crate::filter::Selection;
 use crate::fs::open::DIRECTORY;
@@ -56,9 +56,6 @@ pub(super) struct Resolved {
 
 /// Finds all sources and decides where they go. Nothing is created yet.
 pub(super) fn resolve(config: &Config, selection: Option<Selection>) -> Result<Vec<Resolved>> {
-    if config.filter.parents {
-        return parents::resolve(config);
-    }
     if let Some(selection) = selection {
         return resolve_selection(config, selection);
     }

@@ -4,9 +4,10 @@ use std::ffi::CStr;
 
 use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::DirIds;
-use crate::protocol::entry::{Decision, Unsynced};
+use crate::protocol::entry::Decision;
 use crate::protocol::error::CopyError;
 use crate::protocol::items::Items;
+use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{Counts, EntryError, Job, JobUpdate, Line, Progress};
 use crate::scoreboard::WorkerSlot;
 

@@ -8,8 +8,8 @@ use super::{ReportSink, Worker};
 use crate::copy::Copier;
 use crate::copy::dir::DirPair;
 use crate::fs::path::Kind;
-use crate::protocol::entry::Unsynced;
 use crate::protocol::error::CopyError;
+use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{Job, Progress};
 
 /// Files of one job, and their bytes, that a worker leaves to the parent.

@@ -8,8 +8,9 @@ use super::worker::{ETIMEDOUT, Outcome, State, Worker, Writing, stat};
 use crate::copy::temp;
 use crate::fs::path::Name;
 use crate::fs::stat::{FileId, FileStat};
-use crate::protocol::entry::{Chunk, ChunkedFile, Decision, HardLinks, Unsynced};
+use crate::protocol::entry::{Chunk, ChunkedFile, Decision, HardLinks};
 use crate::protocol::error::{CopyError, Death, Reason, Step};
+use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{JobKind, Line};
 use crate::scoreboard::WriteTarget;
 

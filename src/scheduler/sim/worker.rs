@@ -11,8 +11,9 @@ use super::tree::{Item, Sort};
 use crate::context::Context;
 use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::{DirIds, FileId, FileStat};
-use crate::protocol::entry::{ChunkedFile, Decision, Unsynced};
+use crate::protocol::entry::{ChunkedFile, Decision};
 use crate::protocol::error::{CopyError, Death, Reason, Step};
+use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{
     Counts, EntryError, HardLinkEntry, Job, JobKind, JobUpdate, Line, Progress, Report,
 };
