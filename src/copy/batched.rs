@@ -12,9 +12,10 @@
 //! very many files in one job syncs and commits them itself.
 //!
 //! **Errors.** A descriptor reports each failed write of its file system once, since it was opened
-//! (`f_sb_err` in Linux). So whoever syncs has a descriptor of its own, opened before it wrote the
-//! first file. Then no error is reported to another one, or to nobody. The error does not say which
-//! file it is about, so all files of the batch have failed. From then on each file is synced alone.
+//! (`f_sb_err` in Linux). So each worker that syncs, and the parent's batches, have descriptors of
+//! their own, opened before the first file is written. Then no error is lost or reported to another
+//! one. The error does not say which file failed, so all files of the batch fail. From then on each
+//! file is synced alone.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -67,7 +68,7 @@ impl Copier {
         Ok(FileId::of(&found))
     }
 
-    /// Closes a file that is to be synced in a batch.
+    /// Closes a file, and leaves its sync to a batch.
     pub(super) fn leave_unsynced(
         &mut self,
         source: &SourceFile,

@@ -36,7 +36,7 @@ impl Copier {
             && !self.is_undivided
     }
 
-    /// Returns true for a file that is to be copied in chunks, if options allow it.
+    /// Returns true if a file is large enough for chunks, and the options allow them.
     ///
     /// A checksum needs one reader, who copies the file from front to back. To copy it in chunks and
     /// read it again takes longer (SHA-256 reads 0.6 GB/s, and a copy is written with 3). With

@@ -41,7 +41,7 @@ pub(crate) enum Fate {
     OverLimit,
 }
 
-/// Where an entry is that is to be removed.
+/// The place of an entry to remove.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<'a> {
     pub(crate) target: usize,
@@ -310,7 +310,7 @@ impl Copier {
         Ok(())
     }
 
-    /// Opens the directory above one that is to be removed.
+    /// Opens the parent of a directory to remove.
     fn open_parent(
         &self,
         target: u32,
@@ -365,7 +365,7 @@ fn open_on_same_mount(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result
     }
 }
 
-/// Gives the owner access to a directory that is to be emptied.
+/// Lets the owner list and change a directory, so that it can be emptied.
 fn make_accessible(parent: BorrowedFd<'_>, name: &CStr) {
     let flags = ENTRY | OFlags::DIRECTORY;
     if let Ok(entry) = fs::openat(parent, name, flags, Mode::empty()) {

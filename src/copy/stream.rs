@@ -92,7 +92,7 @@ impl Copier {
         Ok(decision)
     }
 
-    /// Gives the new file the owner, mode and attributes of the file that it replaces.
+    /// Copies owner, mode and attributes from the replaced file to the new one.
     fn keep_old_metadata(&mut self, dir: &DirPair, old: &Replaced, new: &NewFile<'_>) {
         let subject = Subject {
             handle: Handle::Open(new.fd.as_fd()),

@@ -64,7 +64,7 @@ impl Copier {
         taken.ok_or(CopyError::new(Step::Copy, Reason::Stopped))
     }
 
-    /// Gives back what a request has not used.
+    /// Returns the bandwidth that a request has not used.
     pub(super) fn return_bandwidth(&self, bytes: u64) {
         if let Some(rate) = self.context.config.limits.bwlimit
             && bytes > 0

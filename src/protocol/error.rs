@@ -217,7 +217,7 @@ pub(crate) enum Reason {
     OtherDirectory,
     #[error("the source has an entry with the name of the backup; choose another --suffix")]
     BackupIsSource,
-    /// A temporary file in a directory that is to be removed.
+    /// Another run's temporary file, in a directory to remove.
     #[error("belongs to another run of pcopy, and stays")]
     InUse,
     #[error("symbolic links lead back to a parent directory")]

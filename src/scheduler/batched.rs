@@ -213,7 +213,7 @@ impl Scheduler {
         self.push_urgent(NewJob::new(node, JobKind::Sync { root }));
     }
 
-    /// Syncs again after a worker was lost that may have been told of an error.
+    /// Syncs again. The kernel may have reported an error to a worker that is lost.
     pub(super) fn retry_sync(&mut self, job: &Job, node: NodeKey) {
         self.batches.lost += 1;
         let root = self.batches.lost;

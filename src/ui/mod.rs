@@ -240,9 +240,7 @@ impl Ui {
         lines: &[Line],
     ) {
         let config = &self.context.config;
-        let has_log = self.outputs.borrow().has_log();
-        let is_printed = !self.has_stdout_failed.get();
-        if lines.is_empty() || !(is_printed || has_log) {
+        if !self.takes_lines() {
             return;
         }
         let mut text = String::new();
@@ -271,9 +269,7 @@ impl Ui {
             } else {
                 shown
             };
-            if has_log {
-                self.log(Some(worker_label), &shown);
-            }
+            self.log_only(Some(worker_label), || shown.clone());
             self.print_object(|| Object::entry(&path, line, worker_label));
             let _ = if config.dry_run || config.itemize {
                 writeln!(text, "{shown}")
@@ -281,16 +277,24 @@ impl Ui {
                 writeln!(text, "{worker_label} {shown}")
             };
         }
-        if !config.report.json && is_printed {
-            self.check_stdout(self.progress.suspend(|| output::print_lines(&text)));
+        self.print_text(&text);
+    }
+
+    /// Returns true if stdout or a log takes lines about entries.
+    fn takes_lines(&self) -> bool {
+        !self.has_stdout_failed.get() || self.outputs.borrow().has_log()
+    }
+
+    /// Prints lines on stdout, unless that has failed or `--json` has printed objects instead.
+    fn print_text(&self, text: &str) {
+        if !(text.is_empty() || self.context.config.report.json || self.has_stdout_failed.get()) {
+            self.check_stdout(self.progress.suspend(|| output::print_lines(text)));
         }
     }
 
     /// Prints the entries of a directory that filters leave out, each with the rule that decided.
     pub(crate) fn print_excluded(&self, target: u32, dir: &RelPath, excluded: &[Excluded]) {
-        let has_log = self.outputs.borrow().has_log();
-        let is_printed = !self.has_stdout_failed.get();
-        if excluded.is_empty() || !(is_printed || has_log) {
+        if !self.takes_lines() {
             return;
         }
         let mut text = String::new();
@@ -304,9 +308,7 @@ impl Ui {
             self.print_object(|| Object::excluded(&path, by));
             let _ = writeln!(text, "{line}");
         }
-        if !self.context.config.report.json && is_printed {
-            self.check_stdout(self.progress.suspend(|| output::print_lines(&text)));
-        }
+        self.print_text(&text);
     }
 
     /// Formats a line of `--itemize-changes`, as rsync does. `None` if the entry has none.

@@ -29,8 +29,7 @@ const RATE_DELAY: Duration = Duration::from_millis(100);
 /// The counts of a run, and how it ended.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Summary {
-    /// (check) "found", "sized" and "unlinked" are in `Counts` too: "Counters of entries and bytes,
-    /// without failures."
+    /// What the workers have counted. Failures are not in it.
     pub(crate) counts: Counts,
     /// Entries, directories included, that failed.
     pub(crate) failed: u64,

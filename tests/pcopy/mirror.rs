@@ -488,15 +488,10 @@ both_modes!(
             let names = |copy: &str| env.sh(&format!("cd {copy}; find . | sort"));
             assert_eq!(names("theirs"), names("dst"));
             assert!(env.exists("dst/c.o") == (delete == "--delete"));
-            run_again(env, &args);
+            env.pcopy(&args).ok().stderr_has("nothing to do");
         }
     }
 );
-
-/// A second run has nothing to do.
-fn run_again(env: &Env, args: &[&str]) {
-    env.pcopy(args).ok().stderr_has("nothing to do");
-}
 
 once!(what_only_the_source_can_say_is_refused_with_delete, |env| {
     env.dir("src");
