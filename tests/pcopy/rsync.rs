@@ -19,7 +19,7 @@ use crate::env::{Env, bytes_path};
 use crate::noise::{pattern, seed};
 
 /// The number of cases for each mode and test.
-const CASES: u32 = 25;
+const CASES: u32 = 16;
 
 /// Few names, so that rules match.
 const NAMES: [&[u8]; 11] = [
