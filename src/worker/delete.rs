@@ -192,6 +192,7 @@ impl Worker {
         // A backup beside the entry keeps the directory.
         let backup = self.context.config.backup.as_ref();
         let keeps_backups = backup.is_some_and(|backup| backup.dir.is_none());
+        let mut stays = false;
         let mut listing = Listing::of(list::path_to(dir, self.has_own_cwd));
         while let Some((kind, name)) = listing.read() {
             if self.should_end() {
@@ -207,10 +208,13 @@ impl Worker {
             };
             self.current.update.has_kept |= keeps_backups && fate == Ok(Fate::Removed);
             self.note_fate(Some(name), fate);
+            stays |= self.current.update.has_kept;
             self.slot.end_entry();
             self.after_entry(|| Progress::Unknown, sink);
         }
-        listing.result().at(Step::Delete)
+        listing.result().at(Step::Delete)?;
+        self.copier
+            .sync_doomed(job.target, &job.path, &doomed, stays)
     }
 
     /// Removes a directory whose entries were removed.

@@ -366,3 +366,48 @@ both_modes!(
         assert!(between.iter().any(|line| is_sync(line)), "{shown}");
     }
 );
+
+both_modes!(
+    directories_of_backups_are_synced_after_their_changes,
+    |env| {
+        if env.skipped_without_strace() {
+            return;
+        }
+        for name in ["file", "a/deep/file", "a/deep/other"] {
+            env.file(format!("src/{name}"), "new").mtime(2_000, 0);
+            env.file(format!("dst/{name}"), "old").mtime(1_000, 0);
+        }
+        env.file("dst/gone/below/file", "gone");
+        // A rule protects this one, so its directory stays.
+        env.file("dst/stays/file.keep", "kept");
+        env.file("dst/stays/other", "gone");
+        let args = ["--fsync", "--delete", "--mkpath", "--exclude=*.keep"];
+        let args = [&args[..], &["--backup-dir=../kept/today", "src", "dst"]].concat();
+        let lines = trace(env, &args);
+        let shown = lines.join("\n");
+        for dir in [
+            "kept",
+            "kept/today",
+            "kept/today/a",
+            "kept/today/a/deep",
+            "kept/today/gone",
+            "kept/today/gone/below",
+            "kept/today/stays",
+            "dst",
+            "dst/a/deep",
+            "dst/stays",
+        ] {
+            let fd = format!("<{}>", env.inner_path(dir).display());
+            let is_sync = |line: &&String| line.contains("fsync(") && line.contains(&fd);
+            let last_sync = lines.iter().rposition(|line| is_sync(&line));
+            let is_change = |line: &String| line.contains(&fd) && !is_sync(&line);
+            let last_change = lines.iter().rposition(is_change);
+            assert!(
+                last_sync.is_some() && last_change < last_sync,
+                "{dir}\n{shown}"
+            );
+        }
+        assert_eq!(env.read("kept/today/a/deep/file"), b"old");
+        assert_eq!(env.read("kept/today/gone/below/file"), b"gone");
+    }
+);
