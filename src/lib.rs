@@ -12,6 +12,7 @@ mod environment;
 mod filter;
 mod foreign;
 mod fs;
+mod killed;
 mod lock;
 pub mod manual;
 mod protocol;
@@ -31,6 +32,7 @@ use context::{Context, Identity};
 use engine::Engine;
 use engine::processes::Processes;
 use engine::threads::Threads;
+use killed::Presence;
 use lock::Lock;
 use scheduler::Scheduler;
 use scheduler::autoscale::WorkerLimit;
@@ -50,6 +52,7 @@ const REPLACEMENTS: usize = 4096;
 pub fn run(config: Config) -> Result<i32> {
     let mut outputs = Outputs::open(&config.report)?;
     let Prepared {
+        presence: _presence,
         lock,
         engine,
         context,
@@ -67,6 +70,7 @@ pub fn run(config: Config) -> Result<i32> {
 
 /// What a run needs before it begins.
 struct Prepared {
+    presence: Option<Presence>,
     lock: Option<Lock>,
     engine: Box<dyn Engine>,
     context: &'static Context,
@@ -80,7 +84,11 @@ fn prepare(config: Config, outputs: &Outputs) -> Result<Prepared> {
     let limit = WorkerLimit::new(config.jobs);
     let list = config.contents.manifest.clone();
     let identity = Identity::read();
+    let presence = (!config.dry_run).then(Presence::begin).flatten();
     let targets = Targets::open(&config, identity.umask)?;
+    if let Some(presence) = &presence {
+        presence.await_killed(&targets);
+    }
     Identity::clear_umask(&config);
     let workers = limit.limit() + limit.max() + REPLACEMENTS;
     let scoreboard = Scoreboard::new(
@@ -110,6 +118,7 @@ fn prepare(config: Config, outputs: &Outputs) -> Result<Prepared> {
         }
     };
     Ok(Prepared {
+        presence,
         lock,
         engine,
         context,
