@@ -1,5 +1,7 @@
 //! The command line: its options and their help. [`crate::config`] decides what they mean.
 
+mod mpi;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -7,6 +9,7 @@ use clap::{Args, Parser, ValueEnum, ValueHint};
 
 use crate::environment::Environment;
 use crate::foreign;
+pub use mpi::{MpiOptions, MpiWorkers};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -85,13 +88,14 @@ pub struct Cli {
     /// Run workers as threads or as processes
     ///
     /// Threads start faster. Processes are safer: a worker that crashes, is killed or runs out of
-    /// memory is replaced. With --stall-timeout, so is one that hangs.
+    /// memory is replaced. With --stall-timeout, so is one that hangs. mpi: on all hosts on which
+    /// mpirun or srun has started pcopy, once on each.
     #[arg(
         long,
         value_enum,
         hide_possible_values = true,
-        value_name = "thread|process",
-        help = "Run workers as threads or as processes [default: thread]"
+        value_name = "thread|process|mpi",
+        help = "Run workers as threads, as processes, or on many hosts [default: thread]"
     )]
     pub mode: Option<Mode>,
 
@@ -244,6 +248,10 @@ pub struct Cli {
     #[arg(long, hide = true)]
     pub debug: bool,
 
+    /// Options of `--mode mpi`.
+    #[command(flatten)]
+    pub mpi: MpiOptions,
+
     /// What the environment says.
     #[arg(skip)]
     pub environment: Environment,
@@ -312,6 +320,8 @@ pub enum Mode {
     Thread,
     /// As forked processes.
     Process,
+    /// On all hosts on which mpirun or srun has started pcopy.
+    Mpi,
 }
 
 /// When to show progress.

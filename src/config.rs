@@ -1,6 +1,7 @@
 //! The settings of a run: the command line, checked and complete.
 
 mod destination;
+mod mpi;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use crate::cli::{Attribute, Cli, When};
 pub use crate::cli::{Mode, Overwrite, Reflink, Sparse};
 use crate::protocol::entry::Decision;
 pub use destination::Destination;
+pub use mpi::MpiSettings;
 pub(crate) use destination::{normalize, own_name};
 
 /// The settings of a run.
@@ -26,6 +28,8 @@ pub struct Config {
     pub mkpath: bool,
     /// How workers run.
     pub mode: Mode,
+    /// Settings of a run on many machines.
+    pub mpi: MpiSettings,
     /// The maximum number of workers. `None`: as many as make the run faster.
     pub jobs: Option<usize>,
     /// Show a progress bar.
@@ -179,7 +183,9 @@ impl Config {
             Some(When::Always) if cli.quiet || cli.dry_run => When::Never,
             progress => progress.unwrap_or_default(),
         };
+        let mpi = MpiSettings::new(&cli)?;
         Ok(Self {
+            mpi,
             sources,
             destination,
             mkpath: cli.mkpath,

@@ -12,6 +12,7 @@ mod environment;
 mod foreign;
 mod fs;
 pub mod manual;
+mod mpi;
 mod protocol;
 mod quote;
 mod run_number;
@@ -44,6 +45,14 @@ const REPLACEMENTS: usize = 4096;
 /// # Errors
 /// If the run cannot start. Later errors are printed entry by entry and decide the exit status.
 pub fn run(config: Config) -> Result<i32> {
+    match config.mode {
+        Mode::Thread | Mode::Process => run_here(config),
+        Mode::Mpi => mpi::run(config),
+    }
+}
+
+/// Runs a copy on this machine alone.
+fn run_here(config: Config) -> Result<i32> {
     let limit = WorkerLimit::new(config.jobs);
     let identity = Identity::read();
     let targets = Targets::open(&config, identity.umask)?;
@@ -65,7 +74,7 @@ pub fn run(config: Config) -> Result<i32> {
         scoreboard,
     }));
     let engine: Box<dyn Engine> = match context.config.mode {
-        Mode::Thread => Box::new(Threads::new(context, limit.max(), limit.limit())?),
+        Mode::Thread | Mode::Mpi => Box::new(Threads::new(context, limit.max(), limit.limit())?),
         // This forks the fork server, so no thread may exist yet.
         Mode::Process => Box::new(Processes::new(context, limit.limit())?),
     };

@@ -14,6 +14,7 @@ use super::metadata::{InitialMeta, SourceFile};
 use super::temp::Unfinished;
 use super::{Attempt, Copier, Entry, EntryResult, is_name_taken};
 use crate::config::{Reflink, Sparse};
+use crate::fs::devices;
 use crate::fs::path::{Kind, Name};
 use crate::fs::stat::{FileId, FileStat};
 use crate::fs::sys;
@@ -128,6 +129,10 @@ impl Copier {
         let copied = self.copy_range(files, stat, range, CopyMethod::for_chunks(&new))?;
         if copied < chunk.length {
             return Err(CopyError::new(Step::Read, Reason::Changed));
+        }
+        if devices::is_shared() {
+            // A machine may write late, and with its own clock. The times are set after this.
+            fs::fdatasync(&new).at(Step::Sync)?;
         }
         sys::close(new).at(Step::Close)
     }

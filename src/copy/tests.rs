@@ -174,7 +174,7 @@ fn a_chunked_file_has_a_temporary_name_until_it_is_committed() {
     assert!(!setup.path("dst/large").exists());
 
     let mut dir = setup.open(RETRIED);
-    for chunk in file.chunks() {
+    for chunk in file.chunks(CHUNK_SIZE) {
         setup
             .copier
             .copy_chunk(&mut dir, c"large", &file, chunk)

@@ -7,7 +7,7 @@ use crate::fs::stat::{FileId, FileStat};
 
 /// Bytes of data in one chunk. Large enough that handing it out costs nothing, small enough that
 /// all workers end at about the same time.
-const CHUNK_SIZE: u64 = 16 << 20;
+pub(crate) const CHUNK_SIZE: u64 = 16 << 20;
 /// Chunks begin at multiples of this.
 const CHUNK_ALIGNMENT: u64 = 1 << 20;
 
@@ -127,11 +127,11 @@ pub(crate) struct ChunkedFile {
 impl ChunkedFile {
     /// Divides the file into chunks. Those of a sparse file are longer, so that each holds about
     /// as much data.
-    pub(crate) fn chunks(&self) -> Vec<Chunk> {
+    pub(crate) fn chunks(&self, chunk_size: u64) -> Vec<Chunk> {
         let FileStat {
             size, allocated, ..
         } = *self.stat;
-        let count = allocated.min(size).div_ceil(CHUNK_SIZE).max(1);
+        let count = allocated.min(size).div_ceil(chunk_size).max(1);
         let length = size
             .div_ceil(count)
             .max(1)
@@ -190,7 +190,7 @@ mod tests {
         fn chunks_cover_the_file_once(size in 1_u64..1 << 40, part in 1_u64..=64) {
             let file = ChunkedFile::sample("n", size, size / part);
             let mut end = 0;
-            for chunk in file.chunks() {
+            for chunk in file.chunks(CHUNK_SIZE) {
                 prop_assert_eq!(chunk.offset, end);
                 prop_assert!(chunk.length > 0);
                 end += chunk.length;

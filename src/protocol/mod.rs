@@ -7,11 +7,13 @@
 
 pub(crate) mod entry;
 pub(crate) mod error;
+pub(crate) mod frames;
 pub(crate) mod metadata;
+pub(crate) mod nodes;
 pub(crate) mod wire;
 
 use std::collections::HashSet;
-use std::ops::{Add, AddAssign, Sub};
+use std::ops::{Add, AddAssign, Range, Sub};
 
 use serde::{Deserialize, Serialize};
 
@@ -71,11 +73,29 @@ pub(crate) enum JobKind {
     Discard { file: ChunkedFile },
     /// Remove an incomplete file that a crashed worker left.
     Remove { name: Name },
+    /// Remove the temporary files of workers that were lost with their machine. Nobody knows which
+    /// there are.
+    RemoveTemps {
+        /// The workers' numbers in temporary names.
+        workers: Range<u64>,
+        /// Files in progress.
+        keep: Vec<Name>,
+    },
     /// Everything below is done: set the directory's owner, attributes, mode and times.
     FinishDirectory {
         /// The source directory's stat before it was listed.
         stat: FileStat,
     },
+}
+
+impl Job {
+    /// Returns the file that the job copies a chunk of.
+    pub(crate) fn chunked_file(&self) -> Option<&ChunkedFile> {
+        match &self.kind {
+            JobKind::Chunk { file, .. } => Some(file),
+            _ => None,
+        }
+    }
 }
 
 /// The reported progress of a listing that is repeated.

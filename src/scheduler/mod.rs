@@ -12,6 +12,7 @@
 pub(crate) mod autoscale;
 mod dispatch;
 mod hard_links;
+mod nodes;
 mod refusals;
 mod report;
 mod retry;
@@ -23,7 +24,7 @@ mod sim;
 mod tests;
 mod throughput;
 mod tree;
-mod watchdog;
+pub(crate) mod watchdog;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -182,6 +183,8 @@ impl Scheduler {
                 self.summary.left_behind += u64::from(is_left_behind);
                 self.on_worker_lost(worker, death);
             }
+            Some(Event::Returned { jobs }) => self.on_returned(&jobs),
+            Some(Event::NodeLost(node)) => self.on_node_lost(&node),
             None => {}
         }
     }
@@ -360,6 +363,7 @@ impl Scheduler {
     }
 
     fn end(&mut self) -> i32 {
+        self.note_hosts();
         self.summary.left_behind = self.summary.left_behind.max(self.shut_down());
         self.ui.end();
         self.conclude_refusals();

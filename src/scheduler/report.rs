@@ -415,7 +415,7 @@ impl Scheduler {
     }
 
     fn begin_chunked(&mut self, dir: NodeKey, file: ChunkedFile, leads: Option<FileId>) {
-        let chunks = file.chunks();
+        let chunks = file.chunks(self.engine.chunk_size());
         let node = self.tree.open_chunked(dir, file, chunks.len(), leads);
         self.push_chunks(node, chunks);
     }
@@ -443,6 +443,7 @@ impl Scheduler {
         let Some(file) = self.tree.chunked_mut(node) else {
             return;
         };
+        self.engine.end_chunked(&file.file.temp);
         match file.leads.take() {
             Some(id) if is_copied => {
                 let name = file.file.name.clone();

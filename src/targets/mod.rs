@@ -2,6 +2,7 @@
 
 mod mounts;
 mod overlap;
+mod places;
 mod resolve;
 mod stream;
 
@@ -182,6 +183,13 @@ impl Targets {
             && !is_complete(target, dir.as_fd(), path, name)
         {
             let _ = fs::unlinkat(&dir, name, AtFlags::empty());
+        }
+    }
+
+    /// Removes the directories that were just made, if nothing could be started.
+    pub(crate) fn remove_created(&self) {
+        for target in self.list.iter().filter(|target| target.created) {
+            let _ = fs::rmdir(&target.destination_path);
         }
     }
 

@@ -21,7 +21,7 @@ use crate::protocol::{EntryError, Line};
 pub(crate) use paths::Side;
 use progress::Progress;
 pub(crate) use progress::{Activity, Status};
-pub(crate) use summary::Summary;
+pub(crate) use summary::{Hosts, Summary};
 
 /// Prints all output of a run, with lines above the bar.
 pub(crate) struct Ui {

@@ -36,11 +36,22 @@ pub(crate) struct Summary {
     pub(crate) replaced: u64,
     /// Workers that could not be killed.
     pub(crate) left_behind: u64,
+    /// Hosts that took part, if there may be several.
+    pub(crate) hosts: Option<Hosts>,
     pub(crate) is_full: bool,
     /// The side of which a root is gone.
     pub(crate) gone: Option<Side>,
     /// The signal that stopped the run.
     pub(crate) signal: Option<i32>,
+}
+
+/// The hosts of a run on many machines.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hosts {
+    pub(crate) all: u64,
+    /// Workers on all of them.
+    pub(crate) workers: u64,
+    pub(crate) lost: u64,
 }
 
 impl Summary {
@@ -102,6 +113,13 @@ impl Summary {
             parts.push(time);
         } else if let Some(last) = parts.last_mut() {
             let _ = write!(last, " {time}");
+        }
+        if let Some(hosts) = &self.hosts {
+            let (all, workers) = (plural(hosts.all, "host"), plural(hosts.workers, "worker"));
+            parts.push(format!("{all} with {workers}"));
+            if hosts.lost > 0 {
+                parts.push(format!("{} lost", plural(hosts.lost, "host")));
+            }
         }
         if self.replaced > 0 {
             parts.push(format!("{} replaced", plural(self.replaced, "worker")));

@@ -14,6 +14,7 @@ use rustix::fs;
 
 use crate::context::Context;
 use crate::copy::dir::DirPair;
+use crate::copy::temp;
 use crate::copy::{Attempt, Copier, Entry, EntryResult, Issues, LinkTarget, Stream, Unlinkable};
 use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::FileStat;
@@ -118,6 +119,11 @@ impl Worker {
             JobKind::Remove { name } => self
                 .open(job)
                 .and_then(|dir| self.copier.remove_temp(&dir, name)),
+            JobKind::RemoveTemps { workers, keep } => self.open(job).map(|dir| {
+                let (slot, own_cwd) = (self.slot, self.has_own_cwd);
+                let heartbeat = || slot.heartbeat();
+                temp::remove_of_workers(self.context, &dir, own_cwd, (workers, &keep[..]), heartbeat);
+            }),
             JobKind::FinishDirectory { stat } => {
                 self.open(job).and_then(|dir| self.finish_dir(&dir, stat))
             }

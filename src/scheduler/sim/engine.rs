@@ -103,6 +103,8 @@ impl SimEngine {
         env.world.borrow().trace(|| match &event {
             Event::Report { worker, report } => format!("{worker} reports {report:?}"),
             Event::Lost { worker, death, .. } => format!("{worker} is lost: {death}"),
+            Event::Returned { jobs } => format!("{jobs:?} are returned"),
+            Event::NodeLost(node) => format!("node {} is lost", node.node),
         });
         drop(env);
         event

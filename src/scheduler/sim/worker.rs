@@ -288,6 +288,8 @@ impl Worker {
                 }
                 State::EndJob
             }
+            // Only after a machine is lost.
+            JobKind::RemoveTemps { .. } => State::EndJob,
             JobKind::Remove { name } => {
                 world.remove(dir, name.as_bytes());
                 State::EndJob

@@ -1,0 +1,735 @@
+//! The engine of a run on many machines, at the lead: its workers are those of the nodes.
+//!
+//! Each node is another pcopy with an engine of its own (`mpi/node.rs`), reached through a relay
+//! (`mpi/relay.rs`). The lead's own machine has a node too, a child of this process. So the lead
+//! copies nothing, and all nodes are alike.
+//!
+//! **A job is at one node at a time.** The lead's table of claims says which: it claims a job for
+//! the node before it sends it, and for the worker once that has reported. A node hands out claims
+//! among its own workers, on a table of its own. It gives a job back only after it has claimed it
+//! for nobody. And the jobs of a lost node are done again only after it is dead: killed by its
+//! relay, or, if it was cut off, by its own clock, which runs out before the lead's.
+//!
+//! The lead's scoreboard has a row for each node, and after them one for each worker that has shown
+//! itself. These mirror the slots of the nodes' scoreboards, a tenth of a second late.
+
+mod node;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use self::node::{Node, State};
+use super::processes::ChildProcess;
+use super::{Engine, Event, Hosts, KILL_TIMEOUT, LostNode, Sent};
+use crate::context::Context;
+use crate::protocol::frames::{Link, RELAY, wait_for};
+use crate::protocol::nodes::{FromNode, FromRelay, Room, Row, Start, ToNode, ToRelay};
+use crate::protocol::wire::{WireError, decode};
+use crate::protocol::{Job, JobId, Report};
+
+/// Worker numbers of one node in temporary names: more than a node ever has.
+pub(crate) const WORKERS_OF_NODE: u64 = 4096;
+/// The most nodes, and rows of the scoreboard: the table of claims has 16 bits for a row.
+pub(crate) const MOST_NODES: u32 = 4096;
+const MOST_ROWS: usize = 60_000;
+/// How long nodes may take to open the roots.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often each side says that it lives.
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How often to look at clocks and children.
+const TICK: Duration = Duration::from_millis(20);
+/// How often idle workers ask the others for work.
+const WANT_AGAIN: Duration = Duration::from_millis(4);
+/// A chunk of a file. On network file systems, machines that write close to each other take each
+/// other's locks.
+const CHUNK: u64 = 64 << 20;
+/// Neighbouring chunks that one node gets.
+const CHUNKS_IN_A_ROW: u32 = 4;
+
+/// The engine of `--mode mpi`.
+pub(crate) struct Nodes {
+    context: &'static Context,
+    /// The connection to the node on this machine. `None` once all processes of it have ended.
+    local: Option<Link>,
+    child: Option<ChildProcess>,
+    /// The connection to all others. `None` once the relay is gone.
+    relay: Option<Link>,
+    nodes: Vec<Node>,
+    /// The node and the worker of each row. The first rows are the nodes themselves.
+    rows: Vec<(usize, u32)>,
+    events: VecDeque<Event>,
+    timeout: Duration,
+    checked: Instant,
+    beaten: Instant,
+    wanted: usize,
+    wanted_at: Instant,
+    has_stopped: bool,
+    /// The last chunk's file, and the node that got it, and how many in a row.
+    last_chunk: Option<(crate::fs::path::Name, usize, u32)>,
+    last_batch: u64,
+}
+
+/// Returns how many rows the scoreboard needs.
+pub(crate) fn rows(nodes: u32) -> usize {
+    let all = u64::from(nodes) * (1 + WORKERS_OF_NODE);
+    MOST_ROWS.min(all as usize)
+}
+
+impl Nodes {
+    /// Takes over the connections. `child` is the node on this machine, with rank 0.
+    pub(crate) fn new(
+        context: &'static Context,
+        local: Link,
+        child: rustix::process::Pid,
+        relay: Link,
+        size: u32,
+        timeout: Duration,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            context,
+            local: Some(local),
+            child: ChildProcess::open(child),
+            relay: Some(relay),
+            nodes: (0..size).map(|_| Node::new(now)).collect(),
+            rows: (0..size as usize).map(|rank| (rank, 0)).collect(),
+            events: VecDeque::new(),
+            timeout,
+            checked: now,
+            beaten: now,
+            wanted: 0,
+            wanted_at: now,
+            has_stopped: false,
+            last_chunk: None,
+            last_batch: 0,
+        }
+    }
+
+    /// Starts all nodes and waits until they are ready.
+    ///
+    /// # Errors
+    /// If one of them cannot start. Nothing has been sent to any of them then.
+    pub(crate) fn start(&mut self, start: &Start) -> Result<()> {
+        for rank in 0..self.nodes.len() {
+            self.send_to(rank, ToNode::Start(Box::new(start.clone())));
+        }
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            self.receive();
+            for (rank, node) in self.nodes.iter().enumerate() {
+                let name = node.name(rank);
+                match &node.state {
+                    State::Refused(why) => bail!("{name}: {why}"),
+                    State::Ending { why, .. } => bail!("{name}: {why}"),
+                    State::Lost => bail!("{name}: lost"),
+                    State::Starting | State::Ready => {}
+                }
+            }
+            let waits = |node: &&Node| matches!(node.state, State::Starting);
+            let Some(first) = self.nodes.iter().position(|node| waits(&node)) else {
+                return Ok(());
+            };
+            if Instant::now() >= deadline {
+                let name = self.nodes[first].name(first);
+                let seconds = START_TIMEOUT.as_secs();
+                bail!("{name}: not ready after {seconds} s");
+            }
+            self.beat(Instant::now());
+            self.wait(TICK);
+            self.reap_child();
+        }
+    }
+
+    /// Returns how many workers there are now.
+    pub(crate) fn workers(&self) -> usize {
+        let ready = self.nodes.iter().filter(|node| node.is_ready());
+        ready.map(|node| node.room.workers as usize).sum()
+    }
+
+    /// Returns the range of worker numbers in the temporary names of a node.
+    fn names_of(rank: usize) -> std::ops::Range<u64> {
+        let first = rank as u64 * WORKERS_OF_NODE;
+        first..first + WORKERS_OF_NODE
+    }
+
+    fn send_to(&mut self, rank: usize, message: ToNode) {
+        let node = &mut self.nodes[rank];
+        if !node.can_hear() {
+            return;
+        }
+        let numbered = node.numbers.number(message);
+        let link = if rank == 0 {
+            &mut self.local
+        } else {
+            &mut self.relay
+        };
+        let sent = match link {
+            Some(link) => link.send(rank as u32, &numbered),
+            None => Err(WireError::Closed),
+        };
+        if sent == Err(WireError::Garbage) {
+            // It is too long for a frame, which takes millions of names in one directory.
+            self.give_up(rank, "a message is too long");
+        }
+        // A closed connection is noticed when it is read.
+    }
+
+    fn send_to_all(&mut self, message: impl Fn() -> ToNode) {
+        for rank in 0..self.nodes.len() {
+            if self.nodes[rank].is_ready() {
+                self.send_to(rank, message());
+            }
+        }
+    }
+
+    fn wait(&self, timeout: Duration) {
+        let links: Vec<&Link> = self.relay.iter().chain(&self.local).collect();
+        if links.is_empty() {
+            return std::thread::sleep(timeout);
+        }
+        wait_for(&links, timeout);
+    }
+
+    /// Handles all frames that have arrived. Returns true if there were any.
+    fn receive(&mut self) -> bool {
+        let mut has_received = false;
+        // Bounded, so that signals and clocks are looked at.
+        for _ in 0..64 {
+            let Some(local) = &mut self.local else { break };
+            match local.receive() {
+                Ok(Some((_, bytes))) => self.handle_message(0, &bytes),
+                Ok(None) => break,
+                Err(WireError::Garbage) => {
+                    self.give_up(0, "a damaged message");
+                    self.local = None;
+                }
+                Err(_) => {
+                    self.local = None;
+                    self.on_gone(0, "its pcopy has ended");
+                }
+            }
+            has_received = true;
+        }
+        for _ in 0..64 {
+            let Some(relay) = &mut self.relay else { break };
+            match relay.receive() {
+                Ok(Some((RELAY, bytes))) => self.handle_relay(&bytes),
+                Ok(Some((rank, bytes))) => {
+                    let rank = rank as usize;
+                    if (1..self.nodes.len()).contains(&rank) {
+                        self.handle_message(rank, &bytes);
+                    }
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    self.relay = None;
+                    for rank in 1..self.nodes.len() {
+                        self.on_gone(rank, "the relay has ended");
+                    }
+                }
+            }
+            has_received = true;
+        }
+        has_received
+    }
+
+    fn handle_relay(&mut self, bytes: &[u8]) {
+        if let Ok(FromRelay::Gone { rank, why }) = decode(bytes) {
+            let rank = rank as usize;
+            if (1..self.nodes.len()).contains(&rank) {
+                self.on_gone(rank, &why);
+            }
+        }
+    }
+
+    fn handle_message(&mut self, rank: usize, bytes: &[u8]) {
+        let node = &mut self.nodes[rank];
+        if !node.can_hear() {
+            return;
+        }
+        match node.numbers.read::<FromNode>(bytes) {
+            Ok(Some(message)) => {
+                node.heard = Instant::now();
+                if self.handle(rank, message).is_none() {
+                    self.give_up(rank, "a damaged message");
+                }
+            }
+            Ok(None) => {}
+            Err(_) => self.give_up(rank, "a damaged or lost message"),
+        }
+    }
+
+    /// Handles a message. Returns `None` if a node in its right mind would not send it.
+    fn handle(&mut self, rank: usize, message: FromNode) -> Option<()> {
+        let node = &mut self.nodes[rank];
+        match message {
+            FromNode::Refused { host, why } => {
+                node.host = host;
+                node.state = State::Refused(why);
+            }
+            FromNode::Ready { host, room } => {
+                if !matches!(node.state, State::Starting) {
+                    return None;
+                }
+                node.host = host;
+                node.room = checked(room)?;
+                node.state = State::Ready;
+            }
+            FromNode::Room(room) => node.room = checked(room)?,
+            FromNode::Report { worker, report } => self.on_report(rank, worker, report)?,
+            FromNode::Lost {
+                row,
+                claimed,
+                death,
+                is_left_behind,
+            } => {
+                let worker = self.mirror(rank, row)?;
+                for id in claimed {
+                    let Some(job) = self.nodes[rank].end(id) else {
+                        continue;
+                    };
+                    let claims = self.context.scoreboard.claims;
+                    claims.hand_over(job.claim, id, rank, worker);
+                }
+                self.nodes[rank].busy[worker_of(&self.rows, worker)] = false;
+                self.events.push_back(Event::Lost {
+                    worker,
+                    death,
+                    is_left_behind,
+                });
+            }
+            FromNode::Returned(ids) => self.on_returned(rank, ids),
+            FromNode::Rows(rows) => {
+                for row in rows {
+                    self.mirror(rank, row)?;
+                }
+            }
+            FromNode::Stopping => self.context.scoreboard.stop(),
+            FromNode::Bye { left_behind } => node.bye = Some(left_behind as usize),
+        }
+        Some(())
+    }
+
+    fn on_report(&mut self, rank: usize, worker: u32, mut report: Report) -> Option<()> {
+        let row = self.row(rank, worker)?;
+        let claims = self.context.scoreboard.claims;
+        let node = &mut self.nodes[rank];
+        // Without those of jobs that are not there, such as in the last words of a stuck worker
+        // that was given up.
+        report
+            .updates
+            .retain(|update| node.jobs.contains_key(&update.job));
+        for update in &report.updates {
+            let Some(sent) = node.jobs.get(&update.job) else {
+                continue;
+            };
+            claims.hand_over(sent.job.claim, update.job, rank, row);
+            if update.is_done {
+                node.end(update.job);
+            }
+        }
+        self.events.push_back(Event::Report {
+            worker: row,
+            report,
+        });
+        Some(())
+    }
+
+    /// Opens jobs again that a node has given back.
+    fn on_returned(&mut self, rank: usize, ids: Vec<JobId>) {
+        let claims = self.context.scoreboard.claims;
+        let mut jobs = Vec::new();
+        for id in ids {
+            if let Some(job) = self.nodes[rank].end(id) {
+                claims.publish(job.claim, id);
+                jobs.push(id);
+            }
+        }
+        self.events.push_back(Event::Returned { jobs });
+    }
+
+    /// Returns the row of a node's worker. `None` if no worker has such a number.
+    fn row(&mut self, rank: usize, worker: u32) -> Option<usize> {
+        let node = &mut self.nodes[rank];
+        if u64::from(worker) >= WORKERS_OF_NODE {
+            return None;
+        }
+        if let Some(&row) = node.rows.get(&worker) {
+            return Some(row);
+        }
+        let row = self.rows.len();
+        if row >= self.context.scoreboard.capacity() {
+            return None;
+        }
+        self.rows.push((rank, worker));
+        node.rows.insert(worker, row);
+        let named = Self::names_of(rank).start + u64::from(worker);
+        self.context.scoreboard.set_named(row, named);
+        Some(row)
+    }
+
+    /// Shows what a node's worker shows. Returns its row.
+    fn mirror(&mut self, rank: usize, row: Row) -> Option<usize> {
+        let worker = row.worker as usize;
+        let at = self.row(rank, row.worker)?;
+        let busy = &mut self.nodes[rank].busy;
+        if busy.len() <= worker {
+            busy.resize(worker + 1, false);
+        }
+        busy[worker] = row.has_work;
+        self.context.scoreboard.slot(at).mirror(&row.words);
+        Some(at)
+    }
+
+    /// Kills a node that cannot be trusted any more. It counts as lost once it is dead.
+    fn give_up(&mut self, rank: usize, why: &str) {
+        if !self.nodes[rank].can_hear() {
+            return;
+        }
+        match (&self.child, &mut self.relay) {
+            (Some(child), _) if rank == 0 => {
+                child.kill();
+            }
+            // Not the first rank: its relay would kill this process.
+            (_, Some(relay)) if rank != 0 => {
+                let rank = rank as u32;
+                let _ = relay.send(RELAY, &ToRelay::Kill { rank });
+            }
+            _ => {}
+        }
+        self.nodes[rank].state = State::Ending {
+            why: why.to_owned(),
+            since: Instant::now(),
+        };
+    }
+
+    /// Notes that a node is dead, and has the scheduler do its jobs again.
+    fn on_gone(&mut self, rank: usize, why: &str) {
+        let node = &mut self.nodes[rank];
+        let why = match &node.state {
+            State::Lost | State::Refused(_) => return,
+            State::Starting => {
+                // The start ends with this reason.
+                let (why, since) = (why.to_owned(), Instant::now());
+                node.state = State::Ending { why, since };
+                return;
+            }
+            State::Ready => why.to_owned(),
+            State::Ending { why, .. } => why.clone(),
+        };
+        let is_over = node.bye.is_some();
+        node.state = State::Lost;
+        if is_over {
+            return;
+        }
+        let why = format!("{}: lost: {why}", node.name(rank));
+        let jobs = std::mem::take(&mut node.jobs);
+        node.batches.clear();
+        let rows: Vec<usize> = node.rows.values().copied().collect();
+        let scoreboard = self.context.scoreboard;
+        for &row in &rows {
+            let current = scoreboard.slot(row).job();
+            if let Some((id, sent)) = current.and_then(|id| Some((id, jobs.get(&id)?))) {
+                scoreboard.claims.hand_over(sent.job.claim, id, rank, row);
+            }
+        }
+        self.events.push_back(Event::NodeLost(LostNode {
+            node: rank,
+            workers: rows,
+            names: Self::names_of(rank),
+            why,
+        }));
+    }
+
+    /// Looks at clocks, the stop flag and what idle workers want.
+    fn tend(&mut self, now: Instant) {
+        let scoreboard = self.context.scoreboard;
+        if !self.has_stopped && scoreboard.is_stopping() {
+            self.has_stopped = true;
+            self.send_to_all(|| ToNode::Stop);
+        }
+        let wanted = scoreboard.wanted();
+        let is_due = now.saturating_duration_since(self.wanted_at) >= WANT_AGAIN;
+        if (wanted == 0) != (self.wanted == 0) || wanted > 0 && is_due {
+            self.want(wanted);
+            (self.wanted, self.wanted_at) = (wanted, now);
+        }
+        if now.saturating_duration_since(self.checked) < TICK {
+            return;
+        }
+        // If this process was stopped, what the nodes have sent meanwhile has not been read.
+        let unheard = (now - self.checked).saturating_sub(2 * HEARTBEAT);
+        self.checked = now;
+        self.beat(now);
+        self.reap_child();
+        for rank in 0..self.nodes.len() {
+            let node = &mut self.nodes[rank];
+            node.heard = (node.heard + unheard).min(now);
+            let silence = now.saturating_duration_since(node.heard);
+            match &node.state {
+                State::Ready if silence > self.timeout && node.bye.is_none() => {
+                    let seconds = self.timeout.as_secs();
+                    self.give_up(rank, &format!("silent for {seconds} s"));
+                }
+                State::Ending { since, .. } if now - *since > KILL_TIMEOUT => {
+                    self.on_gone(rank, "");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Passes on what idle workers want, to the nodes with most work.
+    fn want(&mut self, wanted: usize) {
+        let nodes = self.nodes.iter().enumerate();
+        let busy = nodes.filter(|(_, node)| node.is_ready() && !node.batches.is_empty());
+        let mut busy: Vec<(usize, usize)> =
+            busy.map(|(rank, node)| (node.jobs.len(), rank)).collect();
+        busy.sort_unstable_by(|a, b| b.cmp(a));
+        if wanted > 0 {
+            busy.truncate(wanted);
+        }
+        for (_, rank) in busy {
+            self.send_to(rank, ToNode::Wanted(wanted as u32));
+        }
+    }
+
+    fn beat(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.beaten) >= HEARTBEAT {
+            self.beaten = now;
+            for rank in 0..self.nodes.len() {
+                self.send_to(rank, ToNode::Heartbeat);
+            }
+        }
+        for link in self.relay.iter_mut().chain(&mut self.local) {
+            let _ = link.flush();
+        }
+    }
+
+    /// Notices the end of the node on this machine. Its workers may still hold its socket: they were
+    /// killed with it, and its jobs are done again once they have ended.
+    fn reap_child(&mut self) {
+        if let Some(death) = self.child.as_ref().and_then(ChildProcess::reap) {
+            self.child = None;
+            // What it has sent before is read first.
+            while self.receive() {}
+            let node = &mut self.nodes[0];
+            if node.is_ready() && node.bye.is_none() {
+                node.state = State::Ending {
+                    why: format!("its pcopy has ended ({death})"),
+                    since: Instant::now(),
+                };
+            }
+            if self.local.is_none() {
+                self.on_gone(0, "");
+            }
+        }
+    }
+
+    /// Chooses the node for a batch: the one with the least work for its size.
+    fn choose(&mut self, batch: &[Arc<Job>]) -> Option<usize> {
+        let file = match batch {
+            [job] => job.chunked_file(),
+            _ => None,
+        };
+        if let (Some(file), Some((last, rank, count))) = (file, &mut self.last_chunk)
+            && *last == file.temp
+            && *count < CHUNKS_IN_A_ROW
+            && self.nodes[*rank].free() > 0
+        {
+            *count += 1;
+            return Some(*rank);
+        }
+        let able = self.nodes.iter().enumerate();
+        let able = able.filter(|(_, node)| node.is_ready() && node.room.batches > 0);
+        let (rank, _) = able.min_by_key(|(_, node)| node.load())?;
+        if let Some(file) = file {
+            self.last_chunk = Some((file.temp.clone(), rank, 1));
+        }
+        Some(rank)
+    }
+
+    fn owner(&self, row: usize) -> Option<(usize, u32)> {
+        let is_worker = row >= self.nodes.len();
+        self.rows.get(row).copied().filter(|_| is_worker)
+    }
+}
+
+fn worker_of(rows: &[(usize, u32)], row: usize) -> usize {
+    rows[row].1 as usize
+}
+
+/// Checks what a node says of its size.
+fn checked(room: Room) -> Option<Room> {
+    let is_right = u64::from(room.workers) <= WORKERS_OF_NODE && room.batches <= 1 << 20;
+    is_right.then_some(room)
+}
+
+impl Engine for Nodes {
+    fn free_slots(&self) -> usize {
+        self.nodes.iter().map(Node::free).sum()
+    }
+
+    fn idle(&self) -> usize {
+        self.nodes.iter().map(Node::idle).sum()
+    }
+
+    /// Returns the batches in flight. A node that is ending counts as one, because its jobs must be
+    /// done again.
+    fn busy(&self) -> usize {
+        let of = |node: &Node| match node.state {
+            State::Ending { .. } => 1,
+            _ => node.batches.len(),
+        };
+        self.nodes.iter().map(of).sum()
+    }
+
+    fn send(&mut self, batch: Vec<Arc<Job>>) -> Sent {
+        let Some(rank) = self.choose(&batch) else {
+            return Sent::NoWorkers;
+        };
+        self.last_batch += 1;
+        let node = &mut self.nodes[rank];
+        let claims = self.context.scoreboard.claims;
+        let mut jobs = Vec::with_capacity(batch.len());
+        for job in batch {
+            if claims.claim(job.claim, job.id, rank) {
+                node.begin(&job, self.last_batch);
+                jobs.push(job);
+            }
+        }
+        if !jobs.is_empty() {
+            self.send_to(rank, ToNode::Jobs(jobs));
+        }
+        Sent::To(rank)
+    }
+
+    fn next(&mut self, timeout: Duration) -> Option<Event> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let now = Instant::now();
+            self.tend(now);
+            if let Some(event) = self.events.pop_front() {
+                return Some(event);
+            }
+            if self.receive() {
+                continue;
+            }
+            let left = deadline.saturating_duration_since(now);
+            if left.is_zero() {
+                return None;
+            }
+            let wait = if self.wanted > 0 { WANT_AGAIN } else { HEARTBEAT / 5 };
+            self.wait(left.min(wait));
+        }
+    }
+
+    /// Does nothing: each node knows how many workers pay.
+    fn set_limit(&mut self, _workers: usize) {}
+
+    /// Does nothing: each node passes its stuck workers over.
+    fn set_stuck(&mut self, _worker: usize, _is_stuck: bool) {}
+
+    /// Returns true if a worker has jobs, as far as its node has said lately.
+    fn has_work(&self, worker: usize) -> bool {
+        self.owner(worker).is_some_and(|(rank, number)| {
+            let node = &self.nodes[rank];
+            let is_heard = node.is_ready() && node.heard.elapsed() < 3 * HEARTBEAT;
+            is_heard && node.busy.get(number as usize) == Some(&true)
+        })
+    }
+
+    fn started(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn label(&self, worker: usize) -> String {
+        let (rank, number) = self.rows[worker];
+        let host = &self.nodes[rank].host;
+        match self.context.scoreboard.slot(worker).pid() {
+            _ if worker < self.nodes.len() => format!("[{host}]"),
+            Some(pid) => format!("[{host} pid {}]", pid.as_raw_nonzero()),
+            None => format!("[{host} thread {}]", number + 1),
+        }
+    }
+
+    fn kill(&mut self, worker: usize) -> bool {
+        let Some((rank, worker)) = self.owner(worker) else {
+            return false;
+        };
+        let can_kill = self.nodes[rank].is_ready() && self.nodes[rank].room.can_kill;
+        if can_kill {
+            self.send_to(rank, ToNode::Kill { worker });
+        }
+        can_kill
+    }
+
+    fn abandon(&mut self, worker: usize) {
+        if let Some((rank, worker)) = self.owner(worker) {
+            self.send_to(rank, ToNode::Abandon { worker });
+        }
+    }
+
+    fn chunk_size(&self) -> u64 {
+        CHUNK
+    }
+
+    /// Tells the node that has prepared the file.
+    fn end_chunked(&mut self, temp: &crate::fs::path::Name) {
+        let mut parts = temp.as_bytes().split(|&b| b == b'.').skip(3);
+        let number = parts.next().and_then(|part| std::str::from_utf8(part).ok());
+        let worker: Option<u64> = number.and_then(|text| text.parse().ok());
+        let rank = worker.map(|worker| (worker / WORKERS_OF_NODE) as usize);
+        if let Some(rank) = rank.filter(|&rank| rank < self.nodes.len()) {
+            self.send_to(rank, ToNode::ChunkedEnded);
+        }
+    }
+
+    /// Says how many hosts there are.
+    fn hosts(&self) -> Option<Hosts> {
+        let is_lost = |node: &&Node| !node.is_ready() && node.bye.is_none();
+        let rooms = self.nodes.iter().map(|node| node.room.workers as usize);
+        Some(Hosts {
+            all: self.nodes.len(),
+            workers: rooms.sum(),
+            lost: self.nodes.iter().filter(is_lost).count(),
+        })
+    }
+
+    fn shut_down(&mut self, timeout: Duration, kill_timeout: Duration) -> usize {
+        self.send_to_all(|| ToNode::Quit);
+        let since = Instant::now();
+        let mut is_killed = false;
+        loop {
+            self.receive();
+            self.beat(Instant::now());
+            self.reap_child();
+            let waits = |node: &Node| node.is_ready() && node.bye.is_none();
+            let is_local_left = self.child.is_some();
+            if !self.nodes.iter().any(waits) && !is_local_left {
+                break;
+            }
+            let waited = since.elapsed();
+            if waited > timeout + kill_timeout + HEARTBEAT {
+                break;
+            }
+            if waited > timeout + kill_timeout && !is_killed {
+                is_killed = true;
+                for rank in 0..self.nodes.len() {
+                    if waits(&self.nodes[rank]) {
+                        self.give_up(rank, "does not end");
+                    }
+                }
+                if let Some(child) = &self.child {
+                    child.kill();
+                }
+            }
+            self.wait(Duration::from_millis(1));
+        }
+        let left = self.nodes.iter().filter_map(|node| node.bye);
+        left.sum()
+    }
+}

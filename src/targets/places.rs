@@ -1,0 +1,296 @@
+//! The targets of a run on many machines: the lead opens them as any run does, and every node opens
+//! the same directories again. A node creates nothing.
+//!
+//! A directory is the same if its inode number is. Device numbers differ between machines; the
+//! lead's are used on all of them (`fs/devices.rs`).
+
+use std::ffi::{CStr, OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::fs::{self, AtFlags, Dir, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::mounts::Mounts;
+use super::overlap::Overlap;
+use super::resolve::{Resolved, SingleFile, quote_path};
+use super::{Target, Targets};
+use crate::fs::devices;
+use crate::fs::file_system::FileSystem;
+use crate::fs::open::DIRECTORY;
+use crate::fs::path::Name;
+use crate::fs::stat::FileId;
+use crate::protocol::error::Reason;
+use crate::protocol::nodes::{Place, Root, SinglePlace};
+
+/// How long a directory that the lead has just made may take to appear. A client of NFS can
+/// remember for a while that a name did not exist.
+const APPEAR_TIMEOUT: Duration = Duration::from_secs(5);
+/// Entries of a root that are compared.
+const SAMPLE: usize = 16;
+
+impl Targets {
+    /// Describes the targets to the nodes.
+    ///
+    /// # Errors
+    /// If a source is a pipe, which only one process can read, or a directory cannot be examined.
+    pub(crate) fn places(&self) -> Result<Vec<Place>> {
+        self.list.iter().map(Target::place).collect()
+    }
+
+    /// Opens the same targets on a node of this rank, and renames the devices of this process.
+    ///
+    /// # Errors
+    /// If a directory is missing, or is another one than the lead's.
+    pub(crate) fn open_places(places: &[Place], rank: u32) -> Result<Self> {
+        let mut known: Vec<(u64, Option<u64>)> = Vec::new();
+        let mut paths = Vec::new();
+        let mut open = |root: &Root, is_new: bool| -> Result<Arc<OwnedFd>> {
+            let (dir, dev) = open_root(root, is_new)
+                .with_context(|| quote_path(Path::new(OsStr::from_bytes(&root.paths[0]))))?;
+            paths.push(real_path(dir.as_fd()));
+            let is_stable = has_same_inodes(dir.as_fd(), root);
+            match known.iter_mut().find(|(own, _)| *own == dev) {
+                // One root with other numbers is enough.
+                Some((_, name)) => *name = name.filter(|_| is_stable),
+                None => known.push((dev, is_stable.then_some(root.id.dev))),
+            }
+            Ok(Arc::new(dir))
+        };
+        let mut opened = Vec::with_capacity(places.len());
+        for place in places {
+            let source = open(&place.source, false)?;
+            let destination = match &place.destination {
+                Some(root) => Some(open(root, place.created)?),
+                None => None,
+            };
+            opened.push((source, destination));
+        }
+        devices::rename(rank, paths, &known);
+        let resolved: Result<Vec<_>> = places
+            .iter()
+            .zip(&opened)
+            .map(|(place, (source, _))| resolve(place, source))
+            .collect();
+        let resolved = resolved?;
+        let overlap = Overlap::new(&resolved, &Mounts::read());
+        let mut targets = Self {
+            list: Vec::with_capacity(places.len()),
+            overlap,
+        };
+        for ((resolved, place), (_, destination)) in resolved.into_iter().zip(places).zip(opened) {
+            targets.add_place(resolved, place, destination)?;
+        }
+        Ok(targets)
+    }
+
+    fn add_place(
+        &mut self,
+        source: Resolved,
+        place: &Place,
+        destination: Option<Arc<OwnedFd>>,
+    ) -> Result<()> {
+        if let Some(destination) = &destination {
+            self.overlap
+                .add_destination(destination.as_fd(), source.single.is_none())
+                .map_err(Reason::from)?;
+        }
+        let previous = self.list.last();
+        let is_first = previous.is_none_or(|it| it.destination_path != source.destination);
+        self.list.push(Target {
+            device: FileId::of(&source.stat).dev,
+            source: source.source,
+            source_path: source.source_path,
+            destination,
+            destination_path: source.destination,
+            single: source.single,
+            created: place.created,
+            is_first,
+        });
+        Ok(())
+    }
+}
+
+impl Target {
+    fn place(&self) -> Result<Place> {
+        let single = match &self.single {
+            Some(single) if single.stream.is_some() => bail!(
+                "{}: --mode mpi cannot copy from a pipe",
+                quote_path(&self.source_path.join(OsStr::from_bytes(single.from.to_bytes())))
+            ),
+            Some(single) => Some(SinglePlace {
+                kind: single.kind,
+                from: Name::new(single.from.to_bytes()),
+                to: Name::new(single.to.to_bytes()),
+            }),
+            None => None,
+        };
+        let destination = self.destination.as_ref();
+        let destination = destination.map(|it| root_of(it.as_fd(), &self.destination_path));
+        Ok(Place {
+            source: root_of(self.source.as_fd(), &self.source_path)?,
+            destination: destination.transpose()?,
+            source_path: self.source_path.as_os_str().as_bytes().to_vec(),
+            destination_path: self.destination_path.as_os_str().as_bytes().to_vec(),
+            single,
+            created: self.created,
+        })
+    }
+}
+
+/// Describes a directory that is open on the lead.
+fn root_of(dir: BorrowedFd<'_>, written: &Path) -> Result<Root> {
+    let written = std::env::current_dir().unwrap_or_default().join(written);
+    let stat = fs::fstat(dir).map_err(Reason::from)?;
+    // The inode numbers of most file systems in user space mean something in one mount only.
+    let is_sampled = FileSystem::of(dir) == Some(FileSystem::Fuse);
+    Ok(Root {
+        paths: [
+            written.into_os_string().into_vec(),
+            real_path(dir).into_os_string().into_vec(),
+        ],
+        id: FileId::of(&stat),
+        sample: is_sampled.then(|| sample(dir)),
+    })
+}
+
+fn real_path(dir: BorrowedFd<'_>) -> PathBuf {
+    std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).unwrap_or_default()
+}
+
+fn sample(dir: BorrowedFd<'_>) -> Vec<(Name, u64)> {
+    let entries = Dir::read_from(dir).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let is_entry = name != c"." && name != c"..";
+        is_entry.then(|| name.to_owned())
+    });
+    let inode = |name: &CStr| fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(|it| it.st_ino);
+    names
+        .take(SAMPLE)
+        .filter_map(|name| Some((Name::new(name.to_bytes()), inode(&name).ok()?)))
+        .collect()
+}
+
+/// Returns true if inode numbers mean the same as on the lead, as far as a few entries tell.
+fn has_same_inodes(dir: BorrowedFd<'_>, root: &Root) -> bool {
+    let Some(sample) = &root.sample else {
+        return true;
+    };
+    let is_same = |(name, inode): &(Name, u64)| {
+        fs::statat(dir, name.as_bytes(), AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| stat.st_ino == *inode)
+    };
+    !sample.is_empty() && sample.iter().all(is_same)
+}
+
+/// Opens a directory of the lead. Returns its device on this machine too.
+fn open_root(root: &Root, is_new: bool) -> Result<(OwnedFd, u64)> {
+    let deadline = Instant::now() + APPEAR_TIMEOUT;
+    let mut pause = Duration::from_millis(10);
+    loop {
+        match try_open(root) {
+            Err(Reason::System(errno))
+                if is_new
+                    && errno == Errno::NOENT.raw_os_error()
+                    && Instant::now() + pause < deadline =>
+            {
+                std::thread::sleep(pause);
+                pause *= 2;
+            }
+            Err(Reason::Replaced) => bail!("not the directory that the lead has"),
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Tries each path. [`Reason::Replaced`] stands for another directory.
+fn try_open(root: &Root) -> Result<(OwnedFd, u64), Reason> {
+    let missing = Reason::from(Errno::NOENT);
+    let mut reason = missing;
+    for path in &root.paths {
+        let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
+        let opened = fs::open(&path[..], flags, Mode::empty());
+        match opened.and_then(|dir| fs::fstat(&dir).map(|stat| (dir, stat))) {
+            Ok((dir, stat)) if stat.st_ino == root.id.ino => return Ok((dir, stat.st_dev)),
+            Ok(_) => reason = Reason::Replaced,
+            Err(errno) if reason == missing => reason = errno.into(),
+            Err(_) => {}
+        }
+    }
+    Err(reason)
+}
+
+fn resolve(place: &Place, source: &Arc<OwnedFd>) -> Result<Resolved> {
+    let path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_vec()));
+    let single = place.single.as_ref().map(|single| SingleFile {
+        kind: single.kind,
+        from: single.from.to_c_string(),
+        to: single.to.to_c_string(),
+        stream: None,
+    });
+    let stat = match &single {
+        Some(single) => fs::statat(source, &single.from, AtFlags::SYMLINK_NOFOLLOW),
+        None => fs::fstat(source),
+    };
+    let source_path = path(&place.source_path);
+    let stat = stat
+        .map_err(Reason::from)
+        .with_context(|| quote_path(&source_path))?;
+    Ok(Resolved {
+        source: Arc::clone(source),
+        source_path,
+        stat,
+        destination: path(&place.destination_path),
+        is_named: true,
+        single,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_directory_and_a_missing_one_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("a")).unwrap();
+        std::fs::create_dir(at("b")).unwrap();
+        let opened = fs::open(at("a"), DIRECTORY, Mode::empty()).unwrap();
+        let root = root_of(opened.as_fd(), &at("a")).unwrap();
+        assert!(open_root(&root, false).is_ok());
+        let moved = Root {
+            paths: [b"/missing".to_vec(), root.paths[1].clone()],
+            ..root.clone()
+        };
+        assert!(open_root(&moved, false).is_ok(), "the other path leads there");
+        let error = |paths: [&Path; 2]| {
+            let paths = paths.map(|path| path.as_os_str().as_bytes().to_vec());
+            let root = Root { paths, ..root.clone() };
+            open_root(&root, false).unwrap_err().to_string()
+        };
+        let missing = Path::new("/missing");
+        assert_eq!(error([missing, missing]), "No such file or directory");
+        let other = "not the directory that the lead has";
+        assert_eq!(error([&at("b"), missing]), other);
+    }
+
+    #[test]
+    fn inode_numbers_are_compared_if_they_may_differ() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), "").unwrap();
+        let opened = fs::open(dir.path(), DIRECTORY, Mode::empty()).unwrap();
+        let mut root = root_of(opened.as_fd(), dir.path()).unwrap();
+        root.sample = Some(sample(opened.as_fd()));
+        assert!(has_same_inodes(opened.as_fd(), &root));
+        root.sample = Some(vec![(Name::new(b"a"), 1)]);
+        assert!(!has_same_inodes(opened.as_fd(), &root));
+        root.sample = Some(Vec::new());
+        assert!(!has_same_inodes(opened.as_fd(), &root), "nothing to compare");
+    }
+}
