@@ -80,10 +80,16 @@ fn compile_shim() {
     }
     build.file("src/mpi/shim.c").compile("pcopy_mpi_shim");
     // After the shim, which needs them.
-    for library in command.split_whitespace().filter_map(|word| word.strip_prefix("-l")) {
+    for library in command
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("-l"))
+    {
         println!("cargo:rustc-link-lib=dylib={library}");
     }
-    for option in command.split_whitespace().filter(|word| word.starts_with("-Wl,-rpath")) {
+    for option in command
+        .split_whitespace()
+        .filter(|word| word.starts_with("-Wl,-rpath"))
+    {
         println!("cargo:rustc-link-arg-bins={option}");
     }
 }

@@ -14,8 +14,8 @@ use crate::cli::{Attribute, Cli, When};
 pub use crate::cli::{Mode, Overwrite, Reflink, Sparse};
 use crate::protocol::entry::Decision;
 pub use destination::Destination;
-pub use mpi::MpiSettings;
 pub(crate) use destination::{normalize, own_name};
+pub use mpi::MpiSettings;
 
 /// The settings of a run.
 #[derive(Clone, Debug)]

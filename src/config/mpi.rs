@@ -48,7 +48,10 @@ mod tests {
         let mpi = "--mode=mpi";
         assert_eq!(workers(&[mpi]).unwrap(), Mode::Thread);
         assert_eq!(workers(&[mpi, "--stall-timeout=3"]).unwrap(), Mode::Process);
-        assert_eq!(workers(&[mpi, "--mpi-workers=process"]).unwrap(), Mode::Process);
+        assert_eq!(
+            workers(&[mpi, "--mpi-workers=process"]).unwrap(),
+            Mode::Process
+        );
         assert!(workers(&["--mpi-workers=process"]).is_err());
         assert!(workers(&[mpi, "--mpi-workers=thread", "--stall-timeout=3"]).is_err());
     }

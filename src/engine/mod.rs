@@ -10,9 +10,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::protocol::error::Death;
 use crate::fs::path::Name;
 use crate::protocol::entry::CHUNK_SIZE;
+use crate::protocol::error::Death;
 use crate::protocol::{Job, JobId, Report};
 pub(crate) use fork_server::become_child;
 

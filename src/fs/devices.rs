@@ -152,7 +152,8 @@ mod tests {
 3 1 0:45 / /srv/other rw - nfs z rw
 ";
         let (here, there) = (devices(1, "/mnt/a", (7, 7)), devices(2, "/net/b", (31, 7)));
-        let place = |devices: &Devices, minor, table: &[u8]| devices.place_of(makedev(0, minor), table);
+        let place =
+            |devices: &Devices, minor, table: &[u8]| devices.place_of(makedev(0, minor), table);
         assert_eq!(place(&here, 8, TABLE), place(&there, 44, other));
         assert_eq!(place(&here, 8, TABLE), Some((0, b"more space".to_vec())));
         assert_eq!(place(&here, 9, TABLE), place(&there, 45, other));
@@ -162,7 +163,10 @@ mod tests {
 
     #[test]
     fn roots_have_the_leads_number_and_unknown_devices_their_own() {
-        let (here, there) = (devices(1, "/mnt/a", (7, 70)), devices(2, "/net/b", (31, 70)));
+        let (here, there) = (
+            devices(1, "/mnt/a", (7, 70)),
+            devices(2, "/net/b", (31, 70)),
+        );
         assert_eq!((here.name(7), there.name(31)), (70, 70));
         let unknown = makedev(4000, 4000);
         assert_ne!(here.name(unknown), there.name(unknown));

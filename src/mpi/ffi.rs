@@ -58,8 +58,7 @@ impl Mpi {
             return false;
         };
         // SAFETY: the bytes stay where they are until the request is done: `sending` owns them.
-        let request =
-            unsafe { pcopy_mpi_send(bytes.as_ptr().cast(), length, to as c_int, tag) };
+        let request = unsafe { pcopy_mpi_send(bytes.as_ptr().cast(), length, to as c_int, tag) };
         if request.is_null() {
             return false;
         }

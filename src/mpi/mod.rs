@@ -49,7 +49,10 @@ const CLAIMS_OF_NODE: usize = 64 * JOBS_PER_WORKER;
 /// Where a process stands.
 enum Connection {
     /// No launcher has started it: it copies alone.
-    #[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "only MPI knows a launcher"))]
+    #[cfg_attr(
+        not(feature = "mpi"),
+        allow(dead_code, reason = "only MPI knows a launcher")
+    )]
     Alone,
     /// It has a relay.
     Behind(OwnedFd),
@@ -150,8 +153,7 @@ fn lead(config: Config, relay: Link, size: u32) -> Result<i32> {
     drop(there);
     Identity::clear_umask(&config);
     let claims = size as usize * CLAIMS_OF_NODE;
-    let scoreboard =
-        Scoreboard::new(rows(size), claims, 1).context("cannot share memory")?;
+    let scoreboard = Scoreboard::new(rows(size), claims, 1).context("cannot share memory")?;
     let run = scoreboard.run_number(|| RunNumber::of_process(lead).bits());
     let timeout = timeout();
     let start = Start {
@@ -183,6 +185,12 @@ fn lead(config: Config, relay: Link, size: u32) -> Result<i32> {
     if let Err(error) = nodes.start(&start) {
         context.targets.remove_created();
         return Err(error);
+    }
+    if !nodes.bound.is_empty() {
+        crate::ui::output::print_message(&format!(
+            "warning: one core of several on {}; mpirun --bind-to none lets pcopy use all",
+            nodes.bound.join(", ")
+        ));
     }
     let limit = WorkerLimit::new(Some(nodes.workers().max(1)));
     let signals = Signals::take_over()?;

@@ -188,7 +188,12 @@ impl Node {
         let host = start::host();
         self.room = self.room();
         let room = self.room;
-        self.say(FromNode::Ready { host, room });
+        let is_bound = self.context.config.jobs != Some(1) && start::is_bound();
+        self.say(FromNode::Ready {
+            host,
+            room,
+            is_bound,
+        });
         let mut ticked = Instant::now();
         loop {
             if self.listen() == Next::End {
@@ -381,9 +386,8 @@ impl Node {
                 self.context.scoreboard.gate.revoke(worker);
                 self.watchdog.forget(worker, Instant::now());
                 let claims = self.context.scoreboard.claims;
-                let is_its = |held: &Held| {
-                    claims.look(held.job.claim, held.job.id) == Claim::By(worker)
-                };
+                let is_its =
+                    |held: &Held| claims.look(held.job.claim, held.job.id) == Claim::By(worker);
                 let claimed: Vec<JobId> = self
                     .held
                     .values()

@@ -49,15 +49,13 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 const MOST_UNSENT: usize = 16 << 20;
 
 /// The variables by which launchers tell how many ranks there are.
-const LAUNCHERS: [&str; 3] = [
-    "OMPI_COMM_WORLD_SIZE",
-    "PMI_SIZE",
-    "SLURM_STEP_NUM_TASKS",
-];
+const LAUNCHERS: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
 
 /// Forks, and relays in the parent. Without a launcher it does neither.
 pub(super) fn connect() -> Result<Connection> {
-    let is_launched = LAUNCHERS.iter().any(|name| std::env::var_os(name).is_some());
+    let is_launched = LAUNCHERS
+        .iter()
+        .any(|name| std::env::var_os(name).is_some());
     if !is_launched && std::env::var_os("PMIX_RANK").is_none() {
         return Ok(Connection::Alone);
     }
@@ -359,7 +357,9 @@ impl Relay {
                     self.mpi.send(rank, BYE, vec![u8::from(is_complete)]);
                 }
             }
-            let waited = self.bye_sent.map_or(Duration::ZERO, |since| since.elapsed());
+            let waited = self
+                .bye_sent
+                .map_or(Duration::ZERO, |since| since.elapsed());
             if self.byes < all && waited < END_TIMEOUT {
                 return None;
             }

@@ -21,6 +21,16 @@ pub(super) fn host() -> String {
     system.nodename().to_string_lossy().into_owned()
 }
 
+/// Returns true if mpirun has bound this process to one core although there are more. It does so if
+/// there are one or two processes.
+pub(super) fn is_bound() -> bool {
+    let is_launched = std::env::var_os("OMPI_COMM_WORLD_SIZE").is_some();
+    let usable = std::thread::available_parallelism().map_or(1, usize::from);
+    // "0" is one core, and "0-7" or "0,2" are more.
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online");
+    is_launched && usable == 1 && online.is_ok_and(|cores| cores.contains(['-', ',']))
+}
+
 /// Returns who runs this process.
 pub(super) fn user() -> Result<User> {
     let groups = getgroups().context("cannot read the groups")?;
@@ -88,7 +98,10 @@ pub(super) fn check(start: &Start, config: &Config) -> Result<()> {
         );
     }
     if own.groups != *groups && !crate::fs::sys::set_groups(groups) {
-        bail!("has other groups than the lead: {:?}, not {groups:?}", own.groups);
+        bail!(
+            "has other groups than the lead: {:?}, not {groups:?}",
+            own.groups
+        );
     }
     rustix::process::umask(Mode::from_raw_mode(start.umask));
     Ok(())

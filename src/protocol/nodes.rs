@@ -126,6 +126,8 @@ pub(crate) enum FromNode {
     Ready {
         host: String,
         room: Room,
+        /// The launcher lets it use one core only, although there are more.
+        is_bound: bool,
     },
     /// It can take more or fewer.
     Room(Room),

@@ -12,6 +12,8 @@
 pub(crate) mod autoscale;
 mod dispatch;
 mod hard_links;
+#[cfg(test)]
+mod many_nodes;
 mod nodes;
 mod refusals;
 mod report;

@@ -166,8 +166,14 @@ mod tests {
         worker.set_writing(WriteTarget::Temp(3));
         worker.add_bytes(5);
         mirror.mirror(&worker.to_words());
-        assert_eq!((mirror.job(), mirror.entry()), (worker.job(), worker.entry()));
-        assert_eq!((mirror.writing(), mirror.counts()), (worker.writing(), worker.counts()));
+        assert_eq!(
+            (mirror.job(), mirror.entry()),
+            (worker.job(), worker.entry())
+        );
+        assert_eq!(
+            (mirror.writing(), mirror.counts()),
+            (worker.writing(), worker.counts())
+        );
         // From a damaged node.
         mirror.mirror(&[u64::MAX; 500]);
         assert_eq!((mirror.entry(), mirror.pid()), (None, None));

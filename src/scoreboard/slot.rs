@@ -320,7 +320,9 @@ impl WorkerSlot {
     /// Returns what the worker shows to the parent, to be shown elsewhere too. Without the words that
     /// mean something on this machine only.
     pub(crate) fn to_words(self) -> Vec<u64> {
-        let name = self.words[NAME_LENGTH].load(Acquire).min(8 * NAME_WORDS as u64);
+        let name = self.words[NAME_LENGTH]
+            .load(Acquire)
+            .min(8 * NAME_WORDS as u64);
         let used = NAME + (name as usize).div_ceil(8);
         let words = self.words[..used].iter();
         words.map(|word| word.load(Relaxed)).collect()

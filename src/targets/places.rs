@@ -120,7 +120,11 @@ impl Target {
         let single = match &self.single {
             Some(single) if single.stream.is_some() => bail!(
                 "{}: --mode mpi cannot copy from a pipe",
-                quote_path(&self.source_path.join(OsStr::from_bytes(single.from.to_bytes())))
+                quote_path(
+                    &self
+                        .source_path
+                        .join(OsStr::from_bytes(single.from.to_bytes()))
+                )
             ),
             Some(single) => Some(SinglePlace {
                 kind: single.kind,
@@ -268,10 +272,16 @@ mod tests {
             paths: [b"/missing".to_vec(), root.paths[1].clone()],
             ..root.clone()
         };
-        assert!(open_root(&moved, false).is_ok(), "the other path leads there");
+        assert!(
+            open_root(&moved, false).is_ok(),
+            "the other path leads there"
+        );
         let error = |paths: [&Path; 2]| {
             let paths = paths.map(|path| path.as_os_str().as_bytes().to_vec());
-            let root = Root { paths, ..root.clone() };
+            let root = Root {
+                paths,
+                ..root.clone()
+            };
             open_root(&root, false).unwrap_err().to_string()
         };
         let missing = Path::new("/missing");
@@ -291,6 +301,9 @@ mod tests {
         root.sample = Some(vec![(Name::new(b"a"), 1)]);
         assert!(!has_same_inodes(opened.as_fd(), &root));
         root.sample = Some(Vec::new());
-        assert!(!has_same_inodes(opened.as_fd(), &root), "nothing to compare");
+        assert!(
+            !has_same_inodes(opened.as_fd(), &root),
+            "nothing to compare"
+        );
     }
 }

@@ -122,7 +122,13 @@ impl Worker {
             JobKind::RemoveTemps { workers, keep } => self.open(job).map(|dir| {
                 let (slot, own_cwd) = (self.slot, self.has_own_cwd);
                 let heartbeat = || slot.heartbeat();
-                temp::remove_of_workers(self.context, &dir, own_cwd, (workers, &keep[..]), heartbeat);
+                temp::remove_of_workers(
+                    self.context,
+                    &dir,
+                    own_cwd,
+                    (workers, &keep[..]),
+                    heartbeat,
+                );
             }),
             JobKind::FinishDirectory { stat } => {
                 self.open(job).and_then(|dir| self.finish_dir(&dir, stat))

@@ -119,6 +119,7 @@ mod links;
 mod metadata;
 mod moving;
 mod mpi;
+mod mpirun;
 mod names;
 mod output;
 mod overlap;

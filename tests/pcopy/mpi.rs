@@ -59,7 +59,8 @@ fn lose_a_node(rank: usize, workers: &str, signal: Signal) {
     let Some(env) = nodes() else { return };
     tree(&env, 1_500);
     for i in 0..1_500 {
-        env.file(format!("dst/{}/file-{i}", i % 40), "older").mtime(1_000, 1);
+        env.file(format!("dst/{}/file-{i}", i % 40), "older")
+            .mtime(1_000, 1);
     }
     let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "0.5"]) else {
         return;
@@ -191,10 +192,7 @@ fn with_fault(fault: &str) -> Option<(Env, Run)> {
     let env = nodes()?;
     let slow = slow_tree(&env, 1_500)?;
     let running = env.command(["-v", "-j2", "src", "dst"]);
-    let run = running
-        .after(IMPATIENT)
-        .relayed(&["--fault", fault])
-        .run();
+    let run = running.after(IMPATIENT).relayed(&["--fault", fault]).run();
     drop(slow);
     Some((env, run))
 }
@@ -296,7 +294,8 @@ fn a_pipe_is_refused() {
         .command(["/dev/stdin", "dst"])
         .under(&["sh", "-c", "echo text | \"$@\"", "sh"])
         .run();
-    run.exits(2).stderr_has("--mode mpi cannot copy from a pipe");
+    run.exits(2)
+        .stderr_has("--mode mpi cannot copy from a pipe");
 }
 
 // ---- other device and inode numbers ---------------------------------------------------------
@@ -372,7 +371,9 @@ fn progress_lines_come_without_a_terminal() {
     let Some(_slow) = slow_tree(&env, 1_500) else {
         return;
     };
-    let running = env.command(["-j1", "--progress=always", "src", "dst"]).start();
+    let running = env
+        .command(["-j1", "--progress=always", "src", "dst"])
+        .start();
     running.await_stderr("a line of progress", |text| text.contains('%'));
     let run = running.wait().exits(0);
     assert!(run.stderr.contains("3 hosts"), "{run}");

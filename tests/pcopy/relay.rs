@@ -20,7 +20,10 @@ pub(crate) fn is_missing() -> bool {
     let is_missing = !path().exists();
     if is_missing {
         let path = path();
-        skip(format_args!("{} is missing: cargo build -p relay", path.display()));
+        skip(format_args!(
+            "{} is missing: cargo build -p relay",
+            path.display()
+        ));
     }
     is_missing
 }

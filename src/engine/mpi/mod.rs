@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use self::node::{Node, State};
+use self::node::{Figures, Node, State};
 use super::processes::ChildProcess;
 use super::{Engine, Event, Hosts, KILL_TIMEOUT, LostNode, Sent};
 use crate::context::Context;
@@ -46,6 +46,8 @@ const WANT_AGAIN: Duration = Duration::from_millis(4);
 /// A chunk of a file. On network file systems, machines that write close to each other take each
 /// other's locks.
 const CHUNK: u64 = 64 << 20;
+/// Nodes that are compared to find the one with the least work.
+const CANDIDATES: usize = 16;
 /// Neighbouring chunks that one node gets.
 const CHUNKS_IN_A_ROW: u32 = 4;
 
@@ -58,6 +60,11 @@ pub(crate) struct Nodes {
     /// The connection to all others. `None` once the relay is gone.
     relay: Option<Link>,
     nodes: Vec<Node>,
+    figures: Figures,
+    /// The hosts that may use one core only.
+    pub(crate) bound: Vec<String>,
+    /// Where the search for the next node begins, if there are many.
+    cursor: usize,
     /// The node and the worker of each row. The first rows are the nodes themselves.
     rows: Vec<(usize, u32)>,
     events: VecDeque<Event>,
@@ -95,6 +102,9 @@ impl Nodes {
             child: ChildProcess::open(child),
             relay: Some(relay),
             nodes: (0..size).map(|_| Node::new(now)).collect(),
+            figures: Figures::default(),
+            bound: Vec::new(),
+            cursor: 0,
             rows: (0..size as usize).map(|rank| (rank, 0)).collect(),
             events: VecDeque::new(),
             timeout,
@@ -153,6 +163,19 @@ impl Nodes {
     fn names_of(rank: usize) -> std::ops::Range<u64> {
         let first = rank as u64 * WORKERS_OF_NODE;
         first..first + WORKERS_OF_NODE
+    }
+
+    /// Changes a node, and the figures of all nodes with it.
+    fn change<T>(&mut self, rank: usize, change: impl FnOnce(&mut Node) -> T) -> T {
+        let node = &mut self.nodes[rank];
+        let before = node.figures();
+        let changed = change(node);
+        let after = node.figures();
+        let figures = &mut self.figures;
+        figures.free = figures.free + after.free - before.free;
+        figures.idle = figures.idle + after.idle - before.idle;
+        figures.busy = figures.busy + after.busy - before.busy;
+        changed
     }
 
     fn send_to(&mut self, rank: usize, message: ToNode) {
@@ -264,21 +287,33 @@ impl Nodes {
 
     /// Handles a message. Returns `None` if a node in its right mind would not send it.
     fn handle(&mut self, rank: usize, message: FromNode) -> Option<()> {
-        let node = &mut self.nodes[rank];
         match message {
-            FromNode::Refused { host, why } => {
+            FromNode::Refused { host, why } => self.change(rank, |node| {
                 node.host = host;
                 node.state = State::Refused(why);
-            }
-            FromNode::Ready { host, room } => {
-                if !matches!(node.state, State::Starting) {
+            }),
+            FromNode::Ready {
+                host,
+                room,
+                is_bound,
+            } => {
+                if !matches!(self.nodes[rank].state, State::Starting) {
                     return None;
                 }
-                node.host = host;
-                node.room = checked(room)?;
-                node.state = State::Ready;
+                let room = checked(room)?;
+                if is_bound {
+                    self.bound.push(host.clone());
+                }
+                self.change(rank, |node| {
+                    node.host = host;
+                    node.room = room;
+                    node.state = State::Ready;
+                });
             }
-            FromNode::Room(room) => node.room = checked(room)?,
+            FromNode::Room(room) => {
+                let room = checked(room)?;
+                self.change(rank, |node| node.room = room);
+            }
             FromNode::Report { worker, report } => self.on_report(rank, worker, report)?,
             FromNode::Lost {
                 row,
@@ -288,7 +323,7 @@ impl Nodes {
             } => {
                 let worker = self.mirror(rank, row)?;
                 for id in claimed {
-                    let Some(job) = self.nodes[rank].end(id) else {
+                    let Some(job) = self.change(rank, |node| node.end(id)) else {
                         continue;
                     };
                     let claims = self.context.scoreboard.claims;
@@ -308,7 +343,9 @@ impl Nodes {
                 }
             }
             FromNode::Stopping => self.context.scoreboard.stop(),
-            FromNode::Bye { left_behind } => node.bye = Some(left_behind as usize),
+            FromNode::Bye { left_behind } => {
+                self.nodes[rank].bye = Some(left_behind as usize);
+            }
         }
         Some(())
     }
@@ -316,21 +353,23 @@ impl Nodes {
     fn on_report(&mut self, rank: usize, worker: u32, mut report: Report) -> Option<()> {
         let row = self.row(rank, worker)?;
         let claims = self.context.scoreboard.claims;
-        let node = &mut self.nodes[rank];
+        let node = &self.nodes[rank];
         // Without those of jobs that are not there, such as in the last words of a stuck worker
         // that was given up.
         report
             .updates
             .retain(|update| node.jobs.contains_key(&update.job));
-        for update in &report.updates {
-            let Some(sent) = node.jobs.get(&update.job) else {
-                continue;
-            };
-            claims.hand_over(sent.job.claim, update.job, rank, row);
-            if update.is_done {
-                node.end(update.job);
+        self.change(rank, |node| {
+            for update in &report.updates {
+                let Some(sent) = node.jobs.get(&update.job) else {
+                    continue;
+                };
+                claims.hand_over(sent.job.claim, update.job, rank, row);
+                if update.is_done {
+                    node.end(update.job);
+                }
             }
-        }
+        });
         self.events.push_back(Event::Report {
             worker: row,
             report,
@@ -343,7 +382,7 @@ impl Nodes {
         let claims = self.context.scoreboard.claims;
         let mut jobs = Vec::new();
         for id in ids {
-            if let Some(job) = self.nodes[rank].end(id) {
+            if let Some(job) = self.change(rank, |node| node.end(id)) {
                 claims.publish(job.claim, id);
                 jobs.push(id);
             }
@@ -400,34 +439,35 @@ impl Nodes {
             }
             _ => {}
         }
-        self.nodes[rank].state = State::Ending {
-            why: why.to_owned(),
-            since: Instant::now(),
-        };
+        self.change(rank, |node| {
+            let (why, since) = (why.to_owned(), Instant::now());
+            node.state = State::Ending { why, since };
+        });
     }
 
     /// Notes that a node is dead, and has the scheduler do its jobs again.
     fn on_gone(&mut self, rank: usize, why: &str) {
-        let node = &mut self.nodes[rank];
-        let why = match &node.state {
+        let why = match &self.nodes[rank].state {
             State::Lost | State::Refused(_) => return,
             State::Starting => {
                 // The start ends with this reason.
                 let (why, since) = (why.to_owned(), Instant::now());
-                node.state = State::Ending { why, since };
+                self.nodes[rank].state = State::Ending { why, since };
                 return;
             }
             State::Ready => why.to_owned(),
             State::Ending { why, .. } => why.clone(),
         };
-        let is_over = node.bye.is_some();
-        node.state = State::Lost;
-        if is_over {
+        let jobs = self.change(rank, |node| {
+            node.state = State::Lost;
+            node.batches.clear();
+            std::mem::take(&mut node.jobs)
+        });
+        let node = &self.nodes[rank];
+        if node.bye.is_some() {
             return;
         }
         let why = format!("{}: lost: {why}", node.name(rank));
-        let jobs = std::mem::take(&mut node.jobs);
-        node.batches.clear();
         let rows: Vec<usize> = node.rows.values().copied().collect();
         let scoreboard = self.context.scoreboard;
         for &row in &rows {
@@ -516,12 +556,9 @@ impl Nodes {
             self.child = None;
             // What it has sent before is read first.
             while self.receive() {}
-            let node = &mut self.nodes[0];
-            if node.is_ready() && node.bye.is_none() {
-                node.state = State::Ending {
-                    why: format!("its pcopy has ended ({death})"),
-                    since: Instant::now(),
-                };
+            if self.nodes[0].is_ready() && self.nodes[0].bye.is_none() {
+                let (why, since) = (format!("its pcopy has ended ({death})"), Instant::now());
+                self.change(0, |node| node.state = State::Ending { why, since });
             }
             if self.local.is_none() {
                 self.on_gone(0, "");
@@ -543,9 +580,20 @@ impl Nodes {
             *count += 1;
             return Some(*rank);
         }
-        let able = self.nodes.iter().enumerate();
-        let able = able.filter(|(_, node)| node.is_ready() && node.room.batches > 0);
-        let (rank, _) = able.min_by_key(|(_, node)| node.load())?;
+        let all = self.nodes.len();
+        let from = self.cursor;
+        let in_turn = (0..all).map(|step| (from + step) % all);
+        let nodes = &self.nodes;
+        let with_room = in_turn.clone().filter(|&rank| nodes[rank].free() > 0);
+        let rank = with_room
+            .take(CANDIDATES)
+            .min_by_key(|&rank| nodes[rank].load())
+            // All are busy.
+            .or_else(|| {
+                let mut able = in_turn;
+                able.find(|&rank| nodes[rank].is_ready() && nodes[rank].room.batches > 0)
+            })?;
+        self.cursor = (from + 1) % all;
         if let Some(file) = file {
             self.last_chunk = Some((file.temp.clone(), rank, 1));
         }
@@ -570,21 +618,15 @@ fn checked(room: Room) -> Option<Room> {
 
 impl Engine for Nodes {
     fn free_slots(&self) -> usize {
-        self.nodes.iter().map(Node::free).sum()
+        self.figures.free
     }
 
     fn idle(&self) -> usize {
-        self.nodes.iter().map(Node::idle).sum()
+        self.figures.idle
     }
 
-    /// Returns the batches in flight. A node that is ending counts as one, because its jobs must be
-    /// done again.
     fn busy(&self) -> usize {
-        let of = |node: &Node| match node.state {
-            State::Ending { .. } => 1,
-            _ => node.batches.len(),
-        };
-        self.nodes.iter().map(of).sum()
+        self.figures.busy
     }
 
     fn send(&mut self, batch: Vec<Arc<Job>>) -> Sent {
@@ -592,15 +634,15 @@ impl Engine for Nodes {
             return Sent::NoWorkers;
         };
         self.last_batch += 1;
-        let node = &mut self.nodes[rank];
+        let last_batch = self.last_batch;
         let claims = self.context.scoreboard.claims;
-        let mut jobs = Vec::with_capacity(batch.len());
-        for job in batch {
-            if claims.claim(job.claim, job.id, rank) {
-                node.begin(&job, self.last_batch);
-                jobs.push(job);
+        let mut jobs = batch;
+        jobs.retain(|job| claims.claim(job.claim, job.id, rank));
+        self.change(rank, |node| {
+            for job in &jobs {
+                node.begin(job, last_batch);
             }
-        }
+        });
         if !jobs.is_empty() {
             self.send_to(rank, ToNode::Jobs(jobs));
         }
@@ -622,7 +664,11 @@ impl Engine for Nodes {
             if left.is_zero() {
                 return None;
             }
-            let wait = if self.wanted > 0 { WANT_AGAIN } else { HEARTBEAT / 5 };
+            let wait = if self.wanted > 0 {
+                WANT_AGAIN
+            } else {
+                HEARTBEAT / 5
+            };
             self.wait(left.min(wait));
         }
     }

@@ -23,6 +23,17 @@ pub(super) enum State {
     Lost,
 }
 
+/// Batches of all nodes. A lead with a thousand nodes cannot count them for each batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Figures {
+    /// How many more they take.
+    pub(super) free: usize,
+    /// How many workers have none.
+    pub(super) idle: usize,
+    /// How many are in flight.
+    pub(super) busy: usize,
+}
+
 /// A job that is at a node.
 pub(super) struct SentJob {
     pub(super) job: Arc<Job>,
@@ -78,7 +89,10 @@ impl Node {
 
     /// Returns true unless it is dead, or was given up.
     pub(super) fn can_hear(&self) -> bool {
-        matches!(self.state, State::Starting | State::Ready | State::Refused(_))
+        matches!(
+            self.state,
+            State::Starting | State::Ready | State::Refused(_)
+        )
     }
 
     /// Returns how many more batches it takes.
@@ -97,6 +111,19 @@ impl Node {
             workers.saturating_sub(self.batches.len())
         } else {
             0
+        }
+    }
+
+    /// Returns what it adds to the figures of all nodes.
+    pub(super) fn figures(&self) -> Figures {
+        Figures {
+            free: self.free(),
+            idle: self.idle(),
+            busy: match self.state {
+                // Its jobs must be done again.
+                State::Ending { .. } => 1,
+                _ => self.batches.len(),
+            },
         }
     }
 

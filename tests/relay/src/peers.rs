@@ -131,7 +131,9 @@ impl Peers {
 
     fn read(&mut self, rank: usize) {
         let peer = &mut self.list[rank];
-        let Some(socket) = &mut peer.socket else { return };
+        let Some(socket) = &mut peer.socket else {
+            return;
+        };
         let mut buffer = [0; 1 << 16];
         match socket.read(&mut buffer) {
             Ok(0) => peer.socket = None,
@@ -148,7 +150,9 @@ impl Peers {
         if to == RELAY {
             // The only message: kill a rank. Its number takes one byte or more.
             let rank = body.get(1..).map_or(0, |rest| {
-                rest.iter().rev().fold(0, |sum, &byte| sum << 7 | u32::from(byte & 0x7f))
+                rest.iter()
+                    .rev()
+                    .fold(0, |sum, &byte| sum << 7 | u32::from(byte & 0x7f))
             });
             if let Some(peer) = self.list.get_mut(rank as usize)
                 && let Some(child) = &mut peer.child
@@ -222,7 +226,9 @@ impl Peer {
     }
 
     fn write_rest(&mut self) {
-        let Some(socket) = &mut self.socket else { return };
+        let Some(socket) = &mut self.socket else {
+            return;
+        };
         while !self.output.is_empty() {
             match socket.write(&self.output) {
                 Ok(count) => drop(self.output.drain(..count)),
