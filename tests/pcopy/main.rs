@@ -112,6 +112,7 @@ mod fidelity;
 mod filesystems;
 mod flags;
 mod gate;
+mod hosts;
 mod in_place;
 mod injection;
 mod lesser;
