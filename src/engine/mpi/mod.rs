@@ -13,7 +13,9 @@
 //! The lead's scoreboard has a row for each node, and after them one for each worker that has shown
 //! itself. These mirror the slots of the nodes' scoreboards, a tenth of a second late.
 
+mod messages;
 mod node;
+mod watch;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,12 +25,13 @@ use anyhow::{Result, bail};
 
 use self::node::{Figures, Node, State};
 use super::processes::ChildProcess;
-use super::{Engine, Event, Hosts, KILL_TIMEOUT, LostNode, Sent};
+use super::{Engine, Event, Hosts, Sent};
 use crate::context::Context;
-use crate::protocol::frames::{Link, RELAY, wait_for};
-use crate::protocol::nodes::{FromNode, FromRelay, Room, Row, Start, ToNode, ToRelay};
-use crate::protocol::wire::{WireError, decode};
-use crate::protocol::{Job, JobId, Report};
+use crate::fs::path::Name;
+use crate::protocol::Job;
+use crate::protocol::frames::{Link, wait_for};
+use crate::protocol::nodes::{Start, ToNode};
+use crate::protocol::wire::WireError;
 
 /// Worker numbers of one node in temporary names: more than a node ever has.
 pub(crate) const WORKERS_OF_NODE: u64 = 4096;
@@ -75,7 +78,7 @@ pub(crate) struct Nodes {
     wanted_at: Instant,
     has_stopped: bool,
     /// The last chunk's file, and the node that got it, and how many in a row.
-    last_chunk: Option<(crate::fs::path::Name, usize, u32)>,
+    last_chunk: Option<(Name, usize, u32)>,
     last_batch: u64,
 }
 
@@ -216,356 +219,6 @@ impl Nodes {
         wait_for(&links, timeout);
     }
 
-    /// Handles all frames that have arrived. Returns true if there were any.
-    fn receive(&mut self) -> bool {
-        let mut has_received = false;
-        // Bounded, so that signals and clocks are looked at.
-        for _ in 0..64 {
-            let Some(local) = &mut self.local else { break };
-            match local.receive() {
-                Ok(Some((_, bytes))) => self.handle_message(0, &bytes),
-                Ok(None) => break,
-                Err(WireError::Garbage) => {
-                    self.give_up(0, "a damaged message");
-                    self.local = None;
-                }
-                Err(_) => {
-                    self.local = None;
-                    self.on_gone(0, "its pcopy has ended");
-                }
-            }
-            has_received = true;
-        }
-        for _ in 0..64 {
-            let Some(relay) = &mut self.relay else { break };
-            match relay.receive() {
-                Ok(Some((RELAY, bytes))) => self.handle_relay(&bytes),
-                Ok(Some((rank, bytes))) => {
-                    let rank = rank as usize;
-                    if (1..self.nodes.len()).contains(&rank) {
-                        self.handle_message(rank, &bytes);
-                    }
-                }
-                Ok(None) => break,
-                Err(_) => {
-                    self.relay = None;
-                    for rank in 1..self.nodes.len() {
-                        self.on_gone(rank, "the relay has ended");
-                    }
-                }
-            }
-            has_received = true;
-        }
-        has_received
-    }
-
-    fn handle_relay(&mut self, bytes: &[u8]) {
-        if let Ok(FromRelay::Gone { rank, why }) = decode(bytes) {
-            let rank = rank as usize;
-            if (1..self.nodes.len()).contains(&rank) {
-                self.on_gone(rank, &why);
-            }
-        }
-    }
-
-    fn handle_message(&mut self, rank: usize, bytes: &[u8]) {
-        let node = &mut self.nodes[rank];
-        if !node.can_hear() {
-            return;
-        }
-        match node.numbers.read::<FromNode>(bytes) {
-            Ok(Some(message)) => {
-                node.heard = Instant::now();
-                if self.handle(rank, message).is_none() {
-                    self.give_up(rank, "a damaged message");
-                }
-            }
-            Ok(None) => {}
-            Err(_) => self.give_up(rank, "a damaged or lost message"),
-        }
-    }
-
-    /// Handles a message. Returns `None` if a node in its right mind would not send it.
-    fn handle(&mut self, rank: usize, message: FromNode) -> Option<()> {
-        match message {
-            FromNode::Refused { host, why } => self.change(rank, |node| {
-                node.host = host;
-                node.state = State::Refused(why);
-            }),
-            FromNode::Ready {
-                host,
-                room,
-                is_bound,
-            } => {
-                if !matches!(self.nodes[rank].state, State::Starting) {
-                    return None;
-                }
-                let room = checked(room)?;
-                if is_bound {
-                    self.bound.push(host.clone());
-                }
-                self.change(rank, |node| {
-                    node.host = host;
-                    node.room = room;
-                    node.state = State::Ready;
-                });
-            }
-            FromNode::Room(room) => {
-                let room = checked(room)?;
-                self.change(rank, |node| node.room = room);
-            }
-            FromNode::Report { worker, report } => self.on_report(rank, worker, report)?,
-            FromNode::Lost {
-                row,
-                claimed,
-                death,
-                is_left_behind,
-            } => {
-                let worker = self.mirror(rank, row)?;
-                for id in claimed {
-                    let Some(job) = self.change(rank, |node| node.end(id)) else {
-                        continue;
-                    };
-                    let claims = self.context.scoreboard.claims;
-                    claims.hand_over(job.claim, id, rank, worker);
-                }
-                self.nodes[rank].busy[worker_of(&self.rows, worker)] = false;
-                self.events.push_back(Event::Lost {
-                    worker,
-                    death,
-                    is_left_behind,
-                });
-            }
-            FromNode::Returned(ids) => self.on_returned(rank, ids),
-            FromNode::Rows(rows) => {
-                for row in rows {
-                    self.mirror(rank, row)?;
-                }
-            }
-            FromNode::Stopping => self.context.scoreboard.stop(),
-            FromNode::Bye { left_behind } => {
-                self.nodes[rank].bye = Some(left_behind as usize);
-            }
-        }
-        Some(())
-    }
-
-    fn on_report(&mut self, rank: usize, worker: u32, mut report: Report) -> Option<()> {
-        let row = self.row(rank, worker)?;
-        let claims = self.context.scoreboard.claims;
-        let node = &self.nodes[rank];
-        // Without those of jobs that are not there, such as in the last words of a stuck worker
-        // that was given up.
-        report
-            .updates
-            .retain(|update| node.jobs.contains_key(&update.job));
-        self.change(rank, |node| {
-            for update in &report.updates {
-                let Some(sent) = node.jobs.get(&update.job) else {
-                    continue;
-                };
-                claims.hand_over(sent.job.claim, update.job, rank, row);
-                if update.is_done {
-                    node.end(update.job);
-                }
-            }
-        });
-        self.events.push_back(Event::Report {
-            worker: row,
-            report,
-        });
-        Some(())
-    }
-
-    /// Opens jobs again that a node has given back.
-    fn on_returned(&mut self, rank: usize, ids: Vec<JobId>) {
-        let claims = self.context.scoreboard.claims;
-        let mut jobs = Vec::new();
-        for id in ids {
-            if let Some(job) = self.change(rank, |node| node.end(id)) {
-                claims.publish(job.claim, id);
-                jobs.push(id);
-            }
-        }
-        self.events.push_back(Event::Returned { jobs });
-    }
-
-    /// Returns the row of a node's worker. `None` if no worker has such a number.
-    fn row(&mut self, rank: usize, worker: u32) -> Option<usize> {
-        let node = &mut self.nodes[rank];
-        if u64::from(worker) >= WORKERS_OF_NODE {
-            return None;
-        }
-        if let Some(&row) = node.rows.get(&worker) {
-            return Some(row);
-        }
-        let row = self.rows.len();
-        if row >= self.context.scoreboard.capacity() {
-            return None;
-        }
-        self.rows.push((rank, worker));
-        node.rows.insert(worker, row);
-        let named = Self::names_of(rank).start + u64::from(worker);
-        self.context.scoreboard.set_named(row, named);
-        Some(row)
-    }
-
-    /// Shows what a node's worker shows. Returns its row.
-    fn mirror(&mut self, rank: usize, row: Row) -> Option<usize> {
-        let worker = row.worker as usize;
-        let at = self.row(rank, row.worker)?;
-        let busy = &mut self.nodes[rank].busy;
-        if busy.len() <= worker {
-            busy.resize(worker + 1, false);
-        }
-        busy[worker] = row.has_work;
-        self.context.scoreboard.slot(at).mirror(&row.words);
-        Some(at)
-    }
-
-    /// Kills a node that cannot be trusted any more. It counts as lost once it is dead.
-    fn give_up(&mut self, rank: usize, why: &str) {
-        if !self.nodes[rank].can_hear() {
-            return;
-        }
-        match (&self.child, &mut self.relay) {
-            (Some(child), _) if rank == 0 => {
-                child.kill();
-            }
-            // Not the first rank: its relay would kill this process.
-            (_, Some(relay)) if rank != 0 => {
-                let rank = rank as u32;
-                let _ = relay.send(RELAY, &ToRelay::Kill { rank });
-            }
-            _ => {}
-        }
-        self.change(rank, |node| {
-            let (why, since) = (why.to_owned(), Instant::now());
-            node.state = State::Ending { why, since };
-        });
-    }
-
-    /// Notes that a node is dead, and has the scheduler do its jobs again.
-    fn on_gone(&mut self, rank: usize, why: &str) {
-        let why = match &self.nodes[rank].state {
-            State::Lost | State::Refused(_) => return,
-            State::Starting => {
-                // The start ends with this reason.
-                let (why, since) = (why.to_owned(), Instant::now());
-                self.nodes[rank].state = State::Ending { why, since };
-                return;
-            }
-            State::Ready => why.to_owned(),
-            State::Ending { why, .. } => why.clone(),
-        };
-        let jobs = self.change(rank, |node| {
-            node.state = State::Lost;
-            node.batches.clear();
-            std::mem::take(&mut node.jobs)
-        });
-        let node = &self.nodes[rank];
-        if node.bye.is_some() {
-            return;
-        }
-        let why = format!("{}: lost: {why}", node.name(rank));
-        let rows: Vec<usize> = node.rows.values().copied().collect();
-        let scoreboard = self.context.scoreboard;
-        for &row in &rows {
-            let current = scoreboard.slot(row).job();
-            if let Some((id, sent)) = current.and_then(|id| Some((id, jobs.get(&id)?))) {
-                scoreboard.claims.hand_over(sent.job.claim, id, rank, row);
-            }
-        }
-        self.events.push_back(Event::NodeLost(LostNode {
-            node: rank,
-            workers: rows,
-            names: Self::names_of(rank),
-            why,
-        }));
-    }
-
-    /// Looks at clocks, the stop flag and what idle workers want.
-    fn tend(&mut self, now: Instant) {
-        let scoreboard = self.context.scoreboard;
-        if !self.has_stopped && scoreboard.is_stopping() {
-            self.has_stopped = true;
-            self.send_to_all(|| ToNode::Stop);
-        }
-        let wanted = scoreboard.wanted();
-        let is_due = now.saturating_duration_since(self.wanted_at) >= WANT_AGAIN;
-        if (wanted == 0) != (self.wanted == 0) || wanted > 0 && is_due {
-            self.want(wanted);
-            (self.wanted, self.wanted_at) = (wanted, now);
-        }
-        if now.saturating_duration_since(self.checked) < TICK {
-            return;
-        }
-        // If this process was stopped, what the nodes have sent meanwhile has not been read.
-        let unheard = (now - self.checked).saturating_sub(2 * HEARTBEAT);
-        self.checked = now;
-        self.beat(now);
-        self.reap_child();
-        for rank in 0..self.nodes.len() {
-            let node = &mut self.nodes[rank];
-            node.heard = (node.heard + unheard).min(now);
-            let silence = now.saturating_duration_since(node.heard);
-            match &node.state {
-                State::Ready if silence > self.timeout && node.bye.is_none() => {
-                    let seconds = self.timeout.as_secs();
-                    self.give_up(rank, &format!("silent for {seconds} s"));
-                }
-                State::Ending { since, .. } if now - *since > KILL_TIMEOUT => {
-                    self.on_gone(rank, "");
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// Passes on what idle workers want, to the nodes with most work.
-    fn want(&mut self, wanted: usize) {
-        let nodes = self.nodes.iter().enumerate();
-        let busy = nodes.filter(|(_, node)| node.is_ready() && !node.batches.is_empty());
-        let mut busy: Vec<(usize, usize)> =
-            busy.map(|(rank, node)| (node.jobs.len(), rank)).collect();
-        busy.sort_unstable_by(|a, b| b.cmp(a));
-        if wanted > 0 {
-            busy.truncate(wanted);
-        }
-        for (_, rank) in busy {
-            self.send_to(rank, ToNode::Wanted(wanted as u32));
-        }
-    }
-
-    fn beat(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.beaten) >= HEARTBEAT {
-            self.beaten = now;
-            for rank in 0..self.nodes.len() {
-                self.send_to(rank, ToNode::Heartbeat);
-            }
-        }
-        for link in self.relay.iter_mut().chain(&mut self.local) {
-            let _ = link.flush();
-        }
-    }
-
-    /// Notices the end of the node on this machine. Its workers may still hold its socket: they were
-    /// killed with it, and its jobs are done again once they have ended.
-    fn reap_child(&mut self) {
-        if let Some(death) = self.child.as_ref().and_then(ChildProcess::reap) {
-            self.child = None;
-            // What it has sent before is read first.
-            while self.receive() {}
-            if self.nodes[0].is_ready() && self.nodes[0].bye.is_none() {
-                let (why, since) = (format!("its pcopy has ended ({death})"), Instant::now());
-                self.change(0, |node| node.state = State::Ending { why, since });
-            }
-            if self.local.is_none() {
-                self.on_gone(0, "");
-            }
-        }
-    }
-
     /// Chooses the node for a batch: the one with the least work for its size.
     fn choose(&mut self, batch: &[Arc<Job>]) -> Option<usize> {
         let file = match batch {
@@ -604,16 +257,6 @@ impl Nodes {
         let is_worker = row >= self.nodes.len();
         self.rows.get(row).copied().filter(|_| is_worker)
     }
-}
-
-fn worker_of(rows: &[(usize, u32)], row: usize) -> usize {
-    rows[row].1 as usize
-}
-
-/// Checks what a node says of its size.
-fn checked(room: Room) -> Option<Room> {
-    let is_right = u64::from(room.workers) <= WORKERS_OF_NODE && room.batches <= 1 << 20;
-    is_right.then_some(room)
 }
 
 impl Engine for Nodes {
@@ -724,7 +367,7 @@ impl Engine for Nodes {
     }
 
     /// Tells the node that has prepared the file.
-    fn end_chunked(&mut self, temp: &crate::fs::path::Name) {
+    fn end_chunked(&mut self, temp: &Name) {
         let mut parts = temp.as_bytes().split(|&b| b == b'.').skip(3);
         let number = parts.next().and_then(|part| std::str::from_utf8(part).ok());
         let worker: Option<u64> = number.and_then(|text| text.parse().ok());
