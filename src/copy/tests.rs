@@ -12,7 +12,7 @@ use crate::cli::Cli;
 use crate::config::Config;
 use crate::context::Identity;
 use crate::fs::path::{Name, RelPath};
-use crate::protocol::entry::{Chunk, DirOrigin};
+use crate::protocol::entry::{CHUNK_SIZE, Chunk, DirOrigin};
 use crate::scoreboard::{Scoreboard, WriteTarget};
 use crate::targets::Targets;
 

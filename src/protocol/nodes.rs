@@ -101,6 +101,8 @@ pub(crate) struct Root {
     /// Its absolute path, as the user wrote it and without links.
     pub(crate) paths: [Vec<u8>; 2],
     pub(crate) id: FileId,
+    /// Its mode and its time of modification.
+    pub(crate) looks: (u32, i64, i64),
     /// Some of its entries and their inode numbers, if these may differ between machines.
     pub(crate) sample: Option<Vec<(Name, u64)>>,
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use rustix::fs::{self, AtFlags, Dir, Mode, OFlags};
+use rustix::fs::{self, AtFlags, Dir, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::mounts::Mounts;
@@ -50,10 +50,14 @@ impl Targets {
         let mut known: Vec<(u64, Option<u64>)> = Vec::new();
         let mut paths = Vec::new();
         let mut open = |root: &Root, is_new: bool| -> Result<Arc<OwnedFd>> {
-            let (dir, dev) = open_root(root, is_new)
+            let Opened {
+                dir,
+                dev,
+                is_same_inode,
+            } = open_root(root, is_new)
                 .with_context(|| quote_path(Path::new(OsStr::from_bytes(&root.paths[0]))))?;
             paths.push(real_path(dir.as_fd()));
-            let is_stable = has_same_inodes(dir.as_fd(), root);
+            let is_stable = is_same_inode && has_same_inodes(dir.as_fd(), root);
             match known.iter_mut().find(|(own, _)| *own == dev) {
                 // One root with other numbers is enough.
                 Some((_, name)) => *name = name.filter(|_| is_stable),
@@ -158,6 +162,7 @@ fn root_of(dir: BorrowedFd<'_>, written: &Path) -> Result<Root> {
             real_path(dir).into_os_string().into_vec(),
         ],
         id: FileId::of(&stat),
+        looks: looks_of(&stat),
         sample: is_sampled.then(|| sample(dir)),
     })
 }
@@ -192,8 +197,16 @@ fn has_same_inodes(dir: BorrowedFd<'_>, root: &Root) -> bool {
     !sample.is_empty() && sample.iter().all(is_same)
 }
 
-/// Opens a directory of the lead. Returns its device on this machine too.
-fn open_root(root: &Root, is_new: bool) -> Result<(OwnedFd, u64)> {
+/// A directory of the lead on this machine.
+struct Opened {
+    dir: OwnedFd,
+    dev: u64,
+    /// False if it is only likely to be the lead's: inode numbers differ between mounts.
+    is_same_inode: bool,
+}
+
+/// Opens a directory of the lead.
+fn open_root(root: &Root, is_new: bool) -> Result<Opened> {
     let deadline = Instant::now() + APPEAR_TIMEOUT;
     let mut pause = Duration::from_millis(10);
     loop {
@@ -213,20 +226,37 @@ fn open_root(root: &Root, is_new: bool) -> Result<(OwnedFd, u64)> {
 }
 
 /// Tries each path. [`Reason::Replaced`] stands for another directory.
-fn try_open(root: &Root) -> Result<(OwnedFd, u64), Reason> {
+fn try_open(root: &Root) -> Result<Opened, Reason> {
     let missing = Reason::from(Errno::NOENT);
     let mut reason = missing;
     for path in &root.paths {
         let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
         let opened = fs::open(&path[..], flags, Mode::empty());
         match opened.and_then(|dir| fs::fstat(&dir).map(|stat| (dir, stat))) {
-            Ok((dir, stat)) if stat.st_ino == root.id.ino => return Ok((dir, stat.st_dev)),
+            Ok((dir, stat)) if is_same(root, &stat) => {
+                return Ok(Opened {
+                    dir,
+                    dev: stat.st_dev,
+                    is_same_inode: stat.st_ino == root.id.ino,
+                });
+            }
             Ok(_) => reason = Reason::Replaced,
             Err(errno) if reason == missing => reason = errno.into(),
             Err(_) => {}
         }
     }
     Err(reason)
+}
+
+/// Returns true if a directory is the lead's. Where inode numbers do not tell, its time does.
+fn is_same(root: &Root, stat: &Stat) -> bool {
+    stat.st_ino == root.id.ino || root.sample.is_some() && looks_of(stat) == root.looks
+}
+
+#[allow(clippy::unnecessary_cast)] // the fields' types differ between architectures
+fn looks_of(stat: &Stat) -> (u32, i64, i64) {
+    let mode = stat.st_mode as u32;
+    (mode, stat.st_mtime as i64, stat.st_mtime_nsec as i64)
 }
 
 fn resolve(place: &Place, source: &Arc<OwnedFd>) -> Result<Resolved> {
@@ -282,7 +312,7 @@ mod tests {
                 paths,
                 ..root.clone()
             };
-            open_root(&root, false).unwrap_err().to_string()
+            open_root(&root, false).err().unwrap().to_string()
         };
         let missing = Path::new("/missing");
         assert_eq!(error([missing, missing]), "No such file or directory");

@@ -374,7 +374,7 @@ fn progress_lines_come_without_a_terminal() {
     let running = env
         .command(["-j1", "--progress=always", "src", "dst"])
         .start();
-    running.await_stderr("a line of progress", |text| text.contains('%'));
+    running.await_stderr("a line of progress", |text| text.contains(" files, "));
     let run = running.wait().exits(0);
     assert!(run.stderr.contains("3 hosts"), "{run}");
 }

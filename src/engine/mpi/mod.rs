@@ -177,6 +177,7 @@ impl Nodes {
         let figures = &mut self.figures;
         figures.free = figures.free + after.free - before.free;
         figures.idle = figures.idle + after.idle - before.idle;
+        figures.able = figures.able + after.able - before.able;
         figures.busy = figures.busy + after.busy - before.busy;
         changed
     }
@@ -260,8 +261,13 @@ impl Nodes {
 }
 
 impl Engine for Nodes {
+    /// Returns how many batches can be sent. If no node is left, it is one: [`Sent::NoWorkers`] tells
+    /// the scheduler.
     fn free_slots(&self) -> usize {
-        self.figures.free
+        match self.figures.able {
+            0 => 1,
+            _ => self.figures.free,
+        }
     }
 
     fn idle(&self) -> usize {

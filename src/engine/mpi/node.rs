@@ -30,6 +30,8 @@ pub(super) struct Figures {
     pub(super) free: usize,
     /// How many workers have none.
     pub(super) idle: usize,
+    /// How many nodes take batches at all.
+    pub(super) able: usize,
     /// How many are in flight.
     pub(super) busy: usize,
 }
@@ -119,6 +121,7 @@ impl Node {
         Figures {
             free: self.free(),
             idle: self.idle(),
+            able: usize::from(self.is_ready() && self.room.batches > 0),
             busy: match self.state {
                 // Its jobs must be done again.
                 State::Ending { .. } => 1,
