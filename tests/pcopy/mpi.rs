@@ -314,7 +314,7 @@ fn zoo_through_mounts(options: &[&str]) -> Option<(Env, Run)> {
     }
     let script = "mount --bind src-$RANK src; mount --bind to-$RANK to";
     let run = env
-        .command(["-j2", "src", "to/dst"])
+        .command(["-v", "-j2", "src", "to/dst"])
         .relayed(&["--script", script])
         .run();
     Some((env, run))
@@ -338,13 +338,11 @@ fn other_inode_numbers_mix_nothing_up() {
     let Some((env, run)) = zoo_through_mounts(&["--volatile-inodes"]) else {
         return;
     };
-    run.exits(0);
-    let contents = "find . -type f -exec sha256sum {} + | sort -k2";
-    let (source, copy) = (
-        env.sh(&format!("cd real; {contents}")),
-        env.sh(&format!("cd back/dst; {contents}")),
-    );
-    assert_eq!(source, copy);
+    let run = run.exits(0);
+    let differences = env.sh("diff -rq --no-dereference real back/dst 2>&1 || true");
+    // Of special files it says that it cannot compare them.
+    let mut differences = differences.lines().filter(|line| !line.contains(" is a "));
+    assert_eq!(differences.next(), None, "{run}");
     env.snapshot("back/dst").assert_no_temporaries();
 }
 
