@@ -2,6 +2,8 @@
 //!
 //! The nodes are processes on this machine, joined by a relay of the tests (tests/relay).
 
+use std::collections::BTreeSet;
+
 use rustix::process::Signal;
 
 use crate::compare::{self, Properties};
@@ -339,10 +341,14 @@ fn other_inode_numbers_mix_nothing_up() {
         return;
     };
     let run = run.exits(0);
-    let differences = env.sh("diff -rq --no-dereference real back/dst 2>&1 || true");
-    // Of special files it says that it cannot compare them.
-    let mut differences = differences.lines().filter(|line| !line.contains(" is a "));
-    assert_eq!(differences.next(), None, "{run}");
+    let contents = "find . -type f -size -200M -exec sha256sum {} +";
+    let lines = |directory: &str| -> BTreeSet<String> {
+        let listed = env.sh(&format!("cd {directory}; {contents}"));
+        listed.lines().map(str::to_owned).collect()
+    };
+    let (source, copy) = (lines("real"), lines("back/dst"));
+    let differences: Vec<_> = source.symmetric_difference(&copy).take(5).collect();
+    assert!(differences.is_empty(), "{differences:?}\n{run}");
     env.snapshot("back/dst").assert_no_temporaries();
 }
 
