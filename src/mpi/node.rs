@@ -31,6 +31,9 @@ use crate::scoreboard::claims::Claim;
 const SHOW: Duration = Duration::from_millis(100);
 /// How long to wait for workers before looking at messages of the lead.
 const LISTEN: Duration = Duration::from_millis(1);
+/// The same, if the lead has said nothing for a while: its workers hang, or copy a large file.
+const LISTEN_IDLE: Duration = Duration::from_millis(4);
+const IDLE_AFTER: Duration = Duration::from_millis(100);
 /// Bytes for the lead that wait, above which the workers wait too.
 const MOST_UNSENT: usize = 4 << 20;
 /// Rows in one message, which must not be too long.
@@ -201,7 +204,11 @@ impl Node {
             }
             let is_busy = self.engine.busy() > 0;
             if self.link.unsent() < MOST_UNSENT {
-                let mut timeout = if is_busy { LISTEN } else { Duration::ZERO };
+                let mut timeout = match is_busy {
+                    true if self.heard.elapsed() > IDLE_AFTER => LISTEN_IDLE,
+                    true => LISTEN,
+                    false => Duration::ZERO,
+                };
                 // Bounded, so that the lead's messages are read too.
                 for _ in 0..64 {
                     let Some(event) = self.engine.next(timeout) else {

@@ -5,7 +5,7 @@
 //! outside of the process whose loss ends an MPI job: a lost pcopy is survived under plain mpirun.
 //!
 //! MPI has no wait with a timeout for a message and a socket. So the relay looks again and again,
-//! with pauses that grow to a millisecond. That takes about one percent of a core.
+//! with pauses that grow to a few milliseconds. That takes about one percent of a core.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -39,6 +39,9 @@ const ALIVE: i32 = 5;
 
 const SHORTEST_PAUSE: Duration = Duration::from_micros(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+/// The same, if nothing has happened for a while.
+const IDLE_PAUSE: Duration = Duration::from_millis(4);
+const IDLE_AFTER: Duration = Duration::from_millis(200);
 /// How long all others may take to end after rank 0.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 /// A relay without a word from rank 0 for so long kills its pcopy and ends.
@@ -160,6 +163,7 @@ impl Relay {
         };
         self.tell(&hello);
         let mut pause = SHORTEST_PAUSE;
+        let mut active = Instant::now();
         loop {
             let signal = caught.swap(0, Ordering::Relaxed);
             if signal != 0 {
@@ -177,13 +181,15 @@ impl Relay {
             }
             if is_active {
                 pause = SHORTEST_PAUSE;
+                active = Instant::now();
                 continue;
             }
             match &self.link {
                 Some(link) => link.wait(pause),
                 None => std::thread::sleep(pause),
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            let is_idle = active.elapsed() > IDLE_AFTER;
+            pause = (pause * 2).min(if is_idle { IDLE_PAUSE } else { LONGEST_PAUSE });
         }
     }
 

@@ -341,7 +341,8 @@ fn other_inode_numbers_mix_nothing_up() {
         return;
     };
     let run = run.exits(0);
-    let contents = "find . -type f -size -200M -exec sha256sum {} +";
+    // It cannot read the paths beyond PATH_MAX.
+    let contents = "find . -type f -size -200M -exec sha256sum {} + 2>/dev/null || true";
     let lines = |directory: &str| -> BTreeSet<String> {
         let listed = env.sh(&format!("cd {directory}; {contents}"));
         listed.lines().map(str::to_owned).collect()
