@@ -263,6 +263,25 @@ def busy_loops(count: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def slow_disk(base: Path, faultfs: Path) -> Iterator[Path]:
+    """Yields a directory in RAM in which it takes 5 ms to sync a file. An image there is a slow disk."""
+    if not faultfs.exists():
+        raise Skip(f"no {faultfs}: cargo build --release -p faultfs")
+    backing, mountpoint = base / "backing", base / "slow"
+    backing.mkdir()
+    mountpoint.mkdir()
+    argv: list[str | Path] = [faultfs, backing, mountpoint, "--flush-ms", "5"]
+    server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
+    try:
+        if not server.stdout or server.stdout.readline().strip() != b"ready":
+            raise Skip("the slow disk did not start")
+        yield mountpoint
+    finally:
+        server.communicate()
+        unmount(mountpoint)
+
+
+@contextlib.contextmanager
 def loop_device(image: Path, mountpoint: Path, kind: str) -> Iterator[None]:
     """Makes and mounts a file system in an image file, and removes both afterwards."""
     if os.geteuid() != 0:
@@ -304,6 +323,10 @@ def arena(data: Path, source_name: str, place: str, faultfs: Path, disk: Path) -
             yield FinishedArena(base, source, log)
         elif place == "tmpfs":
             yield Arena(base, source, log)
+        elif place == "flush":
+            image = stack.enter_context(slow_disk(base, faultfs)) / "image"
+            stack.enter_context(loop_device(image, mountpoint, "ext4"))
+            yield Arena(mountpoint, source, log, on_disk=True)
         elif place in ("cold", "disk", "durable"):
             stack.enter_context(loop_device(disk / "pcopy-race.image", mountpoint, "ext4"))
             if place == "durable":

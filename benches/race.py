@@ -35,6 +35,7 @@ cold        the tree on ext4 on a real disk, nothing cached, to tmpfs; needs roo
 disk        the same, to the same disk, until `sync -f` has ended
 fsync       the files of `slow` from tmpfs to ext4 on a real disk: pcopy --fsync,
             and the others until `sync -f` has ended; needs root
+fsync-flush the same on ext4 on a disk in RAM whose cache takes 5 ms to flush; needs root
 sparse      a file of 8 GiB with 64 MiB of data in 64 places, tmpfs
 memory      peak private memory of a copier and all its children on the tree,
             sampled from /proc/*/smaps_rollup
@@ -366,6 +367,8 @@ FULL = [*pcopy_programs([]), *COPIERS, FLOOR]
 AS_LITTLE = pcopy_programs(BARE) + COPIERS[:2]
 BIG = [Goal(0.85, "best peer")]
 EXACT = [program for jobs in (16, 64) for program in pcopy_programs([f"-j{jobs}"], f" -j{jobs}")]
+DURABLE = [Goal(1.1, f"pcopy-{mode}", (f"pcopy-{mode} --fsync",)) for mode in ("thread", "process")]
+SYNCED = pcopy_programs([]) + pcopy_programs(["--fsync"], " --fsync") + COPIERS
 ROWS = [
     Row("tree", "tree", [Goal(1.05, "cpz"), Goal(0.5, "cp -a"), Goal(0.5, "cpx -a")], programs=FULL),
     *(Row(f"tree-{kind}", "tree", KEPT, kind, FULL, gib=9) for kind in ("ext4", "xfs", "btrfs")),
@@ -386,8 +389,8 @@ ROWS = [
     Row("one-near", "big", [Goal(0.3, "cp -a")], "near", gib=7),
     Row("cold", "tree", [Goal(0.7, "best peer")], "cold"),
     Row("disk", "tree", [Goal(0.9, "best peer")], "disk", measure=measure_durable),
-    Row("fsync", "small", [Goal(1.1, f"pcopy-{mode}", (f"pcopy-{mode} --fsync",)) for mode in ("thread", "process")],
-        "durable", pcopy_programs([]) + pcopy_programs(["--fsync"], " --fsync") + COPIERS, measure_durable, gib=1),
+    Row("fsync", "small", DURABLE, "durable", SYNCED, measure_durable, gib=1),
+    Row("fsync-flush", "small", DURABLE, "flush", SYNCED, measure_durable, gib=3),
     Row("sparse", "sparse", [Goal(1.0, "best peer")], gib=10),
     Row("memory", "tree", [Goal(64)], measure=measure_memory, unit="MiB", rounds=0.6),
     Row("syscalls", "counted", [Goal(9, "", ("pcopy-thread",)), Goal(10, "", ("pcopy-process",))],
@@ -587,7 +590,7 @@ def build(rows: list[Row], args: argparse.Namespace) -> None:
     features = ["--features", "mpi"] if with_mpi else []
     if any(program.is_pcopy and program.is_selected(args.only) for row in rows for program in row.programs):
         subprocess.run([*cargo, *features, "--bin", "pcopy"], cwd=PROJECT, check=True)
-    if any(row.place in DEVICES for row in rows):
+    if any(row.place in DEVICES or row.place == "flush" for row in rows):
         # If this fails, only the rows on such devices are skipped.
         subprocess.run([*cargo, "-p", "faultfs"], cwd=PROJECT, check=False)
 

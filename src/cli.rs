@@ -1,6 +1,15 @@
 //! The command line: its options and their help. [`crate::config`] decides what they mean.
 
+pub(crate) mod backup;
+pub(crate) mod changes;
+mod contents;
+pub mod filter;
+pub mod limits;
+pub(crate) mod links;
+pub(crate) mod mirror;
 mod mpi;
+pub mod report;
+pub(crate) mod size;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,7 +17,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, ValueEnum, ValueHint};
 
 use crate::environment::Environment;
+pub use crate::environment::When;
 use crate::foreign;
+pub use contents::{Algorithm, Contents};
 pub use mpi::{MpiOptions, MpiWorkers};
 
 const EXAMPLES: &str = "\
@@ -23,7 +34,8 @@ Examples:
 If SRC is one directory, DST becomes a copy of it. DST/ with a slash at its end means into that
 directory: DST/SRC. Only the last directory of DST is created, unless --mkpath is given. Entries
 that are the same at DST already (type, size, time) are left alone. Entries that differ are
-replaced atomically. Entries that only DST has are not touched. Everything is kept: mode, owner,
+replaced atomically. Entries that only DST has are not touched, unless
+--delete is given. Everything is kept: mode, owner,
 times, attributes, ACLs, hard links, holes, special files.
 
 Exit status:
@@ -32,6 +44,8 @@ Exit status:
        went away
   2    wrong usage, or nothing could be started
   3    finished, but some sources vanished or changed meanwhile (each is named on stderr)
+  4    only with -n --exit-code: DST differs
+  5    stopped by --stop-after, and nothing failed. Run again to resume.
   130  stopped by SIGINT (Ctrl-C); 143: by SIGTERM; 129: by SIGHUP. Run again to resume.
 
 Environment: PCOPY_JOBS and PCOPY_PROGRESS are the defaults of --jobs and --progress.
@@ -136,14 +150,15 @@ pub struct Cli {
         default_value_t,
         hide_possible_values = true,
         value_name = "changed|always|older|never",
-        overrides_with = "update"
+        overrides_with_all = ["update", "ignore_existing"]
     )]
     pub overwrite: Overwrite,
 
     /// The same in the words of cp: -u is --overwrite=older, none is never, all is always
     #[arg(short, long, value_enum, num_args = 0..=1, require_equals = true,
           default_missing_value = "older", hide_possible_values = true,
-          value_name = "older|none|all", overrides_with = "overwrite")]
+          value_name = "older|none|all",
+          overrides_with_all = ["overwrite", "ignore_existing"])]
     pub update: Option<Update>,
 
     /// Write into existing files instead of replacing them by a rename
@@ -153,6 +168,10 @@ pub struct Cli {
     /// file show the new contents. Not with --overwrite=older or never.
     #[arg(long)]
     pub inplace: bool,
+
+    /// Options about contents.
+    #[command(flatten)]
+    pub contents: Contents,
 
     /// Fail if one of these cannot be kept
     ///
@@ -206,11 +225,33 @@ pub struct Cli {
     #[command(flatten)]
     pub habits: Habits,
 
+    /// Which entries.
+    #[command(flatten)]
+    pub filters: filter::Filters,
+    /// Options of deletion.
+    #[command(flatten)]
+    pub mirror: mirror::Mirror,
+
+    /// Options of metadata.
+    #[command(flatten)]
+    pub changes: changes::Changes,
+
+    /// Options of links.
+    #[command(flatten)]
+    pub links: links::Links,
+
+    /// Options of backups.
+    #[command(flatten)]
+    pub backups: backup::Backups,
+
     /// Stay on the file system of each SRC
     #[arg(short = 'x', long)]
     pub one_file_system: bool,
 
     /// Sync files and directories to disk before exiting with status 0
+    ///
+    /// ext4, XFS, btrfs and F2FS are synced many files at a time. On other file systems each file is
+    /// synced alone, which is slower.
     #[arg(long)]
     pub fsync: bool,
 
@@ -232,6 +273,14 @@ pub struct Cli {
         value_parser = clap::value_parser!(u64).range(1..)
     )]
     pub stall_warning: u64,
+
+    /// What is reported besides.
+    #[command(flatten)]
+    pub report: report::Report,
+
+    /// Limits of the run.
+    #[command(flatten)]
+    pub limits: limits::Limits,
 
     /// Print the manual page or the completions of a shell
     #[arg(
@@ -264,7 +313,14 @@ impl Cli {
     /// If one of them is wrong, or for `--help` and `--version`, which are an error of clap.
     pub fn read() -> anyhow::Result<Self> {
         let mut cli = Self::try_parse().map_err(foreign::explain)?;
-        cli.environment = Environment::read(|name| std::env::var_os(name))?;
+        // A wrong default that is not used does no harm.
+        let is_used = |name: &str| match name {
+            "PCOPY_JOBS" => cli.jobs.is_none() && cli.generate.is_none(),
+            "PCOPY_PROGRESS" => cli.progress.is_none() && cli.generate.is_none(),
+            _ => true,
+        };
+        cli.environment =
+            Environment::read(|name| std::env::var_os(name).filter(|_| is_used(name)))?;
         Ok(cli)
     }
 }
@@ -322,18 +378,6 @@ pub enum Mode {
     Process,
     /// On all hosts on which mpirun or srun has started pcopy.
     Mpi,
-}
-
-/// When to show progress.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum When {
-    /// If stderr is a terminal.
-    #[default]
-    Auto,
-    /// Even if stderr is not a terminal.
-    Always,
-    /// Not at all.
-    Never,
 }
 
 /// Which existing entries to replace.

@@ -1,7 +1,16 @@
 //! The settings of a run: the command line, checked and complete.
 
+mod backup;
+mod changes;
+mod contents;
 mod destination;
+mod filter;
+mod limits;
+mod links;
+mod mirror;
 mod mpi;
+mod report;
+mod time;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -10,12 +19,20 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use rustix::fs::Mode as FileMode;
 
+pub use crate::cli::{Algorithm, Mode, Overwrite, Reflink, Sparse};
 use crate::cli::{Attribute, Cli, When};
-pub use crate::cli::{Mode, Overwrite, Reflink, Sparse};
 use crate::protocol::entry::Decision;
+pub use backup::{Backup, BackupNaming};
+pub use changes::Changes;
+pub use contents::{Contents, Manifest};
 pub use destination::Destination;
 pub(crate) use destination::{normalize, own_name};
-pub use mpi::MpiSettings;
+pub use filter::{FileLimits, FilterSettings, Moment, RuleOption, Size};
+pub use limits::Limits;
+pub use links::{Linking, Links};
+pub use mirror::Mirror;
+pub use mpi::{Decided, MpiSettings};
+pub use report::Report;
 
 /// The settings of a run.
 #[derive(Clone, Debug)]
@@ -44,12 +61,26 @@ pub struct Config {
     pub overwrite: Overwrite,
     /// Write into existing files instead of replacing them.
     pub inplace: bool,
+    /// Which entries are copied.
+    pub filter: FilterSettings,
+    /// Comparing, verifying and listing contents.
+    pub contents: Contents,
     /// Which properties to keep.
     pub preserve: Preserve,
     /// When to share extents with the source.
     pub reflink: Reflink,
     /// Which parts of a file become holes.
     pub sparse: Sparse,
+    /// Metadata that is changed on the way.
+    pub changes: Changes,
+    /// Print changes in the letters of rsync.
+    pub itemize: bool,
+    /// Make links instead of copies.
+    pub links: Links,
+    /// Keep what is replaced or removed.
+    pub backup: Option<Backup>,
+    /// Remove what only the destination has.
+    pub mirror: Option<Mirror>,
     /// Follow symbolic links in the source.
     pub dereference: bool,
     /// Copy a link named as a source as a link.
@@ -62,6 +93,10 @@ pub struct Config {
     pub stall_timeout: Option<Duration>,
     /// Warn about a worker after this time without progress.
     pub stall_warning: Duration,
+    /// What to report besides.
+    pub report: Report,
+    /// Limits of time and speed, and second attempts.
+    pub limits: Limits,
     /// Print decisions about the number of workers.
     pub debug: bool,
 }
@@ -156,7 +191,17 @@ impl Config {
     /// If paths are missing, or options contradict each other.
     pub fn new(cli: Cli) -> Result<Self> {
         let (sources, destination) = destination::of(&cli)?;
-        let overwrite = cli.update.map_or(cli.overwrite, Overwrite::from);
+        let filter = FilterSettings::new(&cli)?;
+        let overwrite = match cli.filters.ignore_existing {
+            true => Overwrite::Never,
+            false => cli.update.map_or(cli.overwrite, Overwrite::from),
+        };
+        let changes = changes::of(&cli)?;
+        let links = links::of(&cli, &sources)?;
+        let mut preserve = Preserve::new(&cli.preserve, &cli.no_preserve)?;
+        changes.check(&mut preserve, &links)?;
+        let backup = backup::of(&cli)?;
+        let mirror = mirror::of(&cli, sources.len())?;
         let links_as_links =
             cli.no_dereference || cli.habits.no_dereference_d || cli.habits.archive;
         if cli.reflink == Reflink::Always && cli.sparse != Sparse::Auto {
@@ -178,6 +223,7 @@ impl Config {
                  existing file to be complete"
             );
         }
+        let contents = Contents::new(&cli, overwrite)?;
         // `-q` and `-n` say more than the environment.
         let default_progress = match cli.environment.progress {
             Some(When::Always) if cli.quiet || cli.dry_run => When::Never,
@@ -192,6 +238,8 @@ impl Config {
             mode: cli.mode.unwrap_or(default_mode),
             jobs: cli.jobs.or(cli.environment.jobs).map(usize::from),
             progress: match cli.progress.unwrap_or(default_progress) {
+                // With --json it would go to stdout, where only what is asked for goes.
+                When::Auto if cli.report.json => false,
                 When::Auto => !cli.quiet && !cli.dry_run && std::io::stderr().is_terminal(),
                 When::Always => true,
                 When::Never => false,
@@ -201,15 +249,24 @@ impl Config {
             dry_run: cli.dry_run,
             overwrite,
             inplace: cli.inplace,
-            preserve: Preserve::new(&cli.preserve, &cli.no_preserve)?,
+            filter,
+            contents,
+            preserve,
             reflink: cli.reflink,
             sparse: cli.sparse,
+            changes,
+            itemize: cli.changes.itemize_changes,
+            links,
+            backup,
+            mirror,
             dereference: cli.dereference,
             links_as_links,
             one_file_system: cli.one_file_system,
             fsync: cli.fsync,
             stall_timeout: cli.stall_timeout.map(Duration::from_secs),
             stall_warning: Duration::from_secs(cli.stall_warning),
+            report: Report::new(cli.report),
+            limits: Limits::new(cli.limits)?,
             debug: cli.debug,
         })
     }
@@ -217,7 +274,47 @@ impl Config {
     /// Returns true if `-v` or `-n` prints this decision: the changes, and what a dry run leaves
     /// alone only with both.
     pub(crate) fn prints(&self, decision: Decision) -> bool {
+        if self.itemize {
+            // What a snapshot shares is the same: rsync has no line for it either.
+            return decision.changes() && decision != Decision::LinkSame;
+        }
         (self.verbose || self.dry_run) && decision.changes() || self.verbose && self.dry_run
+    }
+
+    /// Returns true if files may wait for a common sync before they get their times and names.
+    ///
+    /// A batch succeeds or fails as a whole, after its files were written. Options that are about
+    /// single files need each file synced alone.
+    pub(crate) fn can_batch(&self) -> bool {
+        let has_limits = self.limits.retries > 0 || self.limits.stop_after.is_some();
+        let has_lists = self.itemize || self.report.failed_to.is_some();
+        // syncfs(2) writes what this machine has, and not what others have.
+        let is_alone = self.mode != Mode::Mpi;
+        is_alone
+            && !(self.contents.reads_everything()
+                || self.backup.is_some()
+                || has_limits
+                || has_lists)
+    }
+
+    /// Returns true if entries are named that a filter leaves out.
+    pub(crate) fn prints_exclusions(&self) -> bool {
+        self.verbose && self.dry_run
+    }
+
+    /// Returns true if something at the destination that is in the way of an entry of another type
+    /// is removed.
+    pub(crate) fn makes_room(&self) -> bool {
+        self.mirror.is_some() && self.overwrite != Overwrite::Never
+    }
+
+    /// Returns true if workers must know the path of a directory, not only the open directory.
+    pub(crate) fn needs_paths(&self) -> bool {
+        self.backup
+            .as_ref()
+            .is_some_and(|backup| backup.dir.is_some())
+            || !self.links.snapshots.is_empty()
+            || self.links.instead == Some(Linking::Symbolic)
     }
 
     /// Returns the mode that a new directory has until its final mode is set.

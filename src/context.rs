@@ -4,6 +4,7 @@ use rustix::fs::Mode;
 use rustix::process::Pid;
 
 use crate::config::Config;
+use crate::fs::proc::umask;
 use crate::run_number::RunNumber;
 use crate::scoreboard::Scoreboard;
 use crate::targets::Targets;
@@ -45,10 +46,8 @@ pub(crate) struct Identity {
 impl Identity {
     /// Reads the identity of this process.
     pub(crate) fn read() -> Self {
-        let umask = rustix::process::umask(Mode::empty());
-        rustix::process::umask(umask);
         Self {
-            umask: umask.bits(),
+            umask: umask(),
             is_root: rustix::process::geteuid().is_root(),
             group: rustix::process::getegid().as_raw(),
             parent: rustix::process::getpid(),

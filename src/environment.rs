@@ -5,8 +5,36 @@ use std::ffi::{OsStr, OsString};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 
-use crate::cli::When;
 use crate::quote::quote;
+
+/// When to show progress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// If stderr is a terminal.
+    #[default]
+    Auto,
+    /// Even if stderr is not a terminal.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+/// How backups are named, in the words of cp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Control {
+    /// With a suffix.
+    #[value(alias = "never")]
+    Simple,
+    /// With a number.
+    #[value(alias = "t")]
+    Numbered,
+    /// With a number if there are such backups.
+    #[value(alias = "nil")]
+    Existing,
+    /// No backups.
+    #[value(alias = "off")]
+    None,
+}
 
 /// What the environment says. Options on the command line win.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +43,10 @@ pub struct Environment {
     pub jobs: Option<u16>,
     /// `PCOPY_PROGRESS`: when to show progress.
     pub progress: Option<When>,
+    /// `VERSION_CONTROL`: how `--backup` names backups, as with cp.
+    pub version_control: Option<Control>,
+    /// `SIMPLE_BACKUP_SUFFIX`, as with cp.
+    pub backup_suffix: Option<OsString>,
     /// The locale's messages are Chinese.
     pub is_chinese: bool,
 }
@@ -47,6 +79,12 @@ impl Environment {
                 );
             }
         }
+        // Only `--backup` reads these two. Other programs have more values, so a wrong one is no error.
+        let control = get("VERSION_CONTROL");
+        let control = control.as_ref().and_then(|value| value.to_str());
+        environment.version_control =
+            control.and_then(|value| Control::from_str(value, false).ok());
+        environment.backup_suffix = get("SIMPLE_BACKUP_SUFFIX");
         // The first one that is set decides, as in setlocale(3).
         let locale = ["LC_ALL", "LC_MESSAGES", "LANG"].into_iter().find_map(get);
         environment.is_chinese =

@@ -36,19 +36,11 @@ const fn rsync(names: &'static [&'static str], instead: Instead) -> Foreign {
     }
 }
 
-const fn both(names: &'static [&'static str], instead: Instead) -> Foreign {
-    Foreign {
-        names,
-        program: "cp and rsync",
-        instead,
-    }
-}
-
-const DELETE: &str = "rsync -a --delete SRC/ DST, after the copy";
-const FILTER: &str = "name the entries to copy as SRC, or leave out mounts with -x";
+const DELETE: &str = "--delete, which deletes after the copy";
+const FILTER: &str = "--exclude, which leaves out entries by name";
 const REMOTE: &str = "pcopy copies to mounted file systems only: mount the other one with sshfs";
-const RESUME: &str = "run pcopy again: what is complete already is left alone";
-const LOG: &str = "-v, with stdout and stderr sent to a file";
+const RESUME: &str = "--partial, which goes on with large files that were interrupted";
+const LOG: &str = "--log-file for people, --json for programs";
 const REPORT: &str = "-n for the changes before the copy, -v for those that were made";
 
 /// Options that pcopy has itself are not here, even if they mean something else there.
@@ -57,29 +49,13 @@ const FOREIGN: &[Foreign] = &[
         &["--attributes-only"],
         Use("a second run: it brings metadata that alone has changed"),
     ),
-    both(
-        &["-b", "--backup"],
-        Use("--overwrite=never, which leaves existing entries alone"),
-    ),
-    both(
-        &["-S", "--suffix"],
-        Use("--overwrite=never; rsync's -S is --sparse=always"),
-    ),
     cp(
         &["--copy-contents"],
         Use("/dev/stdin or <(...) as SRC, which is read to its end"),
     ),
-    both(&["-i"], Use(REPORT)),
     cp(&["--interactive"], Use(REPORT)),
-    rsync(&["--itemize-changes"], Use(REPORT)),
-    both(
-        &["-l"],
-        Use("cp -al, for hard links to SRC; links are copied as links in any case"),
-    ),
-    cp(&["--link"], Use("cp -al, for hard links to SRC")),
     rsync(&["--links"], Nothing("links are copied as links")),
     cp(&["--no-clobber"], Use("--update=none")),
-    cp(&["--parents"], Use("--mkpath, with the whole path as DST")),
     cp(
         &["--keep-directory-symlink"],
         Use("DST/LINK/ as DST: a link is followed if it is named"),
@@ -87,10 +63,6 @@ const FOREIGN: &[Foreign] = &[
     cp(
         &["--remove-destination"],
         Nothing("a file is replaced by a rename"),
-    ),
-    cp(
-        &["-s", "--symbolic-link"],
-        Use("cp -rs, for symbolic links to SRC"),
     ),
     cp(
         &["--strip-trailing-slashes"],
@@ -147,66 +119,34 @@ const FOREIGN: &[Foreign] = &[
         Nothing("sizes have units"),
     ),
     rsync(
-        &["--no-implied-dirs", "--relative"],
-        Use("--mkpath, with the whole path as DST"),
+        &["--no-implied-dirs"],
+        Nothing("--parents makes the directories on the way, and follows no link there"),
     ),
     rsync(
-        &["-s", "--secluded-args", "--protect-args", "--old-args"],
+        &["--secluded-args", "--protect-args", "--old-args"],
         Nothing("no shell reads names"),
     ),
     // Which entries.
     rsync(
         &[
-            "--del",
-            "--delete",
             "--delete-before",
             "--delete-during",
-            "--delete-delay",
-            "--delete-after",
-            "--delete-excluded",
             "--delete-missing-args",
-            "--max-delete",
             "--ignore-errors",
         ],
         Use(DELETE),
     ),
     rsync(
-        &[
-            "--exclude",
-            "--exclude-from",
-            "--include",
-            "--include-from",
-            "--filter",
-            "-F",
-            "-C",
-            "--cvs-exclude",
-            "--max-size",
-            "--min-size",
-        ],
-        Use(FILTER),
-    ),
-    rsync(
-        &["--files-from", "--from0", "-0"],
-        Use("xargs -0 pcopy -t DST <LIST"),
+        &["--filter", "-F", "-C", "--cvs-exclude"],
+        Use("--exclude, --include and --gitignore"),
     ),
     rsync(
         &["-m", "--prune-empty-dirs"],
         Use("find DST -type d -empty -delete, after the copy"),
     ),
     rsync(
-        &["--existing", "--ignore-non-existing"],
-        Use("-n, to see what is new"),
-    ),
-    rsync(&["--ignore-existing"], Use("--update=none")),
-    rsync(
-        &[
-            "-c",
-            "--checksum",
-            "--checksum-choice",
-            "--cc",
-            "--checksum-seed",
-        ],
-        Use("--overwrite=always, which does not trust sizes and times"),
+        &["--checksum-choice", "--cc", "--checksum-seed"],
+        Nothing("-c compares the contents themselves"),
     ),
     rsync(&["-I", "--ignore-times"], Use("--overwrite=always")),
     rsync(
@@ -237,18 +177,12 @@ const FOREIGN: &[Foreign] = &[
     ),
     // How.
     rsync(
-        &["--append", "--append-verify", "--partial", "--partial-dir"],
+        &["--append", "--append-verify", "--partial-dir"],
         Use(RESUME),
     ),
     rsync(
-        &[
-            "-y",
-            "--fuzzy",
-            "--compare-dest",
-            "--copy-dest",
-            "--link-dest",
-        ],
-        Use("--reflink=always, if the file system shares extents"),
+        &["-y", "--fuzzy", "--compare-dest", "--copy-dest"],
+        Use("--link-dest, or --reflink=always if the file system shares extents"),
     ),
     rsync(
         &[
@@ -262,22 +196,14 @@ const FOREIGN: &[Foreign] = &[
         ],
         Use("rsync itself, if the network is slow"),
     ),
-    rsync(&["--bwlimit"], Use("-j 1, or ionice -c 3 pcopy")),
     rsync(
-        &["--stop-after", "--stop-at", "--time-limit"],
-        Use("timeout -s INT 2h pcopy"),
+        &["--stop-at", "--time-limit"],
+        Use("--stop-after, in minutes"),
     ),
     rsync(&["--timeout", "--contimeout"], Use("--stall-timeout")),
     rsync(
-        &[
-            "--chmod",
-            "--chown",
-            "--usermap",
-            "--groupmap",
-            "--fake-super",
-            "--copy-as",
-        ],
-        Use("--no-preserve=mode,ownership, or chmod and chown after the copy"),
+        &["--usermap", "--groupmap", "--fake-super", "--copy-as"],
+        Use("--chown, or --no-preserve=ownership"),
     ),
     rsync(&["--no-perms", "--no-p"], Use("--no-preserve=mode")),
     rsync(
@@ -362,13 +288,7 @@ const FOREIGN: &[Foreign] = &[
         Use("rsync itself"),
     ),
     rsync(
-        &[
-            "--log-file",
-            "--log-file-format",
-            "--out-format",
-            "--info",
-            "--outbuf",
-        ],
+        &["--log-file-format", "--out-format", "--info", "--outbuf"],
         Use(LOG),
     ),
     rsync(
@@ -379,8 +299,23 @@ const FOREIGN: &[Foreign] = &[
 ];
 
 /// Replaces an error about an unknown option by one that says what is nearest, if another program
-/// has that option.
+/// has that option, and an error about an empty value by one that says so.
 pub(crate) fn explain(mut error: clap::Error) -> anyhow::Error {
+    if let (ErrorKind::InvalidValue, Some(ContextValue::String(value)), Some(option)) = (
+        error.kind(),
+        error.get(ContextKind::InvalidValue),
+        error.get(ContextKind::InvalidArg),
+    ) && value.is_empty()
+    {
+        let option = option.to_string();
+        let what = match option.as_str() {
+            "[PATH]..." => "a path".to_owned(),
+            option => format!("the value of {option}"),
+        };
+        return anyhow::anyhow!(
+            "{what} is empty; perhaps a variable on the command line is not set"
+        );
+    }
     if error.kind() != ErrorKind::UnknownArgument {
         return error.into();
     }
@@ -428,10 +363,10 @@ mod tests {
     fn the_nearest_is_named() {
         for (words, part) in [
             (
-                &["--delete"][..],
-                "--delete: pcopy does not have this option of rsync; nearest: ",
+                &["--delete-before"][..],
+                "--delete-before: pcopy does not have this option of rsync; nearest: ",
             ),
-            (&["--exclude=*.o"], "--exclude: pcopy does not have"),
+            (&["--filter=- *.o"], "--filter: pcopy does not have"),
             (&["-avz"], "-z: pcopy does not have this option of rsync"),
             (
                 &["-X"],

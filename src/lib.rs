@@ -9,8 +9,10 @@ mod context;
 mod copy;
 mod engine;
 mod environment;
+mod filter;
 mod foreign;
 mod fs;
+mod lock;
 pub mod manual;
 mod mpi;
 mod protocol;
@@ -30,11 +32,14 @@ use context::{Context, Identity};
 use engine::Engine;
 use engine::processes::Processes;
 use engine::threads::Threads;
+use lock::Lock;
+use mpi::Ended;
 use scheduler::Scheduler;
 use scheduler::autoscale::WorkerLimit;
 use scoreboard::Scoreboard;
 use signals::Signals;
 use targets::Targets;
+use ui::{Manifest, Outputs};
 
 /// Slots for replacement workers in one run. An unused slot costs 1 KiB of address space and no
 /// memory.
@@ -47,13 +52,46 @@ const REPLACEMENTS: usize = 4096;
 pub fn run(config: Config) -> Result<i32> {
     match config.mode {
         Mode::Thread | Mode::Process => run_here(config),
-        Mode::Mpi => mpi::run(config),
+        Mode::Mpi => match mpi::run(config)? {
+            Ended::Alone(config) => run_here(*config),
+            Ended::Status(status) => Ok(status),
+        },
     }
 }
 
 /// Runs a copy on this machine alone.
 fn run_here(config: Config) -> Result<i32> {
+    let mut outputs = Outputs::open(&config.report)?;
+    let Prepared {
+        lock,
+        engine,
+        context,
+        limit,
+        manifest,
+    } = prepare(config, &outputs).inspect_err(|error| outputs.log_fatal(error))?;
+    let signals = Signals::take_over()?;
+    let scheduler = Scheduler::new(context, engine, limit, signals, outputs);
+    let status = scheduler.with_manifest(manifest).run();
+    if let Some(lock) = lock {
+        lock.release();
+    }
+    Ok(status)
+}
+
+/// What a run needs before it begins.
+struct Prepared {
+    lock: Option<Lock>,
+    engine: Box<dyn Engine>,
+    context: &'static Context,
+    limit: WorkerLimit,
+    manifest: Option<Manifest>,
+}
+
+/// Takes the lock, opens sources and destinations, and starts the engine.
+fn prepare(config: Config, outputs: &Outputs) -> Result<Prepared> {
+    let lock = config.limits.lock.as_deref().map(Lock::take).transpose()?;
     let limit = WorkerLimit::new(config.jobs);
+    let list = config.contents.manifest.clone();
     let identity = Identity::read();
     let targets = Targets::open(&config, identity.umask)?;
     Identity::clear_umask(&config);
@@ -73,13 +111,24 @@ fn run_here(config: Config) -> Result<i32> {
         targets,
         scoreboard,
     }));
+    let manifest = list
+        .map(|list| Manifest::begin(context, &list))
+        .transpose()?;
     let engine: Box<dyn Engine> = match context.config.mode {
         Mode::Thread | Mode::Mpi => Box::new(Threads::new(context, limit.max(), limit.limit())?),
         // This forks the fork server, so no thread may exist yet.
-        Mode::Process => Box::new(Processes::new(context, limit.limit())?),
+        Mode::Process => {
+            let limit = limit.limit();
+            Box::new(Processes::new(context, limit, &outputs.descriptors())?)
+        }
     };
-    let signals = Signals::take_over()?;
-    Ok(Scheduler::new(context, engine, limit, signals).run())
+    Ok(Prepared {
+        lock,
+        engine,
+        context,
+        limit,
+        manifest,
+    })
 }
 
 /// Prints the error that kept a run from starting, and returns the exit status.

@@ -1,7 +1,5 @@
 //! Prints the manual page and the completions of shells.
 
-use std::io::{self, Write};
-
 use anyhow::Result;
 use clap::builder::Resettable;
 use clap::{Command, CommandFactory, Id};
@@ -9,6 +7,7 @@ use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 
 use crate::cli::{Cli, Generate};
+use crate::ui::output::print_text;
 
 /// The page, with marks for the parts that are generated.
 const PAGE: &str = include_str!("manual/pcopy.1.in");
@@ -33,6 +32,18 @@ const EXAMPLES: &[(&str, &str)] = &[
         "inplace",
         "pcopy --inplace music /run/user/1000/gvfs/phone/Music",
     ),
+    ("checksum", "pcopy -c photos /mnt/backup/photos"),
+    ("exit_code", "pcopy -n -c --exit-code a b && echo the same"),
+    ("verify", "pcopy --verify photos /media/me/STICK/"),
+    (
+        "manifest",
+        "pcopy --manifest SUMS photos /mnt/copy && (cd /mnt/copy && sha256sum -c) <SUMS",
+    ),
+    (
+        "manifest_algorithm",
+        "pcopy --manifest SUMS.b3 --manifest-algorithm=blake3 src dst",
+    ),
+    ("partial", "pcopy --partial machines /mnt/nas/machines"),
     (
         "preserve",
         "pcopy --preserve=ownership,acl /home /mnt/backup/home",
@@ -46,6 +57,47 @@ const EXAMPLES: &[(&str, &str)] = &[
         "pcopy --reflink=always machine.qcow2 snapshot.qcow2",
     ),
     ("sparse", "pcopy --sparse=always disk.img small.img"),
+    (
+        "exclude",
+        "pcopy --exclude=*.o --exclude=/build/ src /mnt/backup/src",
+    ),
+    (
+        "include",
+        "pcopy --include=*/ --include=*.jpg --exclude=* phone photos",
+    ),
+    (
+        "exclude_from",
+        "pcopy --exclude-from=rules.txt /home /mnt/backup/home",
+    ),
+    (
+        "files_from",
+        "git ls-files -z | pcopy -0 --files-from - . /srv/release",
+    ),
+    ("gitignore", "pcopy --gitignore project /mnt/usb/"),
+    (
+        "exclude_if_present",
+        "pcopy --exclude-caches --exclude-if-present .nobackup /home /mnt/backup/home",
+    ),
+    ("max_size", "pcopy --max-size=100M downloads /mnt/usb/"),
+    ("newer_than", "pcopy --newer-than=7d /var/log logs"),
+    ("parents", "pcopy --parents /etc/fstab /etc/ssh /mnt/backup"),
+    ("existing", "pcopy --existing src dst"),
+    ("delete", "pcopy -n --delete photos /mnt/backup/photos"),
+    (
+        "max_delete",
+        "pcopy --delete --max-delete=100 /home /mnt/backup/home",
+    ),
+    (
+        "backup_dir",
+        "pcopy --delete --backup-dir=../old-$(date +%F) /home /mnt/backup/home",
+    ),
+    (
+        "link_dest",
+        "pcopy --link-dest=../monday /home /mnt/backup/tuesday",
+    ),
+    ("chmod", "pcopy --chmod=D755,F644 stick/ ~/stick"),
+    ("chown", "pcopy --chown=www-data: site /var/www/site"),
+    ("itemize_changes", "pcopy -ni src dst"),
     ("one_file_system", "pcopy -x / /mnt/root"),
     (
         "fsync",
@@ -55,6 +107,20 @@ const EXAMPLES: &[(&str, &str)] = &[
         "stall_timeout",
         "pcopy --stall-timeout 60 /mnt/dying rescued",
     ),
+    (
+        "json",
+        "pcopy --json -v src dst | jq -r 'select(.message_type==\"error\").path'",
+    ),
+    ("log_file", "pcopy -q --log-file /var/log/pcopy.log src dst"),
+    ("failed_to", "pcopy --failed-to failed src dst"),
+    (
+        "retries",
+        "pcopy --retries 3 --retry-wait 60 /mnt/nas/srv /srv",
+    ),
+    ("retry_wait", "pcopy --retries 3 --retry-wait 0.5 src dst"),
+    ("bwlimit", "pcopy --bwlimit 2.5M src dst"),
+    ("stop_after", "pcopy --stop-after 90 src dst"),
+    ("lock", "pcopy --lock /run/lock/pcopy src dst"),
     (
         "generate",
         "pcopy --generate complete-bash >/etc/bash_completion.d/pcopy",
@@ -72,10 +138,7 @@ pub fn print(what: Generate) -> Result<i32> {
         Generate::CompleteZsh => complete(Shell::Zsh),
         Generate::CompleteFish => complete(Shell::Fish),
     };
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(&text)?;
-    stdout.flush()?;
-    Ok(0)
+    Ok(print_text(&text))
 }
 
 fn complete(shell: Shell) -> Vec<u8> {

@@ -8,6 +8,7 @@ use rustix::fs::{self, Advice, FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Copier;
+use super::digest::Digest;
 use super::dir::{Devices, DirPair};
 use crate::config::{Reflink, Sparse};
 use crate::fs::file_system::FileSystem;
@@ -24,7 +25,7 @@ const REQUEST_TIME: Duration = Duration::from_millis(20);
 pub(super) const BUFFER: usize = 512 << 10;
 /// Bytes that the kernel reads ahead of a reader by itself (`read_ahead_kb` of most devices, and the
 /// most that FUSE allows). A file that is not longer arrives whole with the first read.
-const READAHEAD: u64 = 128 << 10;
+pub(super) const READAHEAD: u64 = 128 << 10;
 /// With `--sparse=always`, blocks of zeros of this length become holes, as does a shorter last
 /// block.
 const HOLE: usize = 4096;
@@ -38,9 +39,9 @@ const HOLE_PROBE: u64 = 1 << 20;
 /// The two files of a copy, open.
 #[derive(Clone, Copy)]
 pub(super) struct Files<'a> {
-    source: &'a OwnedFd,
-    new: &'a OwnedFd,
-    devices: Devices,
+    pub(super) source: &'a OwnedFd,
+    pub(super) new: &'a OwnedFd,
+    pub(super) devices: Devices,
 }
 
 impl<'a> Files<'a> {
@@ -167,6 +168,12 @@ impl Copier {
         if self.context.config.reflink == Reflink::Always {
             return self.clone_whole(files).map(drop);
         }
+        // copy_file_range(2) may share extents too, but does not say so, and would be slowed down.
+        let config = &self.context.config;
+        let may_share = config.limits.bwlimit.is_some() && config.sparse == Sparse::Auto;
+        if may_share && self.clone_whole(files)? {
+            return Ok(());
+        }
         let copied = self.copy_range(files, stat, 0..stat.size, CopyMethod::CopyRange)?;
         if copied < stat.size && !is_size_reported(files.source, stat) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
@@ -240,24 +247,14 @@ impl Copier {
         };
         let mut position = start;
         while position < end {
-            let data = match fs::seek(files.source, SeekFrom::Data(position)) {
-                Ok(data) => data.min(end),
-                // Nothing but a hole up to the end of the file.
-                Err(Errno::NXIO) => break,
-                // The file system does not know about holes.
-                Err(Errno::INVAL | Errno::OPNOTSUPP) => position,
-                Err(errno) => return Err(CopyError::new(Step::Read, errno)),
-            };
-            if data >= end {
+            let data = next_data(files.source, position, end).at(Step::Read)?;
+            if data.is_empty() {
                 break;
             }
-            let hole = match fs::seek(files.source, SeekFrom::Hole(data)) {
-                Ok(hole) => hole.min(end),
-                // The file system knows no holes, or the file has become shorter. Copying the data
-                // shows which.
-                Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NXIO) => end,
-                Err(errno) => return Err(CopyError::new(Step::Read, errno)),
-            };
+            let Range {
+                start: data,
+                end: hole,
+            } = data;
             let copied = match zeros {
                 Zeros::Skip => self.read_write(files, data..hole, zeros)?,
                 Zeros::Write => self.copy_data(files, data..hole, method)?,
@@ -271,6 +268,9 @@ impl Copier {
         if is_short {
             fs::ftruncate(files.new, end).at(Step::Write)?;
         }
+        if let Some(digest) = &mut self.digest {
+            digest.add_hole(end);
+        }
         Ok(end - start)
     }
 
@@ -282,6 +282,8 @@ impl Copier {
     ) -> Result<u64, CopyError> {
         let config = &self.context.config;
         if method == CopyMethod::ReadWrite
+            // What the kernel copies cannot be seen.
+            || self.digest.is_some()
             || config.reflink == Reflink::Never
             || config.sparse == Sparse::Never
             || self.no_copy_range.contains(&files.devices)
@@ -294,19 +296,22 @@ impl Copier {
         while copied < length {
             let position = range.start + copied;
             let (mut from, mut to) = (position, position);
-            let request = pace.next_request(length - copied) as usize;
+            let request = pace.next_request(length - copied);
+            let request = self.take_bandwidth(request)? as usize;
             let (source, new) = (files.source, files.new);
             match fs::copy_file_range(source, Some(&mut from), new, Some(&mut to), request) {
                 // The end of the file, or a file system that wrongly reports it. read(2) shows
                 // which.
                 Ok(0) => {
+                    self.return_bandwidth(request as u64);
                     return Ok(copied + self.read_write(files, position..range.end, Zeros::Write)?);
                 }
                 Ok(count) => {
                     copied += count as u64;
                     self.slot.add_bytes(count as u64);
+                    self.return_bandwidth((request - count) as u64);
                 }
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR) => self.return_bandwidth(request as u64),
                 // One of the files is gone on its server. read(2) shows which.
                 Err(Errno::STALE) => {
                     return Ok(copied + self.read_write(files, position..range.end, Zeros::Write)?);
@@ -318,6 +323,7 @@ impl Copier {
                 ) if copied == 0 =>
                 {
                     self.no_copy_range.push(files.devices);
+                    self.return_bandwidth(request as u64);
                     return self.read_write(files, range, Zeros::Write);
                 }
                 Err(errno) => {
@@ -342,12 +348,10 @@ impl Copier {
         range: Range<u64>,
         zeros: Zeros,
     ) -> Result<u64, CopyError> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        if buffer.is_empty() {
-            // Not by resizing, which would write to every page of it.
-            buffer = vec![0; BUFFER];
-        }
-        let result = self.read_write_with(&mut buffer, files, range, zeros);
+        let mut buffer = take_buffer(&mut self.buffer);
+        let mut digest = self.digest.take();
+        let result = self.read_write_with(&mut buffer, digest.as_mut(), files, range, zeros);
+        self.digest = digest;
         self.buffer = buffer;
         result
     }
@@ -355,24 +359,35 @@ impl Copier {
     fn read_write_with(
         &self,
         buffer: &mut [u8],
+        mut digest: Option<&mut Digest>,
         files: Files<'_>,
         range: Range<u64>,
         zeros: Zeros,
     ) -> Result<u64, CopyError> {
         let mut position = range.start;
         while position < range.end {
-            let wanted = (range.end - position).min(buffer.len() as u64) as usize;
+            let wanted = (range.end - position).min(buffer.len() as u64);
+            let wanted = self.take_bandwidth(wanted)? as usize;
             let count = match rustix::io::pread(files.source, &mut buffer[..wanted], position) {
-                Ok(0) => break,
                 Ok(count) => count,
-                Err(Errno::INTR) => continue,
+                Err(Errno::INTR) => {
+                    self.return_bandwidth(wanted as u64);
+                    continue;
+                }
                 Err(errno) => return Err(CopyError::new(Step::Read, errno)),
             };
+            self.return_bandwidth((wanted - count) as u64);
+            if count == 0 {
+                break;
+            }
             match zeros {
                 Zeros::Write => write_all(files.new, &buffer[..count], position),
                 Zeros::Skip => write_without_zeros(files.new, &buffer[..count], position),
             }
             .at(Step::Write)?;
+            if let Some(digest) = &mut digest {
+                digest.add(&buffer[..count], position);
+            }
             position += count as u64;
             self.slot.add_bytes(count as u64);
             self.check_stop()?;
@@ -390,9 +405,42 @@ impl Copier {
     }
 }
 
+/// Takes a worker's buffer, and makes it at first.
+pub(super) fn take_buffer(buffer: &mut Vec<u8>) -> Vec<u8> {
+    let buffer = std::mem::take(buffer);
+    if buffer.is_empty() {
+        // Not by resizing, which would write to every page of it.
+        return vec![0; BUFFER];
+    }
+    buffer
+}
+
+/// Returns the next data of a file from `position` on, at most up to `end`. Empty, at `end`, if only
+/// a hole is left.
+pub(super) fn next_data(file: &OwnedFd, position: u64, end: u64) -> rustix::io::Result<Range<u64>> {
+    let start = match fs::seek(file, SeekFrom::Data(position)) {
+        Ok(start) => start.min(end),
+        // Nothing but a hole up to the end of the file.
+        Err(Errno::NXIO) => end,
+        // The file system does not know about holes.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(position..end),
+        Err(errno) => return Err(errno),
+    };
+    if start == end {
+        return Ok(end..end);
+    }
+    match fs::seek(file, SeekFrom::Hole(start)) {
+        Ok(hole) => Ok(start..hole.clamp(start + 1, end)),
+        // The file system knows no holes, or the file has become shorter. Reading the data shows
+        // which.
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NXIO) => Ok(start..end),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Makes the kernel read twice as far ahead. A file of 20 MiB on a file system that takes 40 ms for
 /// each read is there in half of the time (`benches/README.md`). This is only a hint.
-fn expect_sequential(source: &OwnedFd) {
+pub(super) fn expect_sequential(source: &OwnedFd) {
     let _ = fs::fadvise(source, 0, None, Advice::Sequential);
 }
 

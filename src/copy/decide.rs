@@ -9,13 +9,14 @@ use super::dir::DirPair;
 use super::handle::{Handle, Subject};
 use super::learned::{is_possibly_clamped, is_safe};
 use super::{Copier, Entry, EntryResult, file_type};
-use crate::config::Overwrite;
+use crate::config::{Linking, Overwrite};
 use crate::fs::file_system::FileSystem;
 use crate::fs::granularity::{Granularity, PROBE, Time};
 use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::items::Update;
 
 impl Copier {
     /// Decides what to do with an entry. Breaks with the result if there is nothing to write.
@@ -28,46 +29,121 @@ impl Copier {
         entry: Entry<'_>,
     ) -> Result<ControlFlow<EntryResult, Decision>, CopyError> {
         let dry_run = self.context.config.dry_run;
+        if self.context.config.links.instead == Some(Linking::Symbolic) {
+            return Ok(ControlFlow::Break(self.symlink_to_source(dir, entry)?));
+        }
         let old = self.existing(dir, entry.to)?;
+        if old.is_none() && self.context.config.filter.existing {
+            return Ok(ControlFlow::Break(EntryResult::Done(Decision::SkipMissing)));
+        }
         if old.is_none() && !dry_run {
-            return Ok(ControlFlow::Continue(Decision::Create));
+            if self.context.config.itemize {
+                let new = self.stat_source(dir, entry.from)?;
+                self.itemize(dir, entry, None, &new, None);
+            }
+            return self.link_or_copy(dir, entry, Decision::Create);
+        }
+        if self.context.config.makes_room()
+            && old.is_some_and(|old| file_type(&FileStat::of(&old)) == FileType::Directory)
+        {
+            // Before it joins its group of hard links, which it does once there is room for it.
+            return Err(CopyError::new(Step::Create, Reason::DirectoryInTheWay));
         }
         let new = self.stat_source(dir, entry.from)?;
         if self.should_report(&new, entry.hard_links) {
             return Ok(ControlFlow::Break(EntryResult::HardLink(new)));
         }
         let old = old.map(|old| FileStat::of(&old));
-        let mut decision = match &old {
+        if let Some(old) = &old
+            && self.should_divide_comparison(old, &new)
+        {
+            let file = Self::begin_comparison(entry, old, &new);
+            return Ok(ControlFlow::Break(EntryResult::Chunked(file)));
+        }
+        let decision = match &old {
             Some(old) => self.compare(dir, entry, old, &new)?,
             None => Decision::Create,
         };
         if file_type(&new) == FileType::RegularFile && !decision.changes() {
-            self.slot.add_size(new.size);
+            self.note_size(new.size);
             self.slot.add_spared(new.size);
+        }
+        if decision.changes() {
+            self.itemize(dir, entry, old.as_ref(), &new, None);
         }
         if let Some(old) = &old
             && decision == Decision::LeaveUnchanged
-            && self.context.config.overwrite == Overwrite::Changed
-            && self.has_other_metadata(dir, entry, old, &new)
         {
-            decision = if dry_run {
-                Decision::UpdateMetadata
-            } else {
-                self.update_metadata(dir, entry, old, &new)?
-            };
+            if !self.needs_repair(dir, entry, old, &new) {
+                return Ok(ControlFlow::Break(EntryResult::Done(decision)));
+            }
+            self.itemize(dir, entry, Some(old), &new, Some(Update::Metadata));
+            if !dry_run && old.links > 1 && !self.context.config.links.snapshots.is_empty() {
+                // The file is also that of an older snapshot, which must not change.
+                return self.link_or_copy(dir, entry, Decision::UpdateMetadata);
+            }
+            let decision = self.repair_metadata(dir, entry, old, &new)?;
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));
         }
         if !decision.changes() {
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));
         }
-        if dry_run {
+        let next = self.link_or_copy(dir, entry, decision)?;
+        if dry_run && next.is_continue() {
             if file_type(&new) == FileType::RegularFile {
-                self.slot.add_size(new.size);
+                self.note_size(new.size);
                 self.slot.add_bytes(new.size);
             }
             return Ok(ControlFlow::Break(EntryResult::Done(decision)));
         }
-        Ok(ControlFlow::Continue(decision))
+        Ok(next)
+    }
+
+    /// Makes an entry a link, or continues with copying it.
+    fn link_or_copy(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+        decision: Decision,
+    ) -> Result<ControlFlow<EntryResult, Decision>, CopyError> {
+        Ok(match self.link_instead(dir, entry, decision)? {
+            Some(linked) => ControlFlow::Break(linked),
+            None => ControlFlow::Continue(decision),
+        })
+    }
+
+    /// Updates the metadata of an entry that needs it ([`Copier::needs_repair`]).
+    pub(super) fn repair_metadata(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+        old: &FileStat,
+        new: &FileStat,
+    ) -> Result<Decision, CopyError> {
+        if self.context.config.dry_run {
+            return Ok(Decision::UpdateMetadata);
+        }
+        self.update_metadata(dir, entry, old, new)
+    }
+
+    /// Returns true if metadata of an entry differs whose contents are the same.
+    pub(super) fn needs_repair(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+        old: &FileStat,
+        new: &FileStat,
+    ) -> bool {
+        self.context.config.overwrite == Overwrite::Changed
+            && (self.has_other_time(dir, old, new) || self.has_other_metadata(dir, entry, old, new))
+    }
+
+    /// Returns true with `--checksum` if the time must be repaired. Otherwise an entry with another
+    /// time is not the same.
+    fn has_other_time(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
+        self.context.config.contents.checksum
+            && self.context.config.preserve.timestamps.is_wanted()
+            && !self.is_same_time(dir, old, new)
     }
 
     /// Decides about an entry whose name exists at the destination.
@@ -88,7 +164,9 @@ impl Copier {
             return Err(CopyError::new(Step::Create, Reason::IsSource));
         }
         let mut difference = self.difference(dir, entry, old, new)?;
-        if entry.suspect && difference.is_none() && !self.is_existing_trusted() {
+        // With `--checksum` its contents were looked at.
+        let is_suspect = entry.suspect && !self.context.config.contents.checksum;
+        if is_suspect && difference.is_none() && !self.is_existing_trusted() {
             // Reported as a difference of time, since times are set last.
             difference = Some(Decision::ReplaceTime);
         }
@@ -120,7 +198,7 @@ impl Copier {
     }
 
     /// Returns how the destination's entry differs from the source's.
-    fn difference(
+    pub(super) fn difference(
         &mut self,
         dir: &mut DirPair,
         entry: Entry<'_>,
@@ -139,6 +217,11 @@ impl Copier {
             }
         } else if (old.size, old.rdev) != (new.size, new.rdev) {
             return Ok(Some(Decision::ReplaceSize));
+        }
+        if self.context.config.contents.checksum {
+            let is_same = file_type(new) != FileType::RegularFile
+                || self.has_same_contents(dir, entry, new)?;
+            return Ok((!is_same).then_some(Decision::ReplaceContents));
         }
         Ok((!self.is_same_time(dir, old, new)).then_some(Decision::ReplaceTime))
     }
@@ -186,6 +269,7 @@ impl Copier {
     pub(super) fn should_report(&self, stat: &FileStat, hard_links: HardLinks) -> bool {
         hard_links == HardLinks::Report
             && stat.links > 1
+            && self.context.config.links.instead.is_none()
             && self.context.config.preserve.links.is_wanted()
     }
 
@@ -196,13 +280,18 @@ impl Copier {
             AtFlags::SYMLINK_NOFOLLOW
         };
         let stat = fs::statat(dir.source(), from, flags).at(Step::Look)?;
-        Ok(FileStat::of(&stat))
+        Ok(self.context.config.changes.apply(FileStat::of(&stat)))
     }
 
     /// Returns true if the destination's time is the source's, as far as the destination's file
     /// system can store it. The granularity is measured, not assumed. So a change within the same
     /// second goes unnoticed only if the file system cannot express it.
-    fn is_same_time(&mut self, dir: &mut DirPair, old: &FileStat, new: &FileStat) -> bool {
+    pub(super) fn is_same_time(
+        &mut self,
+        dir: &mut DirPair,
+        old: &FileStat,
+        new: &FileStat,
+    ) -> bool {
         if old.mtime == new.mtime {
             return true;
         }
@@ -218,7 +307,9 @@ impl Copier {
         } else {
             self.granularity(dir)
         };
+        // In its last second a file system keeps no nanoseconds.
         granularity.keeps(new.mtime, old.mtime)
+            || !is_safe(new.mtime) && self.is_clamped(dir, old, new)
     }
 
     /// Returns the destination's granularity, which is measured once for each file system.

@@ -5,18 +5,21 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{self, Access, AtFlags, FileType, Mode, Stat};
+use rustix::fs::{self, Access, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::context::Context;
 use crate::fs::devices;
-use crate::fs::open::{DIRECTORY, open_dir, open_dir_following_links};
+use crate::fs::open::{DIRECTORY, ENTRY, open_dir, open_dir_following_links};
 use crate::fs::path::RelPath;
-use crate::fs::spelling::{Naming, Spellings};
+use crate::fs::proc::magic_link;
+use crate::fs::spelling::{Folding, Naming, Spellings};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::fs::xattr;
 use crate::protocol::entry::DirOrigin;
 use crate::protocol::error::{At, CopyError, Reason, Step};
+
+use super::handle::Handle;
 
 /// How long a directory that another machine has made may take to appear.
 const APPEAR_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,12 +28,18 @@ const APPEAR_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct DirPair {
     /// The number of the target that it belongs to.
     pub(super) target: usize,
+    /// Its path below the target. Kept only if an option needs it.
+    path: Option<RelPath>,
     source: OwnedFd,
+    /// The source is open for its metadata only.
+    is_unreadable: bool,
     /// None in a dry run if there is no such directory.
     destination: Option<Rc<OwnedFd>>,
     /// The source directory's stat when it was opened.
     pub(crate) stat: FileStat,
     destination_id: Option<FileId>,
+    /// The destination directory's stat when it was opened. Kept only to itemize changes.
+    pub(super) destination_stat: Option<FileStat>,
     /// The destination directory's mode when it was opened.
     destination_mode: u32,
     origin: DirOrigin,
@@ -43,6 +52,10 @@ pub(crate) struct DirPair {
     has_default_acl: Option<bool>,
     /// How the destination treats names, once observed.
     pub(super) naming: Option<Naming>,
+    /// How the destination compares names, once a dry run had to know.
+    pub(super) folding: Option<Folding>,
+    /// The path below the target, if a dry run finds no destination directory.
+    pub(super) missing: RelPath,
     /// The names at the destination and the source. Listed only if the destination treats some
     /// names as equal.
     pub(super) stored: Option<Spellings>,
@@ -82,40 +95,121 @@ impl DirPair {
         path: &RelPath,
         origin: DirOrigin,
     ) -> Result<Self, CopyError> {
+        let root = context.targets.list[target].source.as_fd();
+        let source = if context.config.dereference {
+            open_dir_following_links(root, path)
+        } else {
+            open_dir(root, path)
+        };
+        Self::with_source(context, target, path, origin, source)
+    }
+
+    /// Opens a directory that must not be read at the source, for its metadata only.
+    pub(crate) fn open_unreadable(
+        context: &Context,
+        target: usize,
+        path: &RelPath,
+        origin: DirOrigin,
+    ) -> Result<Self, CopyError> {
+        let root = context.targets.list[target].source.as_fd();
+        let (parent, name) = path.split_last();
+        let flags = ENTRY.union(OFlags::DIRECTORY);
+        let source = if context.config.dereference {
+            open_dir_following_links(root, &parent).and_then(|parent| {
+                let flags = flags.difference(OFlags::NOFOLLOW);
+                fs::openat(&parent, name, flags, Mode::empty())
+            })
+        } else {
+            open_dir(root, &parent)
+                .and_then(|parent| fs::openat(&parent, name, flags, Mode::empty()))
+        };
+        let mut dir = Self::with_source(context, target, path, origin, source)?;
+        dir.is_unreadable = true;
+        Ok(dir)
+    }
+
+    fn with_source(
+        context: &Context,
+        target: usize,
+        path: &RelPath,
+        origin: DirOrigin,
+        source: rustix::io::Result<OwnedFd>,
+    ) -> Result<Self, CopyError> {
         let number = target;
         let target = &context.targets.list[number];
         let config = &context.config;
-        let source = if config.dereference {
-            open_dir_following_links(target.source.as_fd(), path)
-        } else {
-            open_dir(target.source.as_fd(), path)
-        };
         let source = source.at(Step::OpenDirectory)?;
         let stat = FileStat::of(&fs::fstat(&source).at(Step::OpenDirectory)?);
+        // The mode of a destination directory before it was opened.
+        let mut closed_mode = None;
+        let stat = config.changes.apply(stat);
         let destination = match &target.destination {
             // The "created" directories of a dry run do not exist.
             Some(root) if !(config.dry_run && origin.created) => {
-                open_made(root.as_fd(), path, config.dry_run, origin)?
+                let is_made = origin.created;
+                open_made(
+                    root.as_fd(),
+                    path,
+                    config.dry_run,
+                    &mut closed_mode,
+                    is_made,
+                )?
             }
             _ => None,
         };
+        let missing = match destination {
+            None => path.clone(),
+            Some(_) => RelPath::default(),
+        };
         let mut dir = Self {
             target: number,
+            path: config.needs_paths().then(|| path.clone()),
             source,
+            is_unreadable: false,
             destination: destination.map(Rc::new),
             stat,
             destination_id: None,
+            destination_stat: None,
             destination_mode: 0,
             origin,
             is_shared: false,
             default_owner: None,
             has_default_acl: None,
             naming: None,
+            folding: None,
+            missing,
             stored: None,
             source_names: None,
         };
         dir.examine_destination(context)?;
+        dir.destination_mode = closed_mode.unwrap_or(dir.destination_mode);
         Ok(dir)
+    }
+
+    /// Returns a pair of the same source directory and another directory of the destination's file
+    /// system. Nothing is written there.
+    pub(super) fn beside(&self, other: OwnedFd) -> rustix::io::Result<Self> {
+        let stat = fs::fstat(&other)?;
+        Ok(Self {
+            target: self.target,
+            path: None,
+            source: rustix::io::fcntl_dupfd_cloexec(&self.source, 3)?,
+            is_unreadable: false,
+            destination: Some(Rc::new(other)),
+            stat: self.stat,
+            destination_id: Some(FileId::of(&stat)),
+            destination_stat: None,
+            destination_mode: 0,
+            origin: DirOrigin::default(),
+            is_shared: false,
+            default_owner: None,
+            has_default_acl: None,
+            naming: None,
+            folding: None,
+            missing: RelPath::default(),
+            stored: None,
+            source_names: None,
+        })
     }
 
     /// Checks that writing to the destination does not change a source. Skips that for a new
@@ -132,6 +226,7 @@ impl DirPair {
         let stat = fs::fstat(destination).at(Step::OpenDestinationDirectory)?;
         let id = FileId::of(&stat);
         self.destination_id = Some(id);
+        self.destination_stat = context.config.itemize.then(|| FileStat::of(&stat));
         self.destination_mode = stat.st_mode & 0o7777;
         if self.origin.known_empty {
             // Its ACLs were removed when it was made.
@@ -185,6 +280,24 @@ impl DirPair {
 
     pub(crate) fn source(&self) -> BorrowedFd<'_> {
         self.source.as_fd()
+    }
+
+    /// Returns the handle to read the source directory's attributes.
+    pub(super) fn source_handle(&self) -> Handle<'_> {
+        if self.is_unreadable {
+            Handle::path(&self.source, self.source.as_fd(), c"")
+        } else {
+            Handle::Open(self.source.as_fd())
+        }
+    }
+
+    pub(super) fn is_unreadable(&self) -> bool {
+        self.is_unreadable
+    }
+
+    /// Returns its path below the target, if an option needs it.
+    pub(super) fn path(&self) -> Option<&RelPath> {
+        self.path.as_ref()
     }
 
     /// Returns the destination directory. Fails in a dry run if it does not exist.
@@ -360,14 +473,15 @@ fn open_made(
     root: BorrowedFd<'_>,
     path: &RelPath,
     dry_run: bool,
-    origin: DirOrigin,
+    closed_mode: &mut Option<u32>,
+    is_made: bool,
 ) -> Result<Option<OwnedFd>, CopyError> {
     let deadline = Instant::now() + APPEAR_TIMEOUT;
     let mut pause = Duration::from_millis(10);
     loop {
-        match open_destination(root, path, dry_run) {
+        match open_destination(root, path, dry_run, closed_mode) {
             Err(error)
-                if origin.created
+                if is_made
                     && devices::is_shared()
                     && error.reason == Errno::NOENT.into()
                     && Instant::now() + pause < deadline =>
@@ -385,15 +499,40 @@ fn open_destination(
     root: BorrowedFd<'_>,
     path: &RelPath,
     dry_run: bool,
+    closed_mode: &mut Option<u32>,
 ) -> Result<Option<OwnedFd>, CopyError> {
     let reason = match open_dir(root, path) {
         Ok(dir) => return Ok(Some(dir)),
         Err(Errno::NOENT) if dry_run => return Ok(None),
+        Err(Errno::ACCESS) if !dry_run => match open_closed(root, path, closed_mode) {
+            Ok(dir) => return Ok(Some(dir)),
+            Err(_) => Errno::ACCESS.into(),
+        },
         Err(Errno::LOOP) => Reason::LinkInTheWay,
         Err(Errno::NOTDIR) => obstacle(root, path),
         Err(errno) => errno.into(),
     };
     Err(CopyError::new(Step::OpenDestinationDirectory, reason))
+}
+
+/// Opens a directory whose mode keeps its owner out. The owner gets access until the final mode is
+/// set, as with rsync. That is for normal users, and for root on a server that squashes root.
+fn open_closed(
+    root: BorrowedFd<'_>,
+    path: &RelPath,
+    closed_mode: &mut Option<u32>,
+) -> rustix::io::Result<OwnedFd> {
+    let (parent, name) = path.split_last();
+    let parent = open_dir(root, &parent)?;
+    let flags = ENTRY.union(OFlags::DIRECTORY);
+    let entry = fs::openat(&parent, name, flags, Mode::empty())?;
+    let mode = fs::fstat(&entry)?.st_mode & 0o7777;
+    if mode & 0o700 == 0o700 {
+        return Err(Errno::ACCESS);
+    }
+    fs::chmod(&*magic_link(&entry), Mode::from_raw_mode(mode | 0o700))?;
+    *closed_mode = Some(mode);
+    fs::openat(&entry, c".", DIRECTORY, Mode::empty())
 }
 
 /// Returns the reason behind ENOTDIR for a destination directory. The kernel returns it for a file,

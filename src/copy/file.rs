@@ -17,7 +17,7 @@ use super::{Attempt, Copier, Entry, EntryResult, file_type};
 use crate::fs::devices;
 use crate::fs::path::Kind;
 use crate::fs::proc::magic_link;
-use crate::fs::stat::FileStat;
+use crate::fs::stat::{FileId, FileStat};
 use crate::fs::sys;
 use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
@@ -37,6 +37,8 @@ pub(super) struct NewFile<'a> {
 /// How to finish a file whose contents are complete.
 #[derive(Clone, Copy)]
 pub(super) struct Finish<'a> {
+    /// The file's name at the source.
+    pub(super) from: &'a CStr,
     /// The file's name at the destination.
     pub(super) to: &'a CStr,
     pub(super) decision: Decision,
@@ -48,6 +50,8 @@ struct Finished {
     /// The source has grown since it was opened.
     has_grown: bool,
     are_times_set: bool,
+    /// The file's ID, if it is to be synced in a batch.
+    unsynced: Option<FileId>,
 }
 
 impl Copier {
@@ -72,6 +76,7 @@ impl Copier {
             result => result.at(Step::Open)?,
         };
         let stat = FileStat::of(&fs::fstat(&fd).at(Step::Look)?);
+        let stat = self.context.config.changes.apply(stat);
         if file_type(&stat) != FileType::RegularFile {
             // It was one when the directory was listed.
             drop(fd);
@@ -80,7 +85,7 @@ impl Copier {
         if self.should_report(&stat, entry.hard_links) {
             return Ok(EntryResult::HardLink(stat));
         }
-        self.slot.add_size(stat.size);
+        self.note_size(stat.size);
         let mut source = self.source_file(dir, fd, stat);
         if self.is_chunkable(&source.stat)
             && !devices::is_private(dir.devices().destination)
@@ -98,18 +103,18 @@ impl Copier {
         };
         self.set_storage_flags(new.fd.as_fd(), source.flags);
         let files = Files::new(&source.fd, &new.fd, dir);
-        let copied = self.copy_whole(files, &source.stat);
+        let copied = self.copy_proven(dir, files, &source.stat, new.unfinished.name());
         if copied.is_err() {
             self.abandon(&mut new.unfinished, new.fd.as_fd());
         }
         copied?;
         let finish = Finish {
+            from: entry.from,
             to: entry.to,
             decision,
             attempt: entry.attempt,
         };
-        self.finish_file(dir, &mut source, new, finish)?;
-        Ok(EntryResult::Done(decision))
+        self.finish_file(dir, &mut source, new, finish)
     }
 
     /// Creates a file at the destination, and records the owner and ACL that it got.
@@ -140,7 +145,7 @@ impl Copier {
     }
 
     /// Checks that the source has not changed, applies the metadata, closes the file and commits
-    /// it.
+    /// it. A file that is synced in a batch is not committed, and has no times yet.
     ///
     /// If the source has only grown at the last attempt too, such as a log, the copy keeps the
     /// length at opening. That is still an error.
@@ -150,12 +155,16 @@ impl Copier {
         source: &mut SourceFile,
         mut new: NewFile<'_>,
         finish: Finish<'_>,
-    ) -> Result<(), CopyError> {
-        let finished = self.finish_contents(dir, source, &new, finish);
+    ) -> Result<EntryResult, CopyError> {
+        let is_batched = self.is_batched(dir) && !Self::is_sealed(source.flags);
+        let finished = self.finish_contents(dir, source, &new, finish, is_batched);
         if finished.is_err() {
             self.abandon(&mut new.unfinished, new.fd.as_fd());
         }
         let finished = finished?;
+        if let Some(id) = finished.unsynced {
+            return self.leave_unsynced(source, new, id, finish);
+        }
         let sealed = Self::is_sealed(source.flags).then(|| new.fd.try_clone());
         sys::close(new.fd).at(Step::Close)?;
         if finished.are_times_set {
@@ -165,7 +174,7 @@ impl Copier {
         let replaced = (sealed.is_some() && finish.decision != Decision::Create)
             .then(|| Unsealed::new(dir.destination().ok()?, finish.to))
             .flatten();
-        new.unfinished.commit(finish.to, finish.decision)?;
+        self.commit(dir, new.unfinished, finish.to, finish.decision)?;
         if let Some(replaced) = replaced {
             replaced.keep();
         }
@@ -177,7 +186,7 @@ impl Copier {
         if finished.has_grown {
             return Err(CopyError::new(Step::Read, Reason::Grown(source.stat.size)));
         }
-        Ok(())
+        Ok(EntryResult::Done(finish.decision))
     }
 
     fn finish_contents(
@@ -186,6 +195,7 @@ impl Copier {
         source: &mut SourceFile,
         new: &NewFile<'_>,
         finish: Finish<'_>,
+        is_batched: bool,
     ) -> Result<Finished, CopyError> {
         let now = FileStat::of(&fs::fstat(&source.fd).at(Step::Look)?);
         let has_changed = !source.stat.has_same_contents(&now);
@@ -204,13 +214,15 @@ impl Copier {
             kind: Kind::File,
         };
         let replaced = self.open_replaced(dir, new.unfinished.name(), finish.to, &source.stat);
+        // What has changed is an error, and so not left to a batch.
+        let is_batched = is_batched && !has_changed;
         let wanted = Wanted {
             source: &Handle::Open(source.fd.as_fd()),
             stat: &source.stat,
             attributes: &source.attributes,
             initial: new.meta,
             replaced: replaced.as_ref(),
-            set_times: true,
+            set_times: !is_batched,
             verify: false,
         };
         let applied = self.apply(&subject, &wanted);
@@ -218,10 +230,14 @@ impl Copier {
         if has_changed && !self.context.config.preserve.timestamps.is_wanted() {
             let _ = fs::futimens(&new.fd, &metadata::times(&source.stat));
         }
-        if self.context.config.fsync {
+        let mut unsynced = None;
+        if is_batched {
+            unsynced = Some(self.mark_unsynced(new, &source.stat, finish.to)?);
+        } else if self.context.config.fsync {
             fs::fsync(&new.fd).at(Step::Sync)?;
         }
         Ok(Finished {
+            unsynced,
             has_grown: has_changed,
             are_times_set: applied.are_times_set,
         })

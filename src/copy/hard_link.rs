@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::time::Duration;
 
-use rustix::fs::{self, AtFlags, FileType};
+use rustix::fs::{self, AtFlags, FileType, StatxFlags, StatxTimestamp};
 use rustix::io::Errno;
 
 use super::dir::DirPair;
@@ -13,6 +13,7 @@ use crate::config::{Keep, Overwrite};
 use crate::fs::stat::{FileId, FileStat};
 use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::items::Update;
 use crate::scoreboard::WriteTarget;
 
 /// The copied file that an entry becomes a hard link to.
@@ -37,7 +38,7 @@ impl Copier {
             match self.try_hard_link(dir, target, entry, &mut has_replaced) {
                 Ok(EntryResult::Done(Decision::HardLink)) if has_replaced => {
                     has_linked = true;
-                    if is_linked(dir, target, entry) {
+                    if is_linked(dir, target, entry) || self.is_alike(dir, target, entry)? {
                         break;
                     }
                     // Another run has replaced one of the two names, perhaps linking them the other
@@ -78,11 +79,18 @@ impl Copier {
         {
             return Ok(EntryResult::Done(Decision::LeaveSame));
         }
+        if config.filter.existing && (old.is_none() || leader.is_none()) {
+            // Either this name must not be made, or the leader was not.
+            return self.copy_entry(dir, as_copy);
+        }
         if let (Some(old), Some(leader)) = (&old, &leader)
-            && old.id == leader.id
+            && (old.id == leader.id || self.is_alike(dir, target, entry)?)
         {
             // A dry run has not replaced the leader, so equal IDs do not mean unchanged.
-            let is_replaced = config.dry_run && self.would_replace(dir, entry, leader)?;
+            let is_replaced = config.dry_run && {
+                let new = self.stat_source(dir, entry.from)?;
+                self.would_replace(dir, entry, leader, &new)?
+            };
             return Ok(EntryResult::Done(if is_replaced {
                 Decision::HardLink
             } else {
@@ -94,10 +102,15 @@ impl Copier {
         // a file that they would leave under this entry's name.
         if self.is_existing_trusted() {
             let new = self.stat_source(dir, entry.from)?;
-            for existing in [&leader, &old].into_iter().flatten() {
-                if !self.is_copy(dir, existing, &new) {
-                    return self.copy_entry(dir, as_copy);
+            let is_leader_other = leader.is_some_and(|leader| !self.is_copy(dir, &leader, &new));
+            let is_kept = match &old {
+                Some(old) => {
+                    !self.is_copy(dir, old, &new) && !self.would_replace(dir, entry, old, &new)?
                 }
+                None => false,
+            };
+            if is_leader_other || is_kept {
+                return self.copy_entry(dir, as_copy);
             }
         }
         let decision = match old {
@@ -116,6 +129,10 @@ impl Copier {
         if let Some(old) = &old {
             let new = self.stat_source(dir, entry.from)?;
             self.check_link(dir, entry, &new, old)?;
+        }
+        if config.itemize {
+            let new = self.stat_source(dir, entry.from)?;
+            self.itemize(dir, entry, old.as_ref(), &new, Some(Update::HardLink));
         }
         if config.dry_run {
             return Ok(EntryResult::Done(Decision::HardLink));
@@ -165,12 +182,47 @@ impl Copier {
                 AtFlags::empty(),
             )
             .at(Step::Link)?;
-        } else if !unfinished.commit_link(entry.to, decision)? {
-            // The file system invents inode numbers: both names were one file already.
+        } else if !self.commit_link(dir, unfinished, entry.to, decision)? {
+            // Inode numbers do not last here: both names were one file already.
             return Ok(EntryResult::Done(Decision::LeaveUnchanged));
         }
         *has_replaced = decision != Decision::Create;
         Ok(EntryResult::Done(Decision::HardLink))
+    }
+
+    /// Returns true if both names show one file although their inode numbers differ.
+    ///
+    /// The clients of SMB and FUSE may invent inode numbers. Then both names must show all links of
+    /// the source's file, and the same size, times and creation time. Two files that show all that
+    /// would have been made at the same moment as two complete groups of the same number of links,
+    /// and the source would have exchanged names between the groups since then.
+    ///
+    /// The kernel may remember older values, so the server is asked.
+    fn is_alike(
+        &mut self,
+        dir: &DirPair,
+        target: LinkTarget<'_>,
+        entry: Entry<'_>,
+    ) -> Result<bool, CopyError> {
+        if !self.holds(dir).invents_numbers {
+            return Ok(false);
+        }
+        let links = self.stat_source(dir, entry.from)?.links;
+        let look = |dir: &DirPair, name| {
+            let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+            let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+            let found = fs::statx(dir.destination().ok()?, name, flags, wanted).ok()?;
+            let time = |time: StatxTimestamp| (time.tv_sec, time.tv_nsec);
+            let (modified, changed) = (time(found.stx_mtime), time(found.stx_ctime));
+            let is_born = found.stx_mask & StatxFlags::BTIME.bits() != 0;
+            let born = is_born.then(|| time(found.stx_btime));
+            // Some servers know neither when a file was made nor when its metadata changed.
+            let is_known = born.is_some() || modified != changed;
+            let shown = (found.stx_size, modified, changed, born);
+            (u64::from(found.stx_nlink) == links && is_known).then_some(shown)
+        };
+        let shown = look(dir, entry.to);
+        Ok(links > 1 && shown.is_some() && shown == look(target.dir, target.name))
     }
 
     fn copy_undivided_if(
@@ -192,10 +244,16 @@ impl Copier {
         dir: &mut DirPair,
         entry: Entry<'_>,
         old: &FileStat,
+        new: &FileStat,
     ) -> Result<bool, CopyError> {
-        let new = self.stat_source(dir, entry.from)?;
-        let difference = (!self.is_copy(dir, old, &new)).then_some(Decision::ReplaceOtherKind);
-        Ok(self.apply_overwrite(difference, old, &new).changes())
+        let difference = if self.context.config.contents.checksum {
+            self.difference(dir, entry, old, new)?
+        } else if file_type(old) != file_type(new) {
+            Some(Decision::ReplaceOtherKind)
+        } else {
+            (!self.is_copy(dir, old, new)).then_some(Decision::ReplaceTime)
+        };
+        Ok(self.apply_overwrite(difference, old, new).changes())
     }
 }
 
@@ -224,7 +282,7 @@ pub(crate) enum Unlinkable {
 }
 
 impl Unlinkable {
-    fn from_error(error: &CopyError) -> Option<Self> {
+    pub(super) fn from_error(error: &CopyError) -> Option<Self> {
         let is = |errno: &Errno| error.reason == (*errno).into();
         if is(&Errno::MLINK) {
             return Some(Self::Full);

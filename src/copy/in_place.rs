@@ -39,6 +39,28 @@ impl Copier {
             self.make_room(dir, to, decision)?;
             return Ok(None);
         }
+        let new = self.open_existing(dir, to, Some(source.stat.id))?;
+        if config.preserve.mode.is_wanted() {
+            // Other users must not read more than the source allows. The final mode follows.
+            let _ = fs::fchmod(&new.fd, Mode::RUSR | Mode::WUSR);
+        }
+        fs::ftruncate(&new.fd, 0).at(Step::Write)?;
+        let subject = Subject {
+            handle: Handle::Open(new.fd.as_fd()),
+            device: dir.devices().destination,
+            kind: Kind::File,
+        };
+        self.remove_other_attributes(dir, &subject, &source.attributes.names);
+        Ok(Some(new))
+    }
+
+    /// Opens an existing file for writing.
+    pub(super) fn open_existing<'a>(
+        &mut self,
+        dir: &DirPair,
+        to: &'a CStr,
+        source: Option<FileId>,
+    ) -> Result<NewFile<'a>, CopyError> {
         let (fd, unfinished) = self.create(dir, to, WriteTarget::Final, |dir, name| {
             let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
             fs::openat(dir, name, flags, Mode::empty()).at(Step::Write)
@@ -47,32 +69,21 @@ impl Copier {
         let id = FileId::of(&old);
         // Another process may have given the name to something else meanwhile.
         let is_other = FileType::from_raw_mode(old.st_mode) != FileType::RegularFile
-            || id == source.stat.id
+            || Some(id) == source
             || self.context.targets.is_source(id);
         if is_other {
             unfinished.keep();
             return Err(CopyError::new(Step::Write, Reason::Replaced));
         }
-        if config.preserve.mode.is_wanted() {
-            // Other users must not read more than the source allows. The final mode follows.
-            let _ = fs::fchmod(&fd, Mode::RUSR | Mode::WUSR);
-        }
-        fs::ftruncate(&fd, 0).at(Step::Write)?;
-        let subject = Subject {
-            handle: Handle::Open(fd.as_fd()),
-            device: dir.devices().destination,
-            kind: Kind::File,
-        };
-        self.remove_other_attributes(dir, &subject, &source.attributes.names);
         let meta = InitialMeta {
             owner: Some(Owner::of(&FileStat::of(&old))),
             mode: None,
         };
-        Ok(Some(NewFile {
+        Ok(NewFile {
             fd,
             unfinished,
             meta,
-        }))
+        })
     }
 
     /// Removes the existing entry with `--inplace`, because no rename replaces it.

@@ -8,6 +8,7 @@
 
 use super::Copier;
 use super::dir::Owner;
+use super::foresight::Holds;
 use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
 
@@ -57,8 +58,8 @@ pub(super) struct Learned {
     pub(super) ignores_times: bool,
     /// Times beyond the limits of the device, and the times that it stores instead.
     pub(super) clamped: Vec<(Time, Time)>,
-    /// It is FAT or exFAT, which hold neither owners nor modes.
-    pub(super) is_fat: Option<bool>,
+    /// What its type shows, once that was asked.
+    pub(super) holds: Option<Holds>,
 }
 
 /// Mode bits that were correctly stored as 1, and as 0.

@@ -61,7 +61,7 @@ pub(super) struct Wanted<'a> {
 /// come from it: with `--no-preserve=mode`, a private file stays private.
 pub(super) struct Replaced {
     entry: OwnedFd,
-    stat: FileStat,
+    pub(super) stat: FileStat,
 }
 
 /// The result of applying metadata.
@@ -353,6 +353,22 @@ impl Copier {
         false
     }
 
+    /// Sets the times of an entry whose other metadata is set, if they are to be kept. Verifies
+    /// them, if there is reason to.
+    pub(super) fn apply_times(&mut self, subject: &Subject<'_>, stat: &FileStat) {
+        let keep = self.context.config.preserve.timestamps;
+        if !keep.is_wanted() || !self.set_times(subject, stat) {
+            return;
+        }
+        let is_trusted = !self.learned(subject.device).ignores_times && is_safe(stat.mtime);
+        if keep == Keep::Required || !is_trusted {
+            let now = subject.handle.stat();
+            if now.is_ok_and(|now| !is_stored(stat.mtime, now.mtime)) {
+                self.note_ineffective(subject, self.times_problem());
+            }
+        }
+    }
+
     fn set_times(&mut self, subject: &Subject<'_>, stat: &FileStat) -> bool {
         match subject.handle.utimens(&times(stat)) {
             Ok(()) => {
@@ -448,9 +464,7 @@ impl Copier {
         if is_all_wanted || name == to {
             return None;
         }
-        let entry = fs::openat(dir.destination().ok()?, to, ENTRY, Mode::empty()).ok()?;
-        let old = FileStat::of(&fs::fstat(&entry).ok()?);
-        (file_type(&old) == file_type(stat)).then_some(Replaced { entry, stat: old })
+        Replaced::open(dir, to).filter(|old| file_type(&old.stat) == file_type(stat))
     }
 
     /// Applies the source's metadata to a directory whose entries are done. `stat` is the source
@@ -461,7 +475,7 @@ impl Copier {
             return Ok(());
         }
         let target = dir.destination()?;
-        let source = Handle::Open(dir.source());
+        let source = dir.source_handle();
         let subject = Subject {
             handle: Handle::Open(target),
             device: dir.devices().destination,
@@ -483,8 +497,10 @@ impl Copier {
             verify: false,
         };
         self.apply(&subject, &wanted);
-        self.set_dir_flags(target, dir.source());
-        if config.fsync {
+        if !dir.is_unreadable() {
+            self.set_dir_flags(target, dir.source());
+        }
+        if config.fsync && !self.is_batched(dir) {
             fs::fsync(target).at(Step::Sync)?;
         }
         Ok(())
@@ -537,8 +553,14 @@ impl Copier {
 }
 
 impl Replaced {
+    pub(super) fn open(dir: &DirPair, to: &CStr) -> Option<Self> {
+        let entry = fs::openat(dir.destination().ok()?, to, ENTRY, Mode::empty()).ok()?;
+        let stat = FileStat::of(&fs::fstat(&entry).ok()?);
+        Some(Self { entry, stat })
+    }
+
     /// Returns the handle to read its attributes.
-    fn handle(&self) -> Handle<'_> {
+    pub(super) fn handle(&self) -> Handle<'_> {
         Handle::path(&self.entry, self.entry.as_fd(), c"")
     }
 }

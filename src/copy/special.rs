@@ -25,13 +25,13 @@ impl Copier {
             FileType::Directory => return Err(CopyError::new(Step::Look, Reason::Changed)),
             _ => {}
         }
-        if self.should_report(&stat, entry.hard_links) {
-            return Ok(EntryResult::HardLink(stat));
-        }
         let decision = match self.decide(dir, entry)? {
             ControlFlow::Continue(decision) => decision,
             ControlFlow::Break(result) => return Ok(result),
         };
+        if self.should_report(&stat, entry.hard_links) {
+            return Ok(EntryResult::HardLink(stat));
+        }
         self.make_room(dir, entry.to, decision)?;
         let target = self.write_target(decision);
         let ((), unfinished) = if file_type == FileType::Symlink {
@@ -47,7 +47,7 @@ impl Copier {
         };
         dir.observe_default_acl();
         self.apply_metadata_by_path(dir, entry.from, unfinished.name(), entry.to, &stat)?;
-        unfinished.commit(entry.to, decision)?;
+        self.commit(dir, unfinished, entry.to, decision)?;
         Ok(EntryResult::Done(decision))
     }
 

@@ -1,19 +1,26 @@
 //! Sources that are pipes: read to their end into a regular file.
 
-use std::os::fd::OwnedFd;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{self, FileType};
 use rustix::io::Errno;
 
-use super::content::{BUFFER, write_all, write_without_zeros};
+use super::content::{take_buffer, write_all, write_without_zeros};
+use super::digest::Digest;
 use super::dir::DirPair;
+use super::file::NewFile;
+use super::handle::{Handle, Subject};
+use super::metadata::{InitialMeta, Replaced, Wanted};
 use super::{Copier, Entry, file_type};
 use crate::config::{Overwrite, Reflink, Sparse};
+use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
 use crate::fs::sys;
 use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
+use crate::protocol::metadata::AttributeClass;
 
 /// A source that can be read once.
 #[derive(Clone, Copy)]
@@ -24,8 +31,8 @@ pub(crate) struct Stream<'a> {
 }
 
 impl Copier {
-    /// Reads a pipe to its end into a file. The file gets the owner, mode and times of any new
-    /// file: the pipe has none worth keeping.
+    /// Reads a pipe to its end into a file. The pipe has no metadata worth keeping. So a new file
+    /// gets those of any new file, and an existing one keeps its own: a private file stays private.
     pub(super) fn copy_stream(
         &mut self,
         dir: &mut DirPair,
@@ -42,24 +49,89 @@ impl Copier {
         if self.context.config.reflink == Reflink::Always {
             return Err(CopyError::new(Step::Clone, Errno::OPNOTSUPP));
         }
-        let target = self.write_target(decision);
-        // A pipe has no mode of its own that a file should get.
-        let mode = 0o666 & !self.context.identity.umask;
-        let new = self.create_file(dir, entry.to, target, mode)?;
-        let size = self.read_to_end(stream.fd, &new.fd)?;
+        let replaced = (decision != Decision::Create)
+            .then(|| Replaced::open(dir, entry.to))
+            .flatten()
+            .filter(|old| file_type(&old.stat) == FileType::RegularFile);
+        let is_in_place = self.context.config.inplace;
+        let new = match &replaced {
+            Some(_) if is_in_place => {
+                let new = self.open_existing(dir, entry.to, None)?;
+                fs::ftruncate(&new.fd, 0).at(Step::Write)?;
+                new
+            }
+            _ => {
+                self.make_room(dir, entry.to, decision)?;
+                let target = self.write_target(decision);
+                let mode = match replaced {
+                    Some(_) => 0o600,
+                    None => 0o666 & !self.context.identity.umask,
+                };
+                self.create_file(dir, entry.to, target, mode)?
+            }
+        };
+        if self.context.config.contents.reads_everything() {
+            self.digest = Some(self.new_digest(0));
+        }
+        let read = self.read_to_end(stream.fd, &new.fd);
+        let digest = self.digest.take();
+        let size = read?;
+        self.size = Some(size);
         fs::ftruncate(&new.fd, size).at(Step::Write)?;
+        if let Some(digest) = digest {
+            self.conclude_digest(dir, &new.fd, new.unfinished.name(), &digest)?;
+        }
+        if let Some(old) = replaced.filter(|_| !is_in_place) {
+            self.keep_old_metadata(dir, &old, &new);
+        }
         if self.context.config.fsync {
             fs::fsync(&new.fd).at(Step::Sync)?;
         }
         sys::close(new.fd).at(Step::Close)?;
-        new.unfinished.commit(entry.to, decision)?;
+        self.commit(dir, new.unfinished, entry.to, decision)?;
         Ok(decision)
     }
 
+    /// Copies owner, mode and attributes from the replaced file to the new one.
+    fn keep_old_metadata(&mut self, dir: &DirPair, old: &Replaced, new: &NewFile<'_>) {
+        let subject = Subject {
+            handle: Handle::Open(new.fd.as_fd()),
+            device: dir.devices().destination,
+            kind: Kind::File,
+        };
+        let source = old.handle();
+        let mut attributes = self.list_attributes(dir, &source, &subject);
+        // They belong to the old contents.
+        let is_capability =
+            |name: &CString| AttributeClass::of(name.to_bytes()) == AttributeClass::Capability;
+        attributes.names.retain(|name| !is_capability(name));
+        let wanted = Wanted {
+            source: &source,
+            stat: &old.stat,
+            attributes: &attributes,
+            initial: InitialMeta {
+                owner: new.meta.owner,
+                mode: None,
+            },
+            replaced: Some(old),
+            set_times: false,
+            verify: false,
+        };
+        self.apply(&subject, &wanted);
+    }
+
     /// Decides what to do with an existing entry. A pipe cannot be compared, and is always newer.
-    fn decide_stream(&self, dir: &DirPair, entry: Entry<'_>) -> Result<Decision, CopyError> {
-        let Some(old) = dir.existing(entry.to).at(Step::LookAtDestination)? else {
-            return Ok(Decision::Create);
+    fn decide_stream(
+        &mut self,
+        dir: &mut DirPair,
+        entry: Entry<'_>,
+    ) -> Result<Decision, CopyError> {
+        let Some(old) = self.existing(dir, entry.to)? else {
+            return Ok(if self.context.config.filter.existing {
+                Decision::SkipMissing
+            } else {
+                Decision::Create
+            });
         };
         let old = FileStat::of(&old);
         if file_type(&old) == FileType::Directory {
@@ -81,11 +153,10 @@ impl Copier {
 
     /// Copies the stream to a file and returns its length.
     fn read_to_end(&mut self, stream: &OwnedFd, file: &OwnedFd) -> Result<u64, CopyError> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        if buffer.is_empty() {
-            buffer = vec![0; BUFFER];
-        }
-        let result = self.read_to_end_with(&mut buffer, stream, file);
+        let mut buffer = take_buffer(&mut self.buffer);
+        let mut digest = self.digest.take();
+        let result = self.read_to_end_with(&mut buffer, digest.as_mut(), stream, file);
+        self.digest = digest;
         self.buffer = buffer;
         result
     }
@@ -93,13 +164,17 @@ impl Copier {
     fn read_to_end_with(
         &self,
         buffer: &mut [u8],
+        mut digest: Option<&mut Digest>,
         stream: &OwnedFd,
         file: &OwnedFd,
     ) -> Result<u64, CopyError> {
         let mut position = 0;
         loop {
             self.await_data(stream)?;
-            let count = match rustix::io::read(stream, &mut *buffer) {
+            let wanted = self.take_bandwidth(buffer.len() as u64)? as usize;
+            let read = rustix::io::read(stream, &mut buffer[..wanted]);
+            self.return_bandwidth((wanted - read.unwrap_or(0)) as u64);
+            let count = match read {
                 Ok(0) => return Ok(position),
                 Ok(count) => count,
                 Err(Errno::INTR | Errno::AGAIN) => continue,
@@ -111,6 +186,9 @@ impl Copier {
                 write_all(file, &buffer[..count], position)
             }
             .at(Step::Write)?;
+            if let Some(digest) = &mut digest {
+                digest.add(&buffer[..count], position);
+            }
             position += count as u64;
             self.slot.add_bytes(count as u64);
         }

@@ -5,7 +5,8 @@
 //! and renamed into place. Under `--overwrite=older` and `never` every entry is, because these
 //! treat every existing entry as complete.
 //!
-//! - The name is `.pcopy.RUN.WORKER.NUMBER.tmp`. No name is used twice in a run.
+//! - The name is `.pcopy.RUN.WORKER.NUMBER.tmp`. No name is used twice in a run. With `--partial`
+//!   that of a chunked file is `.pcopy.RUN.WORKER.NUMBER.ORIGIN.tmp` (`partial.rs`).
 //! - A worker's slot says which name it is writing under. So the parent can remove the file if the
 //!   worker crashes.
 //! - RUN identifies the parent process of the run (`run_number.rs`), so a later run can tell
@@ -26,6 +27,7 @@ use rustix::io::Errno;
 
 use super::Copier;
 use super::dir::DirPair;
+use super::origin::Origin;
 use crate::context::Context;
 use crate::fs::list::{self, Listing};
 use crate::fs::path::Name;
@@ -47,25 +49,49 @@ pub(crate) fn name(context: &Context, worker: usize, number: u32) -> CString {
     CString::new(name).unwrap_or_default()
 }
 
-/// Returns the run number in a temporary name. `None` if [`name`] cannot return that name.
-fn run_of(name: &[u8]) -> Option<RunNumber> {
+/// Returns a worker's temporary name for a file that a later run may go on with.
+pub(super) fn partial_name(
+    context: &Context,
+    worker: usize,
+    number: u32,
+    origin: Origin,
+) -> CString {
+    let (run, origin) = (context.run().digits(), origin.text());
+    let worker = context.scoreboard.named(worker);
+    let name = format!(".pcopy.{run}.{worker}.{number}.{origin}.tmp");
+    CString::new(name).unwrap_or_default()
+}
+
+/// Returns the run number in a temporary name. `None` if [`name`] and [`partial_name`] cannot return
+/// that name.
+pub(super) fn run_of(name: &[u8]) -> Option<RunNumber> {
+    parse(name).map(|(run, _)| run)
+}
+
+/// Returns the run number in a temporary name, and the origin if it has one.
+fn parse(name: &[u8]) -> Option<(RunNumber, Option<Origin>)> {
     let parts = name.strip_prefix(b".pcopy.")?.strip_suffix(b".tmp")?;
     let (run, numbers) = parts.split_at_checked(16)?;
     let is_number = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
     let mut parts = numbers.split(|&b| b == b'.');
     let is_temporary = parts.next() == Some(b"")
         && parts.next().is_some_and(is_number)
-        && parts.next().is_some_and(is_number)
-        && parts.next().is_none();
-    RunNumber::parse(run).filter(|_| is_temporary)
+        && parts.next().is_some_and(is_number);
+    let origin = match parts.next() {
+        Some(text) => Some(Origin::parse(text)?),
+        None => None,
+    };
+    let is_temporary = is_temporary && parts.next().is_none();
+    let run = RunNumber::parse(run).filter(|_| is_temporary)?;
+    Some((run, origin))
 }
 
-fn is_temporary(name: &CStr) -> bool {
+pub(super) fn is_temporary(name: &CStr) -> bool {
     run_of(name.to_bytes()).is_some()
 }
 
 /// Returns true if no run uses this temporary file any more.
-fn is_stale(run: RunNumber, dir: BorrowedFd<'_>, name: &CStr) -> bool {
+pub(super) fn is_stale(run: RunNumber, dir: BorrowedFd<'_>, name: &CStr) -> bool {
     match run.liveness() {
         Liveness::Alive => false,
         Liveness::Ended => true,
@@ -106,15 +132,17 @@ pub(crate) fn remove_leftovers(
         // A leftover that the user names as a source must stay.
         let is_source = || context.targets.is_single(name.to_bytes());
         // This run's own files are in use, or about to be removed by their worker.
-        if let Some(run) = run_of(name.to_bytes())
+        if let Some((run, origin)) = parse(name.to_bytes())
             && run != context.run()
             && !is_source()
         {
-            leftovers.push((run, name.to_owned()));
+            leftovers.push((run, origin, name.to_owned()));
         }
     }
-    for (run, name) in leftovers {
-        if is_stale(run, destination, &name) {
+    for (run, origin, name) in leftovers {
+        let is_wanted =
+            |origin: Origin| context.config.contents.partial && origin.is_wanted(context, dir);
+        if is_stale(run, destination, &name) && !origin.is_some_and(is_wanted) {
             let _ = fs::unlinkat(destination, &name, AtFlags::empty());
         }
     }
@@ -132,16 +160,22 @@ pub(crate) fn remove_of_workers(
     let Ok(destination) = dir.destination() else {
         return;
     };
+    if context.config.dry_run {
+        return;
+    }
     let run = context.run().digits();
     let mut theirs = Vec::new();
     let mut listing = Listing::of(list::path_to(destination, own_cwd));
     while let Some((_, name)) = listing.read() {
         heartbeat();
         let bytes = name.to_bytes();
-        let worker = bytes
+        let numbers = bytes
             .strip_prefix(b".pcopy.")
             .and_then(|rest| rest.strip_prefix(run.as_bytes()))
             .and_then(|rest| rest.strip_prefix(b"."))
+            // The lead's own (`ui/manifest.rs`).
+            .filter(|rest| !rest.starts_with(b"0.0."));
+        let worker = numbers
             .and_then(|rest| rest.split(|&b| b == b'.').next())
             .and_then(|number| std::str::from_utf8(number).ok()?.parse::<u64>().ok());
         let is_kept = || keep.iter().any(|kept| kept.as_bytes() == bytes);
@@ -152,6 +186,25 @@ pub(crate) fn remove_of_workers(
     for name in theirs {
         let _ = fs::unlinkat(destination, &name, AtFlags::empty());
     }
+}
+
+/// Returns the files that were begun as copies of this origin, and that no run uses. One of this run
+/// is of a worker that crashed before it could report the file.
+pub(super) fn partials_of(context: &Context, dir: &DirPair, origin: Origin) -> Vec<CString> {
+    let Ok(destination) = dir.destination() else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    let mut listing = Listing::of(list::path_to(destination, false));
+    while let Some((_, name)) = listing.read() {
+        if let Some((run, Some(of))) = parse(name.to_bytes())
+            && of == origin
+            && (run == context.run() || is_stale(run, destination, name))
+        {
+            found.push(name.to_owned());
+        }
+    }
+    found
 }
 
 /// An unfinished entry at the destination. Dropping it removes the entry.
@@ -367,6 +420,7 @@ mod tests {
     fn only_pcopys_own_names_are_temporary() {
         let is_temporary = |name: &[u8]| run_of(name).is_some();
         assert!(is_temporary(b".pcopy.0123456789abcdef.7.12.tmp"));
+        assert!(is_temporary(b".pcopy.0123456789abcdef.7.12.1-2-3.tmp"));
         for other in [
             &b".pcopy.tmp"[..],
             b".pcopy.0123456789abcdef..12.tmp",

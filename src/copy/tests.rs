@@ -170,7 +170,7 @@ fn a_chunked_file_has_a_temporary_name_until_it_is_committed() {
     let file = setup.begin_chunked();
     // The worker resets it once the parent knows of the file.
     assert_eq!(setup.copier.slot.writing(), WriteTarget::Chunked(1));
-    assert_eq!(file.temp, temp_name(setup.context, 1));
+    assert_eq!(file.temp, Some(temp_name(setup.context, 1)));
     assert!(!setup.path("dst/large").exists());
 
     let mut dir = setup.open(RETRIED);
@@ -190,6 +190,92 @@ fn a_chunked_file_has_a_temporary_name_until_it_is_committed() {
     let copied = std::fs::read(setup.path("dst/large")).unwrap();
     assert!(copied == vec![b'x'; 32 << 20]);
     assert_eq!(std::fs::read_dir(setup.path("dst")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_large_file_is_compared_before_anything_is_created() {
+    let mut setup = Setup::new(&["-j2", "-c"]);
+    let contents = vec![b'x'; 32 << 20];
+    for path in ["src/large", "dst/large"] {
+        setup.write(path, &contents);
+    }
+    let source = std::fs::File::options()
+        .write(true)
+        .open(setup.path("src/large"));
+    let another_time = std::time::UNIX_EPOCH;
+    source.unwrap().set_modified(another_time).unwrap();
+    let begin = |setup: &mut Setup| match setup.copy(RETRIED, c"large", true) {
+        EntryResult::Chunked(file) => file,
+        other => panic!("not in chunks: {other:?}"),
+    };
+    let file = begin(&mut setup);
+    assert!(file.is_comparison());
+    let mut dir = setup.open(RETRIED);
+    let compare = |setup: &mut Setup, dir: &mut DirPair, chunk| {
+        setup.copier.copy_chunk(dir, c"large", &file, chunk)
+    };
+    for chunk in file.chunks(CHUNK_SIZE) {
+        compare(&mut setup, &mut dir, chunk).unwrap();
+    }
+    let inode = setup.inode("dst/large");
+    for expected in [Decision::UpdateMetadata, Decision::LeaveUnchanged] {
+        let copier = &mut setup.copier;
+        let committed = copier.commit_chunked(&mut dir, c"large", c"large", &file, false);
+        assert_eq!(decision(committed.unwrap()), expected);
+    }
+    assert_eq!(setup.inode("dst/large"), inode);
+    // The last byte differs.
+    setup.write("dst/large", [&contents[1..], b"y"].concat());
+    let chunks = file.chunks(CHUNK_SIZE);
+    compare(&mut setup, &mut dir, chunks[0]).unwrap();
+    let differs = compare(&mut setup, &mut dir, chunks[1]).unwrap_err();
+    assert_eq!(differs.reason, Reason::Differs);
+    let copier = &mut setup.copier;
+    let committed = copier.commit_chunked(&mut dir, c"large", c"large", &file, true);
+    match committed.unwrap() {
+        EntryResult::Chunked(copy) => {
+            assert!(!copy.is_comparison());
+            assert_eq!(copy.decision, Decision::ReplaceContents);
+        }
+        other => panic!("not copied in chunks: {other:?}"),
+    }
+}
+
+#[test]
+fn a_retry_goes_on_with_the_partial_file_of_this_run() {
+    let mut setup = Setup::new(&["-j1", "--partial"]);
+    let first = setup.begin_chunked();
+    let mut dir = setup.open(RETRIED);
+    let chunks = first.chunks(CHUNK_SIZE);
+    let copier = &mut setup.copier;
+    copier
+        .copy_chunk(&mut dir, c"large", &first, chunks[0])
+        .unwrap();
+    let second = match setup.copy(RETRIED, c"large", true) {
+        EntryResult::Chunked(file) => file,
+        other => panic!("not copied in chunks: {other:?}"),
+    };
+    assert_eq!(second.id, first.id);
+    assert_ne!(second.temp, first.temp);
+    let spared = |setup: &Setup| setup.copier.slot.counts().spared;
+    for (chunk, whole) in chunks.into_iter().zip([chunks_length(&first), 0]) {
+        let before = spared(&setup);
+        let copier = &mut setup.copier;
+        copier
+            .copy_chunk(&mut dir, c"large", &second, chunk)
+            .unwrap();
+        assert_eq!(spared(&setup) - before, whole);
+    }
+    let copier = &mut setup.copier;
+    let committed = copier.commit_chunked(&mut dir, c"large", c"large", &second, false);
+    assert_eq!(decision(committed.unwrap()), Decision::Create);
+    let copied = std::fs::read(setup.path("dst/large")).unwrap();
+    assert!(copied == vec![b'x'; 32 << 20]);
+    assert_eq!(std::fs::read_dir(setup.path("dst")).unwrap().count(), 1);
+}
+
+fn chunks_length(file: &ChunkedFile) -> u64 {
+    ChunkedFile::chunk_length(&file.stat, CHUNK_SIZE)
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::Copier;
+use crate::protocol::error::{CopyError, Reason, Step};
 use crate::scoreboard::WorkerSlot;
 use crate::scoreboard::gate::Gate;
 
@@ -44,6 +45,31 @@ impl Copier {
             gate,
             slot: self.slot,
             worker: self.worker,
+        }
+    }
+
+    /// Waits until some of `wanted` bytes may be copied (`--bwlimit`), and returns how many.
+    ///
+    /// # Errors
+    /// If the run stops meanwhile.
+    pub(super) fn take_bandwidth(&self, wanted: u64) -> Result<u64, CopyError> {
+        let Some(rate) = self.context.config.limits.bwlimit else {
+            return Ok(wanted);
+        };
+        let scoreboard = self.context.scoreboard;
+        let should_end = || scoreboard.is_stopping();
+        let taken = scoreboard
+            .bandwidth
+            .take(rate, wanted, self.slot, should_end);
+        taken.ok_or(CopyError::new(Step::Copy, Reason::Stopped))
+    }
+
+    /// Returns the bandwidth that a request has not used.
+    pub(super) fn return_bandwidth(&self, bytes: u64) {
+        if let Some(rate) = self.context.config.limits.bwlimit
+            && bytes > 0
+        {
+            self.context.scoreboard.bandwidth.give_back(rate, bytes);
         }
     }
 

@@ -16,6 +16,7 @@
 //! checks once for a device or directory.
 
 use std::ffi::{CStr, CString};
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::{self, AtFlags, Stat};
 use rustix::io::Errno;
@@ -40,7 +41,7 @@ fn is_plain(name: &[u8]) -> bool {
 }
 
 /// Returns the name with swapped case; `None` if it has no letters.
-fn swap_case(name: &CStr) -> Option<CString> {
+pub(super) fn swap_case(name: &CStr) -> Option<CString> {
     let swap = |&b: &u8| {
         if b.is_ascii_lowercase() {
             b.to_ascii_uppercase()
@@ -64,8 +65,20 @@ impl Copier {
         let old = dir.existing(to).at(Step::LookAtDestination)?;
         if old.is_some() {
             self.refuse_twin(dir, to, Step::Create)?;
+        } else if self.context.config.dry_run {
+            self.refuse_foreseen_twin(dir, to, Step::Create)?;
         }
         Ok(old)
+    }
+
+    /// Returns true for a directory that `--existing` leaves out: the destination does not have it.
+    pub(crate) fn is_left_out(
+        &mut self,
+        dir: &mut DirPair,
+        name: &CStr,
+    ) -> Result<bool, CopyError> {
+        let is_asked = self.context.config.filter.existing;
+        Ok(is_asked && self.existing(dir, name)?.is_none())
     }
 
     /// Makes a subdirectory at the destination, or finds out what a dry run would do.
@@ -78,8 +91,26 @@ impl Copier {
         let made = made.map_err(|error| self.explain_name(dir, name, error))?;
         if made != Made::New {
             self.refuse_twin(dir, name, Step::MakeDirectory)?;
+        } else if self.context.config.dry_run {
+            self.refuse_foreseen_twin(dir, name, Step::MakeDirectory)?;
         }
         Ok(made)
+    }
+
+    /// Fails in a dry run if another entry will have the name first (`foresight.rs`).
+    fn refuse_foreseen_twin(
+        &mut self,
+        dir: &mut DirPair,
+        to: &CStr,
+        step: Step,
+    ) -> Result<(), CopyError> {
+        match self.foresee_twin(dir, to).at(Step::LookAtDestination)? {
+            None => Ok(()),
+            Some(twin) => {
+                self.twin = Some(twin);
+                Err(CopyError::new(step, Reason::SameName))
+            }
+        }
     }
 
     /// Fails if the destination's entry of this name is another entry of the source directory.
@@ -131,6 +162,59 @@ impl Copier {
         explained.ok().flatten().unwrap_or(error)
     }
 
+    /// Returns true if the source has an entry that the destination takes for this existing one,
+    /// although its name is spelled differently.
+    pub(super) fn is_source_spelling(
+        &mut self,
+        dir: &mut DirPair,
+        name: &CStr,
+    ) -> rustix::io::Result<bool> {
+        if !self.is_possibly_folded(dir, name) {
+            return Ok(false);
+        }
+        let source = source_names(self.context, dir)?;
+        Ok(source.like(name.to_bytes()).next().is_some())
+    }
+
+    /// Returns true if the source finds an entry under this name, and lists it under another one
+    /// only: the source does not tell the two apart, but the destination does.
+    pub(super) fn is_listed_otherwise(
+        &mut self,
+        dir: &mut DirPair,
+        name: &CStr,
+    ) -> rustix::io::Result<bool> {
+        let mut naming = naming_of_kind(dir.source());
+        if naming == Naming::PerDirectory {
+            naming = naming_of_flag(dir.source());
+        }
+        if naming == Naming::Exact {
+            return Ok(false);
+        }
+        if self.is_possibly_folded(dir, name) || self.is_plain_at_exact_source(dir, name) {
+            return Ok(false);
+        }
+        Ok(!source_names(self.context, dir)?.has(name.to_bytes()))
+    }
+
+    /// Returns true for a name that the source keeps apart from those that differ in case. One
+    /// lookup shows that for a device.
+    fn is_plain_at_exact_source(&mut self, dir: &DirPair, name: &CStr) -> bool {
+        if !is_plain(name.to_bytes()) {
+            return false;
+        }
+        let device = dir.devices().source;
+        let is_known = self.exact_sources.contains(&device);
+        if !is_known
+            && let Some(swapped) = swap_case(name)
+            && fs::statat(dir.source(), &*swapped, AtFlags::SYMLINK_NOFOLLOW).err()
+                == Some(Errno::NOENT)
+        {
+            self.exact_sources.push(device);
+            return true;
+        }
+        is_known
+    }
+
     fn explain(&mut self, dir: &mut DirPair, to: &CStr, step: Step) -> Option<CopyError> {
         self.twin = find_twin(self.context, dir, to).ok()?;
         self.twin.as_ref()?;
@@ -161,7 +245,7 @@ impl Copier {
         let known = self.namings.iter().find(|(known, _)| *known == device);
         let mut naming = known.map_or(Naming::Unknown, |(_, naming)| *naming);
         if naming == Naming::Unknown {
-            naming = naming_of_type(dir);
+            naming = dir.destination().map_or(Naming::Unknown, naming_of_kind);
             if naming == Naming::Unknown {
                 naming = look_up_swapped(dir, name);
             }
@@ -170,24 +254,40 @@ impl Copier {
             }
         }
         if naming == Naming::PerDirectory {
-            let flags = dir.destination().ok().map(fs::ioctl_getflags);
-            match flags {
-                Some(Ok(flags)) if flags.bits() & CASEFOLD != 0 => Naming::Folding,
-                _ => Naming::Exact,
-            }
+            dir.destination().map_or(Naming::Exact, naming_of_flag)
         } else {
             naming
         }
     }
 }
 
-fn naming_of_type(dir: &DirPair) -> Naming {
+/// Returns how a file system of this kind treats names.
+fn naming_of_kind(dir: BorrowedFd<'_>) -> Naming {
     use FileSystem::{Bcachefs, Btrfs, Ext, F2fs, Overlayfs, Ramfs, Tmpfs};
-    match dir.destination().ok().and_then(FileSystem::of) {
+    match FileSystem::of(dir) {
         Some(Btrfs | Ramfs) => Naming::Exact,
         Some(Bcachefs | Ext | F2fs | Overlayfs | Tmpfs) => Naming::PerDirectory,
         _ => Naming::Unknown,
     }
+}
+
+/// Returns how a directory treats names on a file system where its flag decides.
+fn naming_of_flag(dir: BorrowedFd<'_>) -> Naming {
+    if is_casefold(dir) {
+        Naming::Folding
+    } else {
+        Naming::Exact
+    }
+}
+
+fn is_casefold(dir: BorrowedFd<'_>) -> bool {
+    fs::ioctl_getflags(dir).is_ok_and(|flags| flags.bits() & CASEFOLD != 0)
+}
+
+/// Returns whether a directory has the flag to ignore case. `None` if its file system has no such
+/// flag.
+pub(super) fn has_casefold_flag(dir: BorrowedFd<'_>) -> Option<bool> {
+    (naming_of_kind(dir) == Naming::PerDirectory).then(|| is_casefold(dir))
 }
 
 /// Looks for an existing name with swapped case.
@@ -209,7 +309,7 @@ fn look_up_swapped(dir: &mut DirPair, name: &CStr) -> Naming {
 }
 
 /// Returns the names of the destination directory as they are stored there.
-fn stored_names(dir: &mut DirPair, again: bool) -> rustix::io::Result<&Spellings> {
+pub(super) fn stored_names(dir: &mut DirPair, again: bool) -> rustix::io::Result<&Spellings> {
     if dir.stored.is_none() || again {
         let listed = match dir.destination() {
             Ok(destination) => Spellings::list(destination)?,
@@ -218,6 +318,25 @@ fn stored_names(dir: &mut DirPair, again: bool) -> rustix::io::Result<&Spellings
         dir.stored = Some(listed);
     }
     Ok(dir.stored.get_or_insert_default())
+}
+
+/// Returns the names that the source's entries have at the destination.
+pub(super) fn source_names<'a>(
+    context: &Context,
+    dir: &'a mut DirPair,
+) -> rustix::io::Result<&'a Spellings> {
+    if dir.source_names.is_none() {
+        dir.source_names = Some(match context.targets.names_beside(dir.target) {
+            // Files of the command line come from any directories.
+            Some(names) => {
+                let mut spellings = Spellings::default();
+                names.for_each(|name| spellings.add(name));
+                spellings
+            }
+            None => Spellings::list(dir.source())?,
+        });
+    }
+    Ok(dir.source_names.get_or_insert_default())
 }
 
 /// Returns the other entry that the destination confuses with this one, by its source name if
@@ -233,18 +352,7 @@ fn find_twin(context: &Context, dir: &mut DirPair, to: &CStr) -> rustix::io::Res
         return Ok(None);
     }
     let alike: Vec<Name> = stored.like(name).cloned().collect();
-    if dir.source_names.is_none() {
-        dir.source_names = Some(match context.targets.names_beside(dir.target) {
-            // Files of the command line come from any directories.
-            Some(names) => {
-                let mut spellings = Spellings::default();
-                names.for_each(|name| spellings.add(name));
-                spellings
-            }
-            None => Spellings::list(dir.source())?,
-        });
-    }
-    let source = dir.source_names.get_or_insert_default();
+    let source = source_names(context, dir)?;
     let is_in_source = |other: &&Name| source.has(other.as_bytes());
     let twin = alike.iter().find(is_in_source);
     // The spelling may be no source's: a server may have stripped the dots of both.

@@ -17,11 +17,10 @@ use super::handle::{Handle, Subject};
 use super::metadata::{InitialMeta, Wanted, attainable_owner, permissible_mode};
 use super::{Copier, Entry, file_type};
 use crate::config::Keep;
-use crate::fs::file_system::FileSystem;
 use crate::fs::open::ENTRY;
 use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
-use crate::fs::xattr;
+use crate::fs::xattr::{self, ACCESS_ACL};
 use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
@@ -34,28 +33,41 @@ impl Copier {
         old: &FileStat,
         new: &FileStat,
     ) -> bool {
-        let is_other = self.has_other_owner(old, new) || self.has_other_mode(old, new);
-        // A dry run must not announce an update that FAT cannot store.
-        if is_other && !(self.context.config.dry_run && self.is_fat(dir)) {
+        if self.has_other_owner(dir, old, new) || self.has_other_mode(dir, old, new) {
             return true;
         }
         let flags = self.open_flagged(dir, entry, new);
         flags.is_some_and(|flags| flags.is_different()) || self.has_other_attributes(dir, entry)
     }
 
-    fn has_other_owner(&mut self, old: &FileStat, new: &FileStat) -> bool {
+    fn has_other_owner(&mut self, dir: &DirPair, old: &FileStat, new: &FileStat) -> bool {
+        let (owner, group) = self.other_owner(dir, old, new);
+        owner || group
+    }
+
+    /// Returns whether the owner, and whether the group is another one and can be set.
+    pub(super) fn other_owner(
+        &mut self,
+        dir: &DirPair,
+        old: &FileStat,
+        new: &FileStat,
+    ) -> (bool, bool) {
         let keep = self.context.config.preserve.ownership;
-        if !keep.is_wanted() {
-            return false;
+        if !keep.is_wanted() || (old.uid, old.gid) == (new.uid, new.gid) {
+            return (false, false);
+        }
+        // A dry run must not announce what the destination cannot hold.
+        if self.context.config.dry_run && !self.holds(dir).owners {
+            return (false, false);
         }
         let is_root = self.context.identity.is_root;
         let is_settable =
             |copier: &mut Self| is_root || keep == Keep::Required || copier.is_own_group(new.gid);
-        (is_root || keep == Keep::Required) && old.uid != new.uid
-            || old.gid != new.gid && is_settable(self)
+        let owner = (is_root || keep == Keep::Required) && old.uid != new.uid;
+        (owner, old.gid != new.gid && is_settable(self))
     }
 
-    fn has_other_mode(&mut self, old: &FileStat, new: &FileStat) -> bool {
+    pub(super) fn has_other_mode(&mut self, dir: &DirPair, old: &FileStat, new: &FileStat) -> bool {
         let config = &self.context.config;
         if !config.preserve.mode.is_wanted() || file_type(new) == FileType::Symlink {
             return false;
@@ -69,11 +81,28 @@ impl Copier {
         if owner.gid != old.gid && !self.context.identity.is_root && !self.is_own_group(owner.gid) {
             owner.gid = old.gid;
         }
-        old.mode & 0o7777 != permissible_mode(new, 0, Some(owner))
+        let (old, new) = (old.mode & 0o7777, permissible_mode(new, 0, Some(owner)));
+        old != new && (!self.context.config.dry_run || self.holds(dir).has_mode_effect(old, new))
     }
 
     /// Compares attributes. If they cannot be read, that is left to [`Copier::update_metadata`].
     fn has_other_attributes(&mut self, dir: &DirPair, entry: Entry<'_>) -> bool {
+        // With --chmod the copy's ACL is not that of the source: it contains the mode.
+        let is_mode_changed = self.context.config.changes.has_modes();
+        self.differ_in_attributes(dir, entry.from, entry.to, |name| {
+            !(is_mode_changed && name == ACCESS_ACL)
+        })
+    }
+
+    /// Compares those attributes that are chosen.
+    pub(super) fn differ_in_attributes(
+        &mut self,
+        dir: &DirPair,
+        from: &CStr,
+        to: &CStr,
+        is_chosen: impl Fn(&CStr) -> bool,
+    ) -> bool {
+        let (source_name, copy_name) = (from, to);
         let config = &self.context.config;
         let Ok(destination) = dir.destination() else {
             return false;
@@ -82,8 +111,8 @@ impl Copier {
             return false;
         }
         let follow = config.dereference;
-        let from = xattr::list_at(dir.source(), entry.from, follow);
-        let to = xattr::list_at(destination, entry.to, false);
+        let from = xattr::list_at(dir.source(), source_name, follow);
+        let to = xattr::list_at(destination, copy_name, false);
         let (mut from, mut to) = match (from, to) {
             (Ok(from), Ok(to)) => (from, to),
             // Attributes do not exist here, or there is no way to get at them.
@@ -94,8 +123,11 @@ impl Copier {
         if from.is_empty() && to.is_empty() {
             return false;
         }
+        let is_dry_run = config.dry_run;
         self.retain_kept(dir, &mut from);
         self.retain_kept(dir, &mut to);
+        from.retain(|name| is_chosen(name));
+        to.retain(|name| is_chosen(name));
         let has_more = to
             .iter()
             .any(|name| is_removable(name) && !from.contains(name));
@@ -104,18 +136,11 @@ impl Copier {
                 let value = |dir: BorrowedFd<'_>, entry: &CStr, follow| {
                     xattr::get_at(dir, entry, name, follow)
                 };
-                let source = value(dir.source(), entry.from, follow);
-                source != value(destination, entry.to, false)
+                let existing = value(destination, copy_name, false);
+                // The destination has no attributes of this kind. A dry run must not announce one.
+                let is_possible = existing != Err(Errno::OPNOTSUPP) || !is_dry_run;
+                is_possible && value(dir.source(), source_name, follow) != existing
             })
-    }
-
-    /// Returns true for a destination that holds neither owners nor modes.
-    fn is_fat(&mut self, dir: &DirPair) -> bool {
-        let learned = self.learned(dir.devices().destination);
-        *learned.is_fat.get_or_insert_with(|| {
-            let file_system = dir.destination().ok().and_then(FileSystem::of);
-            matches!(file_system, Some(FileSystem::Fat | FileSystem::ExFat))
-        })
     }
 
     /// Applies the source's metadata to an existing entry. Returns `LeaveUnchanged` if nothing
@@ -164,13 +189,14 @@ impl Copier {
             attributes: &attributes,
             initial: InitialMeta::of(&before),
             replaced: None,
-            set_times: false,
+            set_times: self.context.config.contents.checksum && now.mtime != new.mtime,
             verify: true,
         };
         let applied = self.apply(&subject, &wanted);
         let are_flags_changed = flags.is_some_and(|flags| self.update_flags(&flags));
         let after = subject.handle.stat().at(Step::LookAtDestination)?;
-        if self.context.config.fsync && file_type(new) == FileType::RegularFile {
+        let is_synced_alone = self.context.config.fsync && !self.is_batched(dir);
+        if is_synced_alone && file_type(new) == FileType::RegularFile {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
             let file = fs::openat(destination, entry.to, flags, Mode::empty()).at(Step::Sync)?;
             fs::fsync(file).at(Step::Sync)?;
@@ -178,7 +204,8 @@ impl Copier {
         let is_changed = removed
             || applied.set_attributes
             || are_flags_changed
-            || (now.mode, now.uid, now.gid) != (after.mode, after.uid, after.gid);
+            || (now.mode, now.uid, now.gid, now.mtime)
+                != (after.mode, after.uid, after.gid, after.mtime);
         Ok(if is_changed {
             Decision::UpdateMetadata
         } else {

@@ -7,7 +7,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -34,11 +34,12 @@ pub(super) struct ForkServer {
 }
 
 impl ForkServer {
-    /// Forks the fork server. This process must have one thread.
+    /// Forks the fork server. This process must have one thread. The `private` descriptors stay
+    /// its own.
     ///
     /// # Errors
     /// If the system allows no further process or descriptor.
-    pub(super) fn start(context: &'static Context) -> Result<Self> {
+    pub(super) fn start(context: &'static Context, private: &[BorrowedFd<'_>]) -> Result<Self> {
         // A SIGSTOP that comes during a fork reaches the child once it runs. The following SIGCONT
         // cancels the stop only if SIGCONT has a handler. Without one the child would stay stopped
         // (Linux 6.18, __send_signal_locked). All forked processes inherit the handler.
@@ -49,6 +50,9 @@ impl ForkServer {
             Fork::Parent(pid) => Ok(Self { control: here, pid }),
             Fork::Child => {
                 drop(here);
+                for &fd in private {
+                    sys::close_inherited(fd);
+                }
                 serve(context, there, parent);
                 sys::exit_now(0)
             }

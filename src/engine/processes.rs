@@ -1,7 +1,7 @@
 //! Workers that are forked processes, seen from the parent: send, listen, replace.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -122,10 +122,14 @@ impl Processes {
     ///
     /// # Errors
     /// If the fork server cannot be started.
-    pub(crate) fn new(context: &'static Context, limit: usize) -> Result<Self> {
+    pub(crate) fn new(
+        context: &'static Context,
+        limit: usize,
+        private: &[BorrowedFd<'_>],
+    ) -> Result<Self> {
         Ok(Self {
             context,
-            fork_server: Some(ForkServer::start(context)?),
+            fork_server: Some(ForkServer::start(context, private)?),
             workers: Vec::new(),
             ending: Vec::new(),
             limit,

@@ -1,6 +1,7 @@
 //! Files and directories on Linux. Independent of the rest of pcopy.
 
 pub(crate) mod devices;
+pub(crate) mod errno;
 pub(crate) mod file_system;
 pub(crate) mod granularity;
 pub(crate) mod list;

@@ -1,4 +1,5 @@
-//! Opens directories below a root without following any symbolic link on the way.
+//! Opens directories below a root without following any symbolic link on the way, and files without
+//! setting their access times.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -18,6 +19,19 @@ pub(crate) const DIRECTORY: OFlags = OFlags::RDONLY
 
 /// Flags that an entry is opened with to get at its metadata only.
 pub(crate) const ENTRY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Opens a file without setting its access time. Only its owner may ask for that.
+pub(crate) fn open_unnoticed(
+    dir: BorrowedFd<'_>,
+    name: impl rustix::path::Arg + Copy,
+    flags: OFlags,
+) -> Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC;
+    match fs::openat(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => fs::openat(dir, name, flags, Mode::empty()),
+        result => result,
+    }
+}
 
 /// Opens the directory at `path` below `root`.
 ///

@@ -159,6 +159,17 @@ impl Names {
         rest
     }
 
+    /// Removes up to `count` names from the end and returns them. What stays costs nothing.
+    pub(crate) fn take_last(&mut self, count: usize) -> Self {
+        let mut last = Self::default();
+        while last.count < count
+            && let Some((kind, name)) = self.pop()
+        {
+            last.push(kind, &name);
+        }
+        last
+    }
+
     /// Removes the first `count` names.
     pub(crate) fn drop_front(&mut self, count: usize) {
         self.bytes.drain(..self.find_offset(count));
@@ -312,6 +323,14 @@ impl RelPath {
         }
         path.extend_from_slice(name);
         Self(path)
+    }
+
+    /// Returns this path with another one below it.
+    pub(crate) fn append(&self, below: &Self) -> Self {
+        if below.0.is_empty() {
+            return self.clone();
+        }
+        self.join(&below.0)
     }
 
     /// Splits the path into its parent directory and its last name. Both are empty for the root.

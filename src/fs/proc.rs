@@ -1,9 +1,11 @@
-//! Paths through /proc.
+//! Paths through /proc, and what belongs to this process.
 
 use std::ffi::{CStr, CString, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+
+use rustix::fs::Mode;
 
 /// Returns a path that leads to exactly the open entry, even if that is a symbolic link or a
 /// device. Some system calls accept nothing else for an entry opened with O_PATH.
@@ -39,6 +41,13 @@ pub(crate) fn unescape_mount(field: &[u8]) -> PathBuf {
         }
     }
     PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// Returns the umask. No other thread may create a file meanwhile: reading it means to set it.
+pub(crate) fn umask() -> u32 {
+    let umask = rustix::process::umask(Mode::empty());
+    rustix::process::umask(umask);
+    umask.bits()
 }
 
 #[cfg(test)]

@@ -33,6 +33,44 @@ pub(crate) fn shared_futex() -> io::Result<&'static AtomicU32> {
     Ok(unsafe { &*start.cast::<AtomicU32>() })
 }
 
+/// A date and time of day as local clocks show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LocalTime {
+    pub(crate) year: i32,
+    /// From 1 to 12.
+    pub(crate) month: i32,
+    pub(crate) day: i32,
+    pub(crate) hour: i32,
+    pub(crate) minute: i32,
+    pub(crate) second: i32,
+}
+
+/// Returns the second since 1970 of a local time. `None` if there is no such day or time.
+pub(crate) fn second_of(time: &LocalTime) -> Option<i64> {
+    if time.hour > 23 || time.minute > 59 || time.second > 59 {
+        return None;
+    }
+    // SAFETY: all fields are numbers or pointers, which may be zero and null.
+    let mut parts: libc::tm = unsafe { std::mem::zeroed() };
+    parts.tm_year = time.year - 1900;
+    parts.tm_mon = time.month - 1;
+    parts.tm_mday = time.day;
+    parts.tm_hour = time.hour;
+    parts.tm_min = time.minute;
+    parts.tm_sec = time.second;
+    // The time zone decides whether it is summer time.
+    parts.tm_isdst = -1;
+    // SAFETY: `parts` is a valid `tm`. The environment, which may name the time zone, is never
+    // changed by pcopy.
+    let second = unsafe { libc::mktime(&raw mut parts) };
+    // A day that does not exist becomes another one.
+    let is_same_day = (parts.tm_year, parts.tm_mon, parts.tm_mday)
+        == (time.year - 1900, time.month - 1, time.day);
+    // The type differs between architectures.
+    #[allow(clippy::useless_conversion)]
+    is_same_day.then(|| i64::from(second))
+}
+
 /// Maps zeroed memory for so many words of 64 bits. It is never unmapped.
 fn shared_memory(count: usize) -> io::Result<*mut libc::c_void> {
     let length = count
@@ -147,6 +185,14 @@ pub(crate) fn close(fd: OwnedFd) -> rustix::io::Result<()> {
         Err(rustix::io::Errno::INTR) => Ok(()),
         result => result,
     }
+}
+
+/// Closes a descriptor that a forked process has inherited and never uses: a process that cannot be
+/// killed must not hold a pipe open.
+pub(crate) fn close_inherited(fd: BorrowedFd<'_>) {
+    // SAFETY: only a forked process calls this. The owner's destructor runs in the parent alone,
+    // and nothing uses the number here, so it is closed once.
+    unsafe { rustix::io::close(fd.as_raw_fd()) };
 }
 
 /// Duplicates the descriptor of this number, which the command line names.

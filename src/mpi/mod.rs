@@ -23,7 +23,9 @@ use crate::config::{Config, Mode};
 use crate::context::{Context, Identity};
 use crate::engine::become_child;
 use crate::engine::mpi::{MOST_NODES, Nodes, rows};
+use crate::filter::read_rule_files;
 use crate::fs::sys::{self, Fork};
+use crate::lock::Lock;
 use crate::protocol::frames::{LONGEST_FROM_LEAD, LONGEST_FROM_NODE, Link, RELAY};
 use crate::protocol::nodes::{FromRelay, Start};
 use crate::protocol::wire::decode;
@@ -33,6 +35,7 @@ use crate::scheduler::{JOBS_PER_WORKER, Scheduler};
 use crate::scoreboard::Scoreboard;
 use crate::signals::Signals;
 use crate::targets::Targets;
+use crate::ui::{Manifest, Outputs};
 
 /// The number of a descriptor that is the socket to the relay. Without it pcopy looks for MPI. The
 /// tests have a relay of their own.
@@ -61,20 +64,28 @@ enum Connection {
     Relayed(i32),
 }
 
-/// Runs pcopy on the machines on which mpirun or srun has started it. Returns the exit status.
+/// How this process's part of a run has ended.
+pub(crate) enum Ended {
+    /// No other machine takes part: the run has these settings, and has not begun.
+    Alone(Box<Config>),
+    /// It is over, and this is the exit status.
+    Status(i32),
+}
+
+/// Runs pcopy on the machines on which mpirun or srun has started it.
 ///
 /// # Errors
 /// If the run cannot start.
-pub(crate) fn run(config: Config) -> Result<i32> {
+pub(crate) fn run(config: Config) -> Result<Ended> {
     let socket = match connect()? {
-        Connection::Alone => return run_alone(config),
-        Connection::Relayed(status) => return Ok(status),
+        Connection::Alone => return Ok(alone(config)),
+        Connection::Relayed(status) => return Ok(Ended::Status(status)),
         Connection::Behind(socket) => socket,
     };
     let mut link = Link::new(socket, LONGEST_FROM_LEAD);
     match wait_for_hello(&mut link)? {
-        (_, 1) => run_alone(config),
-        (0, size) => lead(config, link, size),
+        (_, 1) => Ok(alone(config)),
+        (0, size) => lead(config, link, size).map(Ended::Status),
         (rank, _) => {
             become_node(rank);
             // What went wrong is the lead's to say.
@@ -84,11 +95,22 @@ pub(crate) fn run(config: Config) -> Result<i32> {
     }
 }
 
-fn run_alone(config: Config) -> Result<i32> {
-    crate::run_here(Config {
+fn alone(config: Config) -> Ended {
+    Ended::Alone(Box::new(Config {
         mode: Mode::Process,
         ..config
-    })
+    }))
+}
+
+/// Refuses options that need one machine.
+fn refuse_options(config: &Config) -> Result<()> {
+    if config.contents.partial {
+        bail!(
+            "--partial does not go with several hosts: their marks would lie in one page of a \
+             file, and hosts that write to one page can undo each other's writes"
+        );
+    }
+    Ok(())
 }
 
 fn connect() -> Result<Connection> {
@@ -134,10 +156,50 @@ fn become_node(rank: u32) {
 
 /// Runs the scheduler, and a node for this machine as a child.
 fn lead(config: Config, relay: Link, size: u32) -> Result<i32> {
+    let mut outputs = Outputs::open(&config.report)?;
+    let Led {
+        lock,
+        context,
+        nodes,
+        manifest,
+    } = prepare_lead(config, relay, size, &outputs)
+        .inspect_err(|error| outputs.log_fatal(error))?;
+    let bound = nodes.bound.join(", ");
+    let limit = WorkerLimit::new(Some(nodes.workers().max(1)));
+    let signals = Signals::take_over()?;
+    let scheduler = Scheduler::new(context, Box::new(nodes), limit, signals, outputs);
+    if !bound.is_empty() {
+        scheduler.warn(&format!(
+            "warning: one core of several on {bound}; mpirun --bind-to none lets pcopy use all"
+        ));
+    }
+    let status = scheduler.with_manifest(manifest).run();
+    if let Some(lock) = lock {
+        lock.release();
+    }
+    Ok(status)
+}
+
+/// What the lead needs before the run begins.
+struct Led {
+    lock: Option<Lock>,
+    context: &'static Context,
+    nodes: Nodes,
+    manifest: Option<Manifest>,
+}
+
+/// Takes the lock, opens sources and destinations, and starts all nodes.
+fn prepare_lead(mut config: Config, relay: Link, size: u32, outputs: &Outputs) -> Result<Led> {
+    refuse_options(&config)?;
+    let lock = config.limits.lock.as_deref().map(Lock::take).transpose()?;
     let identity = Identity::read();
     let user = start::user()?;
+    config.filter.rule_files = read_rule_files(&config.filter)?;
     let targets = Targets::open(&config, identity.umask)?;
-    let places = targets.places()?;
+    let described = targets
+        .places()
+        .and_then(|places| Ok((places, targets.places_beside()?)));
+    let (places, beside) = described.inspect_err(|_| targets.remove_created())?;
     let (here, there) = Link::pair().context("cannot make a socket")?;
     let lead = getpid();
     // Before any thread exists.
@@ -145,6 +207,9 @@ fn lead(config: Config, relay: Link, size: u32) -> Result<i32> {
         Fork::Parent(child) => child,
         Fork::Child => {
             drop((targets, relay, here));
+            for fd in outputs.descriptors() {
+                sys::close_inherited(fd);
+            }
             become_child("pcopy: node", "pcopy: node 0", lead);
             let _ = node::serve(Link::new(there, LONGEST_FROM_LEAD), 0, config);
             sys::exit_now(0)
@@ -161,12 +226,15 @@ fn lead(config: Config, relay: Link, size: u32) -> Result<i32> {
         settings: start::hash_of(&config),
         user,
         umask: identity.umask,
+        decided: config.decided(),
+        nodes: size,
         run,
-        jobs: config.jobs.map(|jobs| jobs as u32),
         claims: claims as u32,
         timeout: timeout.as_millis() as u64,
         places,
+        beside,
     };
+    let list = config.contents.manifest.clone();
     let context: &'static Context = Box::leak(Box::new(Context {
         config,
         identity,
@@ -182,19 +250,16 @@ fn lead(config: Config, relay: Link, size: u32) -> Result<i32> {
         size,
         timeout,
     );
-    if let Err(error) = nodes.start(&start) {
-        context.targets.remove_created();
-        return Err(error);
-    }
-    if !nodes.bound.is_empty() {
-        crate::ui::output::print_message(&format!(
-            "warning: one core of several on {}; mpirun --bind-to none lets pcopy use all",
-            nodes.bound.join(", ")
-        ));
-    }
-    let limit = WorkerLimit::new(Some(nodes.workers().max(1)));
-    let signals = Signals::take_over()?;
-    Ok(Scheduler::new(context, Box::new(nodes), limit, signals).run())
+    let started = nodes
+        .start(&start)
+        .and_then(|()| list.map(|list| Manifest::begin(context, &list)).transpose());
+    let manifest = started.inspect_err(|_| context.targets.remove_created())?;
+    Ok(Led {
+        lock,
+        context,
+        nodes,
+        manifest,
+    })
 }
 
 fn timeout() -> Duration {

@@ -6,6 +6,7 @@
 //! worker, and starts more workers if these pay. Losses and timeouts are the lead's affair.
 
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -121,8 +122,13 @@ type Prepared = (&'static Context, WorkerLimit, Box<dyn Engine>);
 /// Checks that this node is like the lead, and opens everything.
 fn prepare(start: &Start, rank: u32, mut config: Config) -> Result<Prepared> {
     start::check(start, &config)?;
-    config.jobs = start.jobs.map(|jobs| jobs as usize);
-    let targets = start::open(start, rank)?;
+    config.adopt(start.decided.clone());
+    // Each host has an equal share.
+    config.limits.bwlimit = config.limits.bwlimit.map(|rate| {
+        let share = rate.get() / u64::from(start.nodes.max(1));
+        NonZeroU64::new(share).unwrap_or(NonZeroU64::MIN)
+    });
+    let targets = start::open(start, &config, rank)?;
     let identity = Identity {
         umask: start.umask,
         parent: getpid(),
@@ -148,7 +154,7 @@ fn prepare(start: &Start, rank: u32, mut config: Config) -> Result<Prepared> {
     }));
     let engine: Box<dyn Engine> = match context.config.mpi.workers {
         // This forks the fork server, so no thread may exist yet.
-        Mode::Process => Box::new(Processes::new(context, limit.limit())?),
+        Mode::Process => Box::new(Processes::new(context, limit.limit(), &[])?),
         _ => Box::new(Threads::new(context, limit.max(), limit.limit())?),
     };
     Ok((context, limit, engine))
@@ -217,6 +223,7 @@ impl Node {
                     self.handle_event(event);
                     timeout = Duration::ZERO;
                 }
+                let _ = self.link.flush();
             }
             let now = Instant::now();
             if now.saturating_duration_since(ticked) >= PERIOD {
@@ -236,7 +243,7 @@ impl Node {
         self.said = Instant::now();
         let message = self.numbers.number(message);
         // A closed connection is noticed when it is read.
-        let _ = self.link.send(0, &message);
+        let _ = self.link.queue(0, &message);
     }
 
     /// Handles what the lead has sent.
@@ -289,6 +296,8 @@ impl Node {
                     self.engine.abandon(worker as usize);
                 }
             }
+            ToNode::Finish => scoreboard.finish(),
+            ToNode::KeepRest => scoreboard.end_deletions(),
             ToNode::Stop => {
                 self.has_said_stopping = true;
                 scoreboard.stop();

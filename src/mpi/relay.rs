@@ -230,7 +230,7 @@ impl Relay {
             match tag {
                 FRAME => {
                     if let Some(link) = &mut self.link {
-                        let _ = link.send_bytes(from, &bytes);
+                        let _ = link.queue_bytes(from, &bytes);
                     }
                 }
                 KILL if from == 0 => {

@@ -46,15 +46,8 @@ pub(super) fn user() -> Result<User> {
 
 /// Returns a hash of the settings that decide what a worker does.
 pub(super) fn hash_of(config: &Config) -> u64 {
-    // The number of workers may come from the environment, which mpirun does not pass on, and
-    // progress depends on the terminal. The lead decides both.
-    let config = Config {
-        jobs: None,
-        progress: false,
-        ..config.clone()
-    };
     let mut hasher = DefaultHasher::new();
-    format!("{config:?}").hash(&mut hasher);
+    format!("{:?}", config.common()).hash(&mut hasher);
     hasher.finish()
 }
 
@@ -86,7 +79,7 @@ pub(super) fn check(start: &Start, config: &Config) -> Result<()> {
         bail!("this is pcopy {VERSION}, and the lead is {}", start.version);
     }
     if start.settings != hash_of(config) {
-        bail!("other options, or other contents of the files that they name, than the lead has");
+        bail!("other options than the lead has");
     }
     let own = user()?;
     let User { uid, gid, groups } = &start.user;
@@ -111,14 +104,15 @@ pub(super) fn check(start: &Start, config: &Config) -> Result<()> {
 ///
 /// # Errors
 /// If one of them is not what the lead has.
-pub(super) fn open(start: &Start, rank: u32) -> Result<Targets> {
-    Targets::open_places(&start.places, rank)
+pub(super) fn open(start: &Start, config: &Config, rank: u32) -> Result<Targets> {
+    Targets::open_places(&start.places, &start.beside, &config.filter, rank)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::Cli;
+    use crate::protocol::nodes::PlacesBeside;
     use clap::Parser;
 
     fn config(options: &[&str]) -> Config {
@@ -133,10 +127,12 @@ mod tests {
             user: user().unwrap(),
             umask: 0o022,
             run: 1,
-            jobs: None,
+            decided: config(&[]).decided(),
+            nodes: 2,
             claims: 1,
             timeout: 1,
             places: Vec::new(),
+            beside: PlacesBeside::default(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::items::Items;
 use crate::fs::path::Name;
 use crate::fs::stat::{FileId, FileStat};
 
@@ -9,7 +10,10 @@ use crate::fs::stat::{FileId, FileStat};
 /// all workers end at about the same time.
 pub(crate) const CHUNK_SIZE: u64 = 16 << 20;
 /// Chunks begin at multiples of this.
-const CHUNK_ALIGNMENT: u64 = 1 << 20;
+pub(crate) const CHUNK_ALIGNMENT: u64 = 1 << 20;
+
+/// A checksum in the list of `--manifest`.
+pub(crate) type Checksum = [u8; 32];
 
 /// The action on an entry, planned or done, and its reason. Printed by `-n` and `-v`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,19 +21,26 @@ pub(crate) enum Decision {
     Create,
     ReplaceOtherKind,
     ReplaceSize,
+    ReplaceContents,
     ReplaceTime,
     ReplaceTarget,
     ReplaceAlways,
     ReplaceOlder,
     HardLink,
+    /// The same in a directory of `--link-dest`.
+    LinkSame,
     /// The contents are the same: owner, mode or attributes are updated.
     UpdateMetadata,
     LeaveUnchanged,
     LeaveSame,
     SkipExisting,
     SkipNewer,
+    /// With `--existing`.
+    SkipMissing,
     MakeDirectory,
     MergeDirectory,
+    /// The source does not have it.
+    Delete,
 }
 
 impl Decision {
@@ -39,24 +50,28 @@ impl Decision {
             Self::Create => ("copy", "new"),
             Self::ReplaceOtherKind => ("replace", "type differs"),
             Self::ReplaceSize => ("replace", "size differs"),
+            Self::ReplaceContents => ("replace", "contents differ"),
             Self::ReplaceTime => ("replace", "time differs"),
             Self::ReplaceTarget => ("replace", "target differs"),
             Self::ReplaceAlways => ("replace", "asked for"),
             Self::ReplaceOlder => ("replace", "older"),
             Self::HardLink => ("link", "hard link"),
+            Self::LinkSame => ("link", "same in --link-dest"),
             Self::UpdateMetadata => ("update", "metadata differs"),
             Self::LeaveUnchanged => ("leave", "unchanged"),
             Self::LeaveSame => ("leave", "same file"),
             Self::SkipExisting => ("skip", "exists"),
             Self::SkipNewer => ("skip", "not older"),
+            Self::SkipMissing => ("skip", "not at the destination"),
             Self::MakeDirectory => ("make", "new"),
             Self::MergeDirectory => ("merge", "directory exists"),
+            Self::Delete => ("delete", ""),
         }
     }
 
     /// Returns true if something is made or replaced.
     pub(crate) const fn changes(self) -> bool {
-        matches!(self.outcome(), Outcome::Copied)
+        matches!(self.outcome(), Outcome::Copied | Outcome::Deleted)
     }
 
     /// Returns how the entry is counted. Directories are not counted.
@@ -65,15 +80,18 @@ impl Decision {
             Self::Create
             | Self::ReplaceOtherKind
             | Self::ReplaceSize
+            | Self::ReplaceContents
             | Self::ReplaceTime
             | Self::ReplaceTarget
             | Self::ReplaceAlways
             | Self::ReplaceOlder
             | Self::HardLink
+            | Self::LinkSame
             | Self::UpdateMetadata
             | Self::MakeDirectory => Outcome::Copied,
             Self::LeaveUnchanged | Self::LeaveSame | Self::MergeDirectory => Outcome::Unchanged,
-            Self::SkipExisting | Self::SkipNewer => Outcome::Skipped,
+            Self::SkipExisting | Self::SkipNewer | Self::SkipMissing => Outcome::Skipped,
+            Self::Delete => Outcome::Deleted,
         }
     }
 }
@@ -85,8 +103,10 @@ pub(crate) enum Outcome {
     Copied,
     /// The same already.
     Unchanged,
-    /// Left alone because of `--overwrite`.
+    /// Left alone because of `--overwrite` or `--existing`.
     Skipped,
+    /// Removed from the destination.
+    Deleted,
 }
 
 /// How a job treats entries with several hard links.
@@ -108,34 +128,43 @@ pub(crate) struct DirOrigin {
     pub(crate) known_empty: bool,
 }
 
-/// A file that several workers copy in chunks. It has a temporary name until all chunks are
-/// written.
+/// A file that several workers copy in chunks, or compare with an existing one. A copy has a
+/// temporary name until all chunks are written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ChunkedFile {
     /// The source's name.
     pub(crate) name: Name,
-    /// The temporary name at the destination.
-    pub(crate) temp: Name,
+    /// The temporary name at the destination. `None` if the chunks are compared.
+    pub(crate) temp: Option<Name>,
     /// The ID of the file at the destination.
     pub(crate) id: FileId,
     /// The source's stat when it was opened. Boxed, because queued jobs should be small.
     pub(crate) stat: Box<FileStat>,
     /// Whether it is new, or replaces something.
     pub(crate) decision: Decision,
+    pub(crate) items: Option<Items>,
 }
 
 impl ChunkedFile {
-    /// Divides the file into chunks. Those of a sparse file are longer, so that each holds about
-    /// as much data.
-    pub(crate) fn chunks(&self, chunk_size: u64) -> Vec<Chunk> {
-        let FileStat {
-            size, allocated, ..
-        } = *self.stat;
-        let count = allocated.min(size).div_ceil(chunk_size).max(1);
-        let length = size
+    /// Returns true if the chunks are compared with an existing file.
+    pub(crate) fn is_comparison(&self) -> bool {
+        self.temp.is_none()
+    }
+
+    /// Returns the length of each chunk but the last, if `size` bytes are wanted. Those of a sparse
+    /// file are longer, so that each holds about as much data.
+    pub(crate) fn chunk_length(stat: &FileStat, size: u64) -> u64 {
+        let count = stat.allocated.min(stat.size).div_ceil(size).max(1);
+        stat.size
             .div_ceil(count)
             .max(1)
-            .next_multiple_of(CHUNK_ALIGNMENT);
+            .next_multiple_of(CHUNK_ALIGNMENT)
+    }
+
+    /// Divides the file into chunks of about `chunk_size` bytes.
+    pub(crate) fn chunks(&self, chunk_size: u64) -> Vec<Chunk> {
+        let size = self.stat.size;
+        let length = Self::chunk_length(&self.stat, chunk_size);
         (0..size)
             .step_by(length as usize)
             .map(|offset| Chunk {
@@ -155,12 +184,17 @@ pub(crate) struct Chunk {
 
 #[cfg(test)]
 impl ChunkedFile {
+    /// Returns the temporary name of a file that is copied.
+    pub(crate) fn temp_name(&self) -> &[u8] {
+        self.temp.as_ref().map_or(b"", Name::as_bytes)
+    }
+
     /// Returns one for tests.
     pub(crate) fn sample(name: &str, size: u64, allocated: u64) -> Self {
         let none = (0, 0);
         Self {
             name: Name::new(name.as_bytes()),
-            temp: Name::new(format!(".{name}.tmp").as_bytes()),
+            temp: Some(Name::new(format!(".{name}.tmp").as_bytes())),
             id: FileId { dev: 1, ino: 3 },
             stat: Box::new(FileStat {
                 id: FileId { dev: 1, ino: 2 },
@@ -176,6 +210,7 @@ impl ChunkedFile {
                 ctime: none,
             }),
             decision: Decision::Create,
+            items: None,
         }
     }
 }

@@ -50,6 +50,11 @@ impl CopyError {
         }
     }
 
+    /// Returns true if a later attempt may succeed.
+    pub(crate) fn may_pass(&self) -> bool {
+        self.reason.may_pass()
+    }
+
     /// Returns true if the entry was copied despite the error.
     pub(crate) fn is_copied(&self) -> bool {
         matches!(self.reason, Reason::Grown(_))
@@ -84,6 +89,8 @@ pub(crate) enum Step {
     ReadLink,
     #[error("read attributes")]
     ReadAttributes,
+    #[error("read back")]
+    ReadBack,
     #[error("copy")]
     Copy,
     #[error("open directory")]
@@ -120,6 +127,10 @@ pub(crate) enum Step {
     Link,
     #[error("remove temporary file")]
     Remove,
+    #[error("delete")]
+    Delete,
+    #[error("keep backup")]
+    Backup,
 }
 
 impl Step {
@@ -150,6 +161,15 @@ pub(crate) enum Reason {
     /// The file has only grown. Its length when it was opened.
     #[error("file grew while being copied; kept its first {0} bytes")]
     Grown(u64),
+    /// A path that the user has listed.
+    #[error("No such file or directory")]
+    Missing,
+    /// A listed path leads through it.
+    #[error("a listed path leads through this symbolic link; pcopy follows it only with -L")]
+    LinkOnTheWay,
+    /// With `--verify`; or a chunk, with `--checksum`.
+    #[error("contents differ from those of the source")]
+    Differs,
     /// With `--dereference`.
     #[error("symbolic link to nothing")]
     DanglingLink,
@@ -189,6 +209,17 @@ pub(crate) enum Reason {
     /// The destination directory is the source, or lies inside it.
     #[error("directory belongs to the source")]
     LandsOnSource,
+    /// Something is mounted there, and what is on it is not part of the copy.
+    #[error("is a mount point, and stays")]
+    IsMountPoint,
+    /// The source's directory, or the destination's, is not the one that was listed.
+    #[error("another directory has taken its place; nothing in it was deleted")]
+    OtherDirectory,
+    #[error("the source has an entry with the name of the backup; choose another --suffix")]
+    BackupIsSource,
+    /// Another run's temporary file, in a directory to remove.
+    #[error("belongs to another run of pcopy, and stays")]
+    InUse,
     #[error("symbolic links lead back to a parent directory")]
     Loop,
     #[error("workers crashed on it twice ({0})")]
@@ -211,6 +242,44 @@ impl Reason {
     /// Returns true for the errors of a full file system or quota.
     pub(crate) fn is_full(self) -> bool {
         self == Errno::NOSPC.into() || self == Errno::DQUOT.into()
+    }
+}
+
+impl Reason {
+    /// Returns true for the errors of servers, networks and devices that may be gone a little later,
+    /// and for a file that may not change any more.
+    pub(crate) fn may_pass(self) -> bool {
+        let Self::System(errno) = self else {
+            return self == Self::Changed;
+        };
+        matches!(
+            Errno::from_raw_os_error(errno),
+            Errno::IO
+                | Errno::STALE
+                | Errno::AGAIN
+                | Errno::BUSY
+                | Errno::TXTBSY
+                | Errno::DEADLK
+                | Errno::NOLCK
+                | Errno::NOMEM
+                | Errno::NOBUFS
+                | Errno::NFILE
+                | Errno::MFILE
+                | Errno::REMOTEIO
+                | Errno::TIMEDOUT
+                | Errno::TIME
+                | Errno::NOTCONN
+                | Errno::CONNRESET
+                | Errno::CONNABORTED
+                | Errno::CONNREFUSED
+                | Errno::NETDOWN
+                | Errno::NETUNREACH
+                | Errno::NETRESET
+                | Errno::HOSTDOWN
+                | Errno::HOSTUNREACH
+                | Errno::NOLINK
+                | Errno::COMM
+        )
     }
 }
 

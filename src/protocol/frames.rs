@@ -27,6 +27,8 @@ pub(crate) const LONGEST_FROM_LEAD: usize = 1 << 30;
 const HEAD: usize = 8;
 /// Bytes that are read at a time.
 const READ: usize = 64 << 10;
+/// Bytes of queued frames that are sent at once.
+const QUEUED: usize = 32 << 10;
 /// Bytes of complete frames that wait in memory before more is read.
 const ENOUGH: usize = 1 << 20;
 
@@ -75,19 +77,37 @@ impl Link {
     /// [`WireError::Closed`].
     pub(crate) fn send<T: Serialize>(&mut self, rank: u32, message: &T) -> Result<(), WireError> {
         let body = postcard::to_stdvec(message).map_err(|_| WireError::Garbage)?;
-        self.send_bytes(rank, &body)
+        self.put(rank, &body)?;
+        self.flush()
     }
 
-    /// Sends a message that was encoded before, as far as there is room now.
+    /// Queues a message. It is sent with the next ones: a system call costs more than a small one.
     ///
     /// # Errors
     /// [`WireError::Closed`].
-    pub(crate) fn send_bytes(&mut self, rank: u32, body: &[u8]) -> Result<(), WireError> {
+    pub(crate) fn queue<T: Serialize>(&mut self, rank: u32, message: &T) -> Result<(), WireError> {
+        let body = postcard::to_stdvec(message).map_err(|_| WireError::Garbage)?;
+        self.queue_bytes(rank, &body)
+    }
+
+    /// Queues a message that was encoded before.
+    ///
+    /// # Errors
+    /// [`WireError::Closed`].
+    pub(crate) fn queue_bytes(&mut self, rank: u32, body: &[u8]) -> Result<(), WireError> {
+        self.put(rank, body)?;
+        if self.unsent() >= QUEUED {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, rank: u32, body: &[u8]) -> Result<(), WireError> {
         let length = u32::try_from(body.len()).map_err(|_| WireError::Garbage)?;
-        self.output.extend(rank.to_ne_bytes());
-        self.output.extend(length.to_ne_bytes());
-        self.output.extend(body);
-        self.flush()
+        self.output.extend_from_slice(&rank.to_ne_bytes());
+        self.output.extend_from_slice(&length.to_ne_bytes());
+        self.output.extend_from_slice(body);
+        Ok(())
     }
 
     /// Sends what there was no room for, as far as there is now.

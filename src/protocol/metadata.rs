@@ -139,6 +139,7 @@ impl fmt::Display for MetadataError {
 pub(crate) struct Incomplete {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
+    pub(crate) kind: Option<Kind>,
     /// How the entry was counted. `None` for a directory, and if there are failures.
     pub(crate) outcome: Option<Outcome>,
     pub(crate) failures: Vec<MetadataError>,

@@ -8,8 +8,10 @@
 pub(crate) mod entry;
 pub(crate) mod error;
 pub(crate) mod frames;
+pub(crate) mod items;
 pub(crate) mod metadata;
 pub(crate) mod nodes;
+pub(crate) mod unsynced;
 pub(crate) mod wire;
 
 use std::collections::HashSet;
@@ -20,9 +22,11 @@ use serde::{Deserialize, Serialize};
 use crate::fs::path::{Kind, Name, Names, RelPath};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::quote::quote;
-use entry::{Chunk, ChunkedFile, Decision, DirOrigin, HardLinks};
+use entry::{Checksum, Chunk, ChunkedFile, Decision, DirOrigin, HardLinks};
 use error::CopyError;
+use items::Items;
 use metadata::{Grant, Incomplete};
+use unsynced::Unsynced;
 
 /// A job's number: never 0, never used twice in a run.
 pub(crate) type JobId = u64;
@@ -71,6 +75,15 @@ pub(crate) enum JobKind {
     },
     /// A chunk failed: remove the file.
     Discard { file: ChunkedFile },
+    /// Write everything on the destination's device to disk. Belongs to no directory.
+    Sync {
+        /// Which of the target's descriptors to use (`targets/batch.rs`).
+        root: usize,
+    },
+    /// These files are on disk: set their times, and rename them into place.
+    CommitSynced { files: Vec<Unsynced> },
+    /// These files could not be written to disk: remove them.
+    DiscardUnsynced { files: Vec<Unsynced> },
     /// Remove an incomplete file that a crashed worker left.
     Remove { name: Name },
     /// Remove the temporary files of workers that were lost with their machine. Nobody knows which
@@ -81,6 +94,22 @@ pub(crate) enum JobKind {
         /// Files in progress.
         keep: Vec<Name>,
     },
+    /// Remove these entries, which the source did not have when its directory was listed.
+    Delete {
+        names: Names,
+        /// The directory then, on both sides.
+        ids: DirIds,
+    },
+    /// Remove these entries of the destination: they are in the way of a directory, or are
+    /// directories in the way of something else.
+    MakeRoom { names: Names },
+    /// Remove the entries of a directory that only the destination has.
+    EmptyDirectory,
+    /// Everything below is removed: remove the directory itself.
+    RemoveDirectory {
+        /// Something else gets its name.
+        is_in_the_way: bool,
+    },
     /// Everything below is done: set the directory's owner, attributes, mode and times.
     FinishDirectory {
         /// The source directory's stat before it was listed.
@@ -89,6 +118,17 @@ pub(crate) enum JobKind {
 }
 
 impl Job {
+    /// Returns true if the job removes entries of the destination.
+    pub(crate) fn removes(&self) -> bool {
+        matches!(
+            self.kind,
+            JobKind::Delete { .. }
+                | JobKind::MakeRoom { .. }
+                | JobKind::EmptyDirectory
+                | JobKind::RemoveDirectory { .. }
+        )
+    }
+
     /// Returns the file that the job copies a chunk of.
     pub(crate) fn chunked_file(&self) -> Option<&ChunkedFile> {
         match &self.kind {
@@ -109,6 +149,8 @@ pub(crate) struct Resume {
     pub(crate) skip: HashSet<Name>,
     /// The directory's own `-v` line was reported.
     pub(crate) is_announced: bool,
+    /// Something else of the directory is pending, so this job must not finish it.
+    pub(crate) is_shared: bool,
 }
 
 /// The copied file that the other names of its group become links to.
@@ -117,6 +159,8 @@ pub(crate) struct Leader {
     pub(crate) target: u32,
     pub(crate) dir: RelPath,
     pub(crate) name: Name,
+    /// The checksum of its contents, with `--manifest`.
+    pub(crate) checksum: Option<Checksum>,
 }
 
 /// A message from a worker.
@@ -139,7 +183,9 @@ pub(crate) struct JobUpdate {
     pub(crate) number: u32,
     pub(crate) is_done: bool,
     pub(crate) counts: Counts,
-    /// How far the job is; only if it is not done.
+    /// The job ended early, because the run ends.
+    pub(crate) is_cut: bool,
+    /// How far the job is. Of a job that is done only if that may be tried again.
     pub(crate) progress: Progress,
     /// The directory's ids, with the first of its subdirectories.
     pub(crate) dir_ids: Option<DirIds>,
@@ -153,25 +199,59 @@ pub(crate) struct JobUpdate {
     pub(crate) next_leader: Option<Name>,
     /// Files that are ready to be copied in chunks.
     pub(crate) chunked: Vec<ChunkedFile>,
+    /// Files to be synced and then committed. They belong to the worker until the job ends.
+    pub(crate) unsynced: Vec<Unsynced>,
+    /// How many of the job's unsynced files, from the first one, the worker has settled itself.
+    pub(crate) settled_unsynced: usize,
+    /// The worker has tried to sync its files, and failed. So these files have failed.
+    pub(crate) sync_error: Option<CopyError>,
     pub(crate) errors: Vec<EntryError>,
     /// Suspects that were examined and are complete now.
     pub(crate) settled_suspects: Vec<Name>,
     /// Entries that were copied without all of their metadata.
     pub(crate) incomplete: Vec<Incomplete>,
+    /// Files whose contents are at the destination, with `--manifest`.
+    pub(crate) checksums: Vec<FileChecksum>,
+    /// Files of which the first copy was wrong (`--verify`), and the second one right.
+    pub(crate) repeated: Vec<Name>,
     /// Lines for `-v` or `-n`.
     pub(crate) lines: Vec<Line>,
+    /// Entries that a filter leaves out, with `-n -v`.
+    pub(crate) excluded: Vec<Excluded>,
+    /// Entries that only the destination has.
+    pub(crate) extraneous: Names,
+    /// Entries whose names something of another type has at the destination. They are copied once
+    /// that is removed.
+    pub(crate) obstructed: Names,
+    /// Directories of the destination that are to be removed with all that is in them.
+    pub(crate) doomed: Names,
+    /// Something in the directory that is being removed has to stay.
+    pub(crate) has_kept: bool,
+    /// Entries that stay because of `--max-delete`.
+    pub(crate) over_limit: u64,
+    /// The source has no entry at all, so nothing of the destination is named as extraneous.
+    pub(crate) is_source_empty: bool,
     /// The directory's stat, if other jobs must end before it can be finished. `None` once the
     /// worker has finished it itself.
     pub(crate) unfinished: Option<Box<FileStat>>,
 }
 
 impl JobUpdate {
+    /// Returns true if the update says something about what only the destination has.
+    pub(crate) fn is_about_deletion(&self) -> bool {
+        !(self.extraneous.is_empty() && self.obstructed.is_empty())
+            || self.has_kept
+            || self.over_limit > 0
+            || self.is_source_empty
+    }
+
     /// Returns true if the update adds jobs in the same directory.
     pub(crate) fn has_children(&self) -> bool {
         !(self.subdirs.is_empty()
             && self.shared.is_empty()
             && self.hard_links.is_empty()
-            && self.chunked.is_empty())
+            && self.chunked.is_empty()
+            && self.doomed.is_empty())
     }
 }
 
@@ -236,6 +316,8 @@ pub(crate) struct HardLinkEntry {
 pub(crate) struct EntryError {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
+    /// The kind of the entry, if it is one.
+    pub(crate) kind: Option<Kind>,
     pub(crate) error: CopyError,
     /// The entry that has the same name at the destination, with [`Reason::SameName`].
     ///
@@ -247,6 +329,7 @@ impl EntryError {
     pub(crate) fn new(name: Option<Name>, error: CopyError) -> Self {
         Self {
             name,
+            kind: None,
             error,
             twin: None,
         }
@@ -265,12 +348,32 @@ impl EntryError {
     }
 }
 
+/// A file and the checksum of its contents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileChecksum {
+    pub(crate) name: Name,
+    pub(crate) checksum: Checksum,
+}
+
 /// One line of output about an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Line {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
     pub(crate) decision: Decision,
+    /// What has changed, with `--itemize-changes`.
+    pub(crate) items: Option<Items>,
+    /// Bytes of a regular file, if they are known.
+    pub(crate) size: Option<u64>,
+}
+
+/// An entry that a filter leaves out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Excluded {
+    pub(crate) name: Name,
+    pub(crate) is_dir: bool,
+    /// The option or rule that decided.
+    pub(crate) by: String,
 }
 
 /// Counters of a worker, or of the whole run.
@@ -294,6 +397,8 @@ pub(crate) struct Counts {
     pub(crate) unlinked: u64,
     /// Bytes that did not have to be copied: those of unchanged files, and holes.
     pub(crate) spared: u64,
+    /// Entries that were removed from the destination, directories included.
+    pub(crate) deleted: u64,
 }
 
 impl Counts {
@@ -302,7 +407,7 @@ impl Counts {
         self.copied + self.unchanged + self.skipped
     }
 
-    pub(crate) const fn to_array(self) -> [u64; 9] {
+    pub(crate) const fn to_array(self) -> [u64; 10] {
         [
             self.found,
             self.sized,
@@ -313,10 +418,11 @@ impl Counts {
             self.bytes,
             self.unlinked,
             self.spared,
+            self.deleted,
         ]
     }
 
-    pub(crate) const fn from_array(counts: [u64; 9]) -> Self {
+    pub(crate) const fn from_array(counts: [u64; 10]) -> Self {
         let [
             found,
             sized,
@@ -327,6 +433,7 @@ impl Counts {
             bytes,
             unlinked,
             spared,
+            deleted,
         ] = counts;
         Self {
             found,
@@ -338,6 +445,7 @@ impl Counts {
             bytes,
             unlinked,
             spared,
+            deleted,
         }
     }
 

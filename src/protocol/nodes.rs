@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Death;
 use super::{Job, JobId, Report};
-use crate::fs::path::{Kind, Name};
+use crate::config::Decided;
+use crate::fs::path::{Kind, Name, RelPath};
 use crate::fs::stat::FileId;
 
 /// From a relay to its pcopy.
@@ -46,8 +47,12 @@ pub(crate) enum ToNode {
     Abandon {
         worker: u32,
     },
+    /// Begin no more entries, and complete what was begun.
+    Finish,
     /// Stop what is not done.
     Stop,
+    /// Remove nothing more. Another node has, and nobody knows how much.
+    KeepRest,
     /// The lead lives.
     Heartbeat,
     /// The run is over.
@@ -62,15 +67,18 @@ pub(crate) struct Start {
     pub(crate) settings: u64,
     pub(crate) user: User,
     pub(crate) umask: u32,
+    /// The settings that are the lead's.
+    pub(crate) decided: Decided,
+    /// How many nodes there are.
+    pub(crate) nodes: u32,
     /// The number of the run in temporary names.
     pub(crate) run: u64,
-    /// The maximum number of workers.
-    pub(crate) jobs: Option<u32>,
     /// Words in the table of claims.
     pub(crate) claims: u32,
     /// After so many milliseconds without a word, a node counts as lost.
     pub(crate) timeout: u64,
     pub(crate) places: Vec<Place>,
+    pub(crate) beside: PlacesBeside,
 }
 
 /// A source and its destination, as the lead has them.
@@ -79,12 +87,36 @@ pub(crate) struct Place {
     pub(crate) source: Root,
     /// `None` in a dry run if it does not exist.
     pub(crate) destination: Option<Root>,
+    /// The nearest directory above it then.
+    pub(crate) above: Option<Root>,
     /// The paths for messages.
     pub(crate) source_path: Vec<u8>,
     pub(crate) destination_path: Vec<u8>,
+    /// The path of the destination below the directory that the command line names as DST.
+    pub(crate) below_named: RelPath,
     pub(crate) single: Option<SinglePlace>,
+    pub(crate) selection: Option<ListedPaths>,
+    /// The sources land in the destination, which is no copy itself.
+    pub(crate) lands_in: bool,
     /// The lead has just made the destination.
     pub(crate) created: bool,
+}
+
+/// The paths below a source that are copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ListedPaths {
+    /// Each with a NUL at its end.
+    #[serde(with = "serde_bytes")]
+    pub(crate) list: Vec<u8>,
+    /// Directories are copied with everything below them.
+    pub(crate) is_recursive: bool,
+}
+
+/// The directories of `--backup-dir` and `--link-dest`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PlacesBeside {
+    pub(crate) backup: Option<Root>,
+    pub(crate) snapshots: Vec<Root>,
 }
 
 /// A single file: what it is, and its names on both sides.
@@ -92,11 +124,13 @@ pub(crate) struct Place {
 pub(crate) struct SinglePlace {
     pub(crate) kind: Kind,
     pub(crate) from: Name,
+    /// The name by which the command line names it.
+    pub(crate) named: Name,
     pub(crate) to: Name,
 }
 
 /// A directory that all nodes must see.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Root {
     /// Its absolute path, as the user wrote it and without links.
     pub(crate) paths: [Vec<u8>; 2],

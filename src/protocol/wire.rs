@@ -209,6 +209,7 @@ mod tests {
             is_done: true,
             errors: vec![EntryError {
                 name: Some(Name::new(b"bad")),
+                kind: Some(Kind::File),
                 error: CopyError::new(Step::Open, Errno::ACCESS),
                 twin: None,
             }],

@@ -29,6 +29,10 @@ use crate::scoreboard::{GateState, Scoreboard, WorkerSlot};
 const MAX: usize = 64;
 /// How often to look.
 pub(crate) const PERIOD: Duration = Duration::from_millis(20);
+/// The same at the start, as long as workers wait for a device of which nothing is known yet. Two
+/// workers on a file system that could serve 64 would lose most of the first tenth of a second.
+const QUICK_PERIOD: Duration = Duration::from_millis(5);
+const QUICK_START: Duration = Duration::from_millis(200);
 /// Workers whose time is read at a look.
 const SAMPLED: usize = 8;
 
@@ -91,6 +95,12 @@ impl WorkerLimit {
         self.automatic.is_some()
     }
 
+    /// Returns how long to wait for the next look; `None` if there is none.
+    pub(super) fn period(&self, now: Instant, scoreboard: Scoreboard) -> Option<Duration> {
+        let automatic = self.automatic.as_ref()?;
+        Some(automatic.period(now, scoreboard))
+    }
+
     /// Allows one more worker in the place of a stuck one, however busy the machine is. Returns
     /// the new limit if it changes.
     pub(crate) fn replace_stuck(&mut self) -> Option<usize> {
@@ -113,7 +123,7 @@ impl WorkerLimit {
         let Some(automatic) = &mut self.automatic else {
             return Changes::default();
         };
-        if now.saturating_duration_since(automatic.updated) < PERIOD {
+        if now.saturating_duration_since(automatic.updated) < automatic.period(now, scoreboard) {
             return Changes::default();
         }
         automatic.updated = now;
@@ -143,11 +153,24 @@ impl WorkerLimit {
 /// of them wait at the gate, more would only wait there too.
 fn grown(limit: usize, max: usize, busy: usize, sample: &Sample) -> Option<usize> {
     let is_asleep = sample.asleep.is_some_and(|asleep| asleep > ASLEEP);
-    let may_grow = is_asleep && limit < max && busy >= limit && 2 * sample.waiting <= limit;
+    let may_grow = is_asleep
+        && !sample.is_throttled
+        && limit < max
+        && busy >= limit
+        && 2 * sample.waiting <= limit;
     may_grow.then(|| (4 * limit).min(max))
 }
 
 impl Automatic {
+    fn period(&self, now: Instant, scoreboard: Scoreboard) -> Duration {
+        let is_start = now.saturating_duration_since(self.started) < QUICK_START;
+        if is_start && scoreboard.gate.limit() != Limit::Open {
+            QUICK_PERIOD
+        } else {
+            PERIOD
+        }
+    }
+
     fn look(&mut self, now: Instant, scoreboard: Scoreboard, started: usize) -> Sample {
         let slots = || (0..started).map(|worker| scoreboard.slot(worker));
         let (mut requests, mut work) = (0, 0);
@@ -160,6 +183,7 @@ impl Automatic {
             |slot: &WorkerSlot| slot.gate() == GateState::Waiting && slot.job().is_some();
         let waiting = slots().filter(is_waiting).count();
         let is_open = scoreboard.gate.limit() == Limit::Open;
+        let is_throttled = scoreboard.bandwidth.is_used_up();
         Sample {
             now: now.saturating_duration_since(self.started),
             requests,
@@ -167,6 +191,7 @@ impl Automatic {
             asleep: self.sleep.look(now, slots(), waiting > 0),
             waiting,
             is_opened: is_open && self.throughput.limit() != Limit::Open,
+            is_throttled,
         }
     }
 
@@ -221,7 +246,8 @@ impl Sleep {
             if self.seen.len() <= worker {
                 self.seen.push(None);
             }
-            let is_busy = slot.job().is_some();
+            // A sync says nothing about how fast files are copied.
+            let is_busy = slot.job().is_some() && !slot.is_syncing();
             if is_busy && slot.gate() == GateState::Waiting {
                 // What was seen stays: the time before and after the wait is looked at later.
                 continue;
@@ -284,6 +310,7 @@ mod tests {
             asleep: Some(asleep),
             waiting,
             is_opened: false,
+            is_throttled: false,
         }
     }
 

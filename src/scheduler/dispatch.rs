@@ -10,10 +10,12 @@ use super::tree::NodeKey;
 use super::{Phase, Scheduler};
 use crate::engine::Sent;
 use crate::fs::path::{Name, Names};
-use crate::fs::stat::FileId;
+use crate::fs::stat::{DirIds, FileId};
 use crate::protocol::entry::{Chunk, DirOrigin};
+use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::claims::Claim;
+use crate::worker::BATCH;
 
 /// The most jobs in one batch. If small directories were sent one by one, each would wake the
 /// parent.
@@ -41,12 +43,22 @@ pub(super) struct Running {
     pub(super) settled: usize,
     /// How many names at the end of its list were given to other jobs.
     pub(super) shared: usize,
+    /// Files that the job has written, and that are neither synced nor committed.
+    pub(super) written: Vec<Written>,
+}
+
+/// An unsynced file of a job that is running.
+pub(super) struct Written {
+    pub(super) file: Unsynced,
+    pub(super) leads: Option<FileId>,
 }
 
 /// Work that has not been sent. The last in is the first out, so the tree is copied depth first,
 /// which keeps memory bounded.
 pub(super) struct Queue {
     entries: Vec<Queued>,
+    /// Syncs and what follows from them. They are sent before anything else.
+    urgent: Vec<NewJob>,
     /// About how many jobs the entries stand for.
     jobs: usize,
     last_job: JobId,
@@ -70,6 +82,17 @@ enum Queued {
         names: Names,
         origin: DirOrigin,
     },
+    /// Directories that only the destination has, to be removed from the last one.
+    Doomed {
+        parent: NodeKey,
+        names: Names,
+    },
+    /// Entries that only the destination has, from the last one.
+    Deletion {
+        node: NodeKey,
+        names: Names,
+        ids: DirIds,
+    },
     /// Chunks of a file, in reverse.
     Chunks {
         node: NodeKey,
@@ -82,6 +105,7 @@ impl Queue {
     pub(super) fn new(claims: usize) -> Self {
         Self {
             entries: Vec::new(),
+            urgent: Vec::new(),
             jobs: 0,
             last_job: 0,
             last_batch: 0,
@@ -125,13 +149,41 @@ impl Queue {
         rest.len()
     }
 
-    /// Drops all queued work except finishing directories. Returns the jobs that remove temporary
-    /// files, because these files must still be removed.
+    /// Drops what begins an entry or a directory. Returns true if anything was dropped.
+    pub(super) fn drop_new(&mut self) -> bool {
+        let before = self.entries.len();
+        self.entries.retain(|queued| match queued {
+            Queued::Again(_) | Queued::Chunks { .. } => true,
+            Queued::Subdirs { .. } | Queued::Doomed { .. } | Queued::Deletion { .. } => false,
+            Queued::Job(job) => !matches!(
+                job.kind,
+                JobKind::Directory { .. } | JobKind::Entries { .. } | JobKind::HardLinks { .. }
+            ),
+        });
+        self.entries.len() < before
+    }
+
+    /// Returns true if a directory is queued that was not listed.
+    pub(super) fn has_listings(&self) -> bool {
+        self.entries.iter().any(|queued| match queued {
+            Queued::Subdirs { .. } => true,
+            Queued::Job(job) => matches!(job.kind, JobKind::Directory { .. }),
+            _ => false,
+        })
+    }
+
+    /// Drops all queued work except tidying up directories and finishing them. Returns the jobs whose files must be
+    /// removed.
     pub(super) fn drop_rest(&mut self) -> Vec<NewJob> {
-        let mut removals = Vec::new();
+        let mut removals = std::mem::take(&mut self.urgent);
         for queued in std::mem::take(&mut self.entries) {
             match queued {
-                Queued::Job(job) if matches!(job.kind, JobKind::FinishDirectory { .. }) => {
+                Queued::Job(job)
+                    if matches!(
+                        job.kind,
+                        JobKind::FinishDirectory { .. } | JobKind::RemoveTemps { .. }
+                    ) =>
+                {
                     self.entries.push(Queued::Job(job));
                 }
                 Queued::Job(job) if matches!(job.kind, JobKind::Remove { .. }) => {
@@ -145,7 +197,17 @@ impl Queue {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.urgent.is_empty()
+    }
+
+    /// Returns true if an urgent job has such a file.
+    pub(super) fn has_urgent(&self, is_it: impl Fn(&Unsynced) -> bool) -> bool {
+        self.urgent.iter().any(|job| match &job.kind {
+            JobKind::CommitSynced { files } | JobKind::DiscardUnsynced { files } => {
+                files.iter().any(&is_it)
+            }
+            _ => false,
+        })
     }
 
     /// Queues a sent job again. It is skipped if a worker has claimed it by then.
@@ -164,6 +226,12 @@ impl Scheduler {
         self.queue.push(Queued::Job(job), 1);
     }
 
+    /// Queues a job that is sent before all others.
+    pub(super) fn push_urgent(&mut self, job: NewJob) {
+        self.queue.jobs += 1;
+        self.queue.urgent.push(job);
+    }
+
     /// Queues subdirectories that are counted as pending in their parent.
     pub(super) fn push_subdirs(&mut self, parent: NodeKey, names: Names, origin: DirOrigin) {
         let jobs = names.len();
@@ -175,6 +243,18 @@ impl Scheduler {
         self.queue.push(queued, jobs);
     }
 
+    /// Queues directories to remove that are counted as pending in their parent.
+    pub(super) fn push_doomed(&mut self, parent: NodeKey, names: Names) {
+        let jobs = names.len();
+        self.queue.push(Queued::Doomed { parent, names }, jobs);
+    }
+
+    /// Queues entries to remove. Each batch of them is counted as pending in their directory.
+    pub(super) fn push_deletion(&mut self, node: NodeKey, names: Names, ids: DirIds) {
+        let jobs = names.len().div_ceil(BATCH);
+        self.queue.push(Queued::Deletion { node, names, ids }, jobs);
+    }
+
     /// Queues the chunks of a file.
     pub(super) fn push_chunks(&mut self, node: NodeKey, mut chunks: Vec<Chunk>) {
         chunks.reverse();
@@ -184,13 +264,17 @@ impl Scheduler {
 
     /// Queues a directory to be listed, or listed again.
     pub(super) fn push_listing(&mut self, node: NodeKey) {
-        let kind = self.tree.dir_mut(node).listing_job();
+        let kind = self.tree.listing_job(node);
         self.push(node, kind);
     }
 
     /// Sends as many jobs as the engine takes.
     pub(super) fn dispatch(&mut self) {
-        while self.phase == Phase::Running && self.engine.free_slots() > 0 {
+        let is_behind = self.is_disk_behind();
+        while self.may_send()
+            && self.engine.free_slots() > 0
+            && !(is_behind && self.queue.urgent.is_empty())
+        {
             let share = self.queue.jobs / (4 * self.limit.limit());
             let batch = self.take_batch(share.clamp(1, BATCH_JOBS));
             // Jobs that will wait behind another job or batch.
@@ -205,7 +289,7 @@ impl Scheduler {
         let is_idle = self.queue.is_empty() && !self.is_solo;
         let mut idle = if is_idle { self.engine.idle() } else { 0 };
         while idle > 0
-            && self.phase == Phase::Running
+            && self.may_send()
             && let Some(job) = self.next_unclaimed()
         {
             if !self.send(vec![job]) {
@@ -214,6 +298,10 @@ impl Scheduler {
             idle -= 1;
         }
         self.context.scoreboard.set_wanted(idle);
+    }
+
+    fn may_send(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Finishing)
     }
 
     /// Sends a batch. Returns false if there is no worker.
@@ -247,10 +335,13 @@ impl Scheduler {
         let mut batch = Vec::new();
         while batch.len() < most && self.queue.free_claims() > 0 {
             let is_small = match self.queue.entries.last() {
-                Some(Queued::Subdirs { .. } | Queued::Again(_)) => true,
+                _ if !self.queue.urgent.is_empty() => true,
+                Some(Queued::Subdirs { .. } | Queued::Doomed { .. } | Queued::Again(_)) => true,
                 Some(Queued::Job(job)) => matches!(
                     job.kind,
-                    JobKind::FinishDirectory { .. } | JobKind::Remove { .. }
+                    JobKind::FinishDirectory { .. }
+                        | JobKind::Remove { .. }
+                        | JobKind::RemoveDirectory { .. }
                 ),
                 _ => false,
             };
@@ -271,6 +362,9 @@ impl Scheduler {
 
     pub(super) fn pop(&mut self) -> Option<Popped> {
         self.queue.jobs = self.queue.jobs.saturating_sub(1);
+        if let Some(job) = self.queue.urgent.pop() {
+            return Some(Popped::New(Box::new(job)));
+        }
         let (job, is_last) = match self.queue.entries.last_mut()? {
             Queued::Job(_) | Queued::Again(_) => match self.queue.entries.pop() {
                 Some(Queued::Job(job)) => return Some(Popped::New(Box::new(job))),
@@ -287,6 +381,20 @@ impl Scheduler {
                 let node = self.tree.open_subdir(*parent, &name, *origin);
                 let kind = self.tree.dir_mut(node).listing_job();
                 (NewJob::new(node, kind), is_last)
+            }
+            Queued::Doomed { parent, names } => {
+                let (_, name) = names.pop()?;
+                let is_last = names.is_empty();
+                let node = self.tree.open_doomed(*parent, &name);
+                let kind = self.tree.dir_mut(node).listing_job();
+                (NewJob::new(node, kind), is_last)
+            }
+            Queued::Deletion { node, names, ids } => {
+                let kind = JobKind::Delete {
+                    names: names.take_last(BATCH),
+                    ids: *ids,
+                };
+                (NewJob::new(*node, kind), names.is_empty())
             }
             Queued::Chunks { node, rest } => {
                 let chunk = rest.pop()?;
@@ -333,6 +441,7 @@ impl Scheduler {
             next_update: 0,
             settled: 0,
             shared: 0,
+            written: Vec::new(),
         };
         self.running.insert(job.id, running);
         job
@@ -407,11 +516,12 @@ pub(super) enum Popped {
 }
 
 impl NewJob {
-    fn new(node: NodeKey, kind: JobKind) -> Self {
-        Self {
-            node,
-            kind,
-            leads: VecDeque::new(),
-        }
+    pub(super) fn new(node: NodeKey, kind: JobKind) -> Self {
+        Self::leading(node, kind, VecDeque::new())
+    }
+
+    /// Makes a job whose entries lead these groups of hard links.
+    pub(super) fn leading(node: NodeKey, kind: JobKind, leads: VecDeque<(Name, FileId)>) -> Self {
+        Self { node, kind, leads }
     }
 }

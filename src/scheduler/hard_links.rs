@@ -108,8 +108,11 @@ impl HardLinkGroups {
     }
 
     /// Notes that the leader could not be copied. Returns the one that leads now, if one waits.
-    pub(super) fn leader_failed(&mut self, id: FileId) -> Option<Follower> {
+    ///
+    /// If the old leader is tried again later (`is_deferred`), its name is found once more then.
+    pub(super) fn leader_failed(&mut self, id: FileId, is_deferred: bool) -> Option<Follower> {
         let group = self.groups.get_mut(&id)?;
+        group.unseen += u64::from(is_deferred);
         if group.waiting.is_empty() {
             self.groups.remove(&id);
             return None;
@@ -138,6 +141,7 @@ mod tests {
             target: 0,
             dir: RelPath::default(),
             name: Name::new(b"a"),
+            checksum: None,
         }
     }
 
@@ -175,8 +179,19 @@ mod tests {
         let mut groups = HardLinkGroups::default();
         assert_eq!(groups.add(FILE, 2, &follower("a")), Role::Lead);
         assert_eq!(groups.add(FILE, 2, &follower("b")), Role::Wait);
-        assert_eq!(groups.leader_failed(FILE), Some(follower("b")));
-        assert_eq!(groups.leader_failed(FILE), None);
+        assert_eq!(groups.leader_failed(FILE, false), Some(follower("b")));
+        assert_eq!(groups.leader_failed(FILE, false), None);
+        assert!(groups.groups.is_empty());
+    }
+
+    #[test]
+    fn a_leader_that_is_tried_again_becomes_a_link() {
+        let mut groups = HardLinkGroups::default();
+        assert_eq!(groups.add(FILE, 2, &follower("b")), Role::Lead);
+        assert_eq!(groups.add(FILE, 2, &follower("a")), Role::Wait);
+        assert_eq!(groups.leader_failed(FILE, true), Some(follower("a")));
+        assert_eq!(groups.leader_copied(FILE, leader()), []);
+        assert_eq!(groups.add(FILE, 2, &follower("b")), Role::LinkTo(leader()));
         assert!(groups.groups.is_empty());
     }
 }

@@ -25,11 +25,12 @@ use crate::engine::mpi::{Nodes, rows};
 use crate::fs::path::{Kind, Names};
 use crate::fs::stat::FileStat;
 use crate::protocol::frames::{LONGEST_FROM_LEAD, LONGEST_FROM_NODE, Link, Numbers, wait_for};
-use crate::protocol::nodes::{FromNode, Room, Start, ToNode, User};
+use crate::protocol::nodes::{FromNode, PlacesBeside, Room, Start, ToNode, User};
 use crate::protocol::{Job, JobKind, JobUpdate, Report};
 use crate::scoreboard::Scoreboard;
 use crate::signals::Signals;
 use crate::targets::Targets;
+use crate::ui::Outputs;
 
 /// Subdirectories of each directory.
 const FAN_OUT: u8 = 10;
@@ -170,16 +171,24 @@ fn run(nodes: u32, depth: usize) -> (u64, f64) {
         },
         umask: 0,
         run: 1,
-        jobs: None,
+        decided: context.config.decided(),
+        nodes,
         claims: claims as u32,
         timeout: 1,
         places: Vec::new(),
+        beside: PlacesBeside::default(),
     };
     engine.start(&start).unwrap();
     let limit = WorkerLimit::new(Some(engine.workers()));
     let signals = Signals::simulated(Arc::new(AtomicUsize::new(0)));
     let started = Instant::now();
-    let mut scheduler = Scheduler::new(context, Box::new(engine), limit, signals);
+    let mut scheduler = Scheduler::new(
+        context,
+        Box::new(engine),
+        limit,
+        signals,
+        Outputs::default(),
+    );
     scheduler.run_jobs();
     let seconds = started.elapsed().as_secs_f64();
     drop(scheduler);

@@ -10,7 +10,12 @@
 //! 4. A node completes when nothing of it is pending ([`tree`]).
 
 pub(crate) mod autoscale;
+mod batched;
+mod deferred;
+mod delete;
 mod dispatch;
+mod extraneous;
+mod failures;
 mod hard_links;
 #[cfg(test)]
 mod many_nodes;
@@ -33,12 +38,18 @@ use std::time::{Duration, Instant};
 
 use crate::context::Context;
 use crate::engine::{Engine, Event};
-use crate::fs::path::{Name, Names};
+use crate::fs::path::{Name, Names, RelPath};
 use crate::protocol::entry::{DirOrigin, HardLinks};
 use crate::protocol::{Counts, Job, JobId, JobKind};
+use crate::quote::quote;
 use crate::signals::Signals;
-use crate::ui::{Activity, Side, Status, Summary, Ui};
+use crate::ui::{
+    About, Activity, Kind as MessageKind, Manifest, Outputs, Side, Status, Summary, Ui,
+};
 use autoscale::WorkerLimit;
+use batched::Batches;
+use deferred::Deferred;
+use delete::Deleting;
 use dispatch::{Queue, Running};
 use hard_links::HardLinkGroups;
 use refusals::Refusals;
@@ -65,13 +76,16 @@ pub(crate) struct Scheduler {
     signals: Signals,
     ui: Ui,
     summary: Summary,
+    manifest: Option<Manifest>,
     refusals: Refusals,
     /// Directories and chunked files in progress.
     tree: Tree,
     hard_links: HardLinkGroups,
     /// The path of the first entry that was copied because it could not become a hard link.
-    first_unlinked: Option<String>,
+    first_unlinked: Option<Vec<u8>>,
     queue: Queue,
+    /// Files that wait to be synced.
+    batches: Batches,
     /// Jobs that were sent and are not reported done.
     running: HashMap<JobId, Running>,
     /// The counts that each worker has reported. `None` once it is lost.
@@ -81,6 +95,12 @@ pub(crate) struct Scheduler {
     /// The side that hung when a worker was killed because it made no progress.
     hung: HashMap<usize, Side>,
     phase: Phase,
+    deleting: Deleting,
+    deferred: Deferred,
+    /// Something was not begun because the run ends.
+    has_cut: bool,
+    /// Among that was a directory, so the number of entries is not known.
+    has_unlisted: bool,
     /// Incomplete files that a stopped run removes.
     unfinished: Vec<Unfinished>,
     started: Instant,
@@ -91,6 +111,8 @@ pub(crate) struct Scheduler {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Running,
+    /// The time is over: what was begun is finished.
+    Finishing,
     /// After a signal, or when the destination is full.
     Stopping {
         since: Instant,
@@ -104,6 +126,7 @@ impl Scheduler {
         engine: Box<dyn Engine>,
         limit: WorkerLimit,
         signals: Signals,
+        outputs: Outputs,
     ) -> Self {
         let now = engine.now();
         let config = &context.config;
@@ -112,12 +135,14 @@ impl Scheduler {
             engine,
             limit,
             signals,
-            ui: Ui::new(context),
+            ui: Ui::new(context, outputs),
             summary: Summary::default(),
+            manifest: None,
             refusals: Refusals::default(),
             tree: Tree::default(),
             hard_links: HardLinkGroups::default(),
             first_unlinked: None,
+            batches: Batches::default(),
             queue: Queue::new(context.scoreboard.claims.capacity()),
             running: HashMap::new(),
             reported: Vec::new(),
@@ -125,12 +150,23 @@ impl Scheduler {
             roots: Roots::default(),
             hung: HashMap::new(),
             phase: Phase::Running,
+            deleting: Deleting::default(),
+            deferred: Deferred::default(),
+            has_cut: false,
+            has_unlisted: false,
             unfinished: Vec::new(),
             started: now,
             is_solo: true,
         };
+        let mut left_out = Vec::new();
         // In reverse: the queue is last in, first out.
         for (index, target) in context.targets.list.iter().enumerate().rev() {
+            if let Some(excluded) = context.targets.exclusion_of(target) {
+                if config.prints_exclusions() {
+                    left_out.push((index as u32, excluded));
+                }
+                continue;
+            }
             let origin = DirOrigin {
                 created: target.created,
                 known_empty: target.created,
@@ -151,18 +187,32 @@ impl Scheduler {
                 }
             }
         }
+        for (index, excluded) in left_out.into_iter().rev() {
+            scheduler.print_excluded(index, &RelPath::default(), &[excluded]);
+        }
         scheduler
+    }
+
+    /// Sets the list that is written beside the copy.
+    pub(crate) fn with_manifest(mut self, manifest: Option<Manifest>) -> Self {
+        self.manifest = manifest;
+        self
     }
 
     /// Runs to the end and returns the exit status.
     pub(crate) fn run(mut self) -> i32 {
+        for path in self.context.targets.missing_snapshots() {
+            self.ui.warn_no_snapshot(path);
+        }
         self.run_jobs();
+        self.delete_extraneous();
         self.end()
     }
 
     /// Sends jobs and handles events until everything is done, or the run has stopped.
     fn run_jobs(&mut self) {
-        while !self.tree.is_empty() {
+        while !self.tree.is_empty() || self.begin_final_sync() {
+            self.sync_batches();
             self.dispatch();
             let event = self.engine.next(self.timeout());
             self.handle_event(event);
@@ -194,7 +244,10 @@ impl Scheduler {
     /// Returns how long the loop may wait for an event.
     fn timeout(&self) -> Duration {
         let mut timeout = self.ui.period().map_or(TICK, |period| period.min(TICK));
-        if self.limit.is_automatic() || self.phase != Phase::Running {
+        let scoreboard = self.context.scoreboard;
+        if let Some(period) = self.limit.period(self.engine.now(), scoreboard) {
+            timeout = timeout.min(period);
+        } else if self.phase != Phase::Running {
             timeout = timeout.min(autoscale::PERIOD);
         }
         if self.is_solo {
@@ -211,7 +264,7 @@ impl Scheduler {
             self.summary.signal = Some(signal);
             self.stop();
         }
-        if self.phase == Phase::Running && self.context.scoreboard.is_stopping() {
+        if !self.is_stopping() && self.context.scoreboard.is_stopping() {
             // A worker found the destination full. It may have died before it could report that.
             self.summary.is_full = true;
             self.stop();
@@ -225,12 +278,14 @@ impl Scheduler {
             self.engine.set_limit(limit);
         }
         if let Some(line) = changes.decision.filter(|_| self.context.config.debug) {
-            self.ui.error(&line);
+            self.ui.say(MessageKind::Note, &line, &About::default());
         }
         let has_work = |worker| self.engine.has_work(worker);
         for (worker, stall) in self.watchdog.check(now, scoreboard, workers, has_work) {
             self.handle_stall(worker, stall);
         }
+        self.try_again();
+        self.check_time();
         self.update_bar();
     }
 
@@ -316,9 +371,12 @@ impl Scheduler {
                 // Others copy meanwhile: it may hang in a dead server.
                 self.context.scoreboard.gate.revoke(worker);
                 self.engine.set_stuck(worker, true);
-                if self.phase == Phase::Running {
+                if !self.is_stopping() {
                     self.resend_unclaimed(worker);
-                    if let Some(limit) = self.limit.replace_stuck() {
+                    // A sync is slow, and no reason for one more worker each time.
+                    if !self.context.scoreboard.slot(worker).is_syncing()
+                        && let Some(limit) = self.limit.replace_stuck()
+                    {
                         self.engine.set_limit(limit);
                     }
                 }
@@ -352,11 +410,18 @@ impl Scheduler {
             return;
         };
         let (job, entry) = (&running.job, slot.entry());
-        let path = self.ui.show(side, job.target, &job.path, entry.as_ref());
+        let path = self.ui.path(side, job.target, &job.path, entry.as_ref());
         let (seconds, label) = (after.as_secs(), self.engine.label(worker));
-        self.ui.error(&format!(
-            "{path}: no progress for {seconds} s ({label}); still waiting"
-        ));
+        let line = format!(
+            "{}: no progress for {seconds} s ({label}); still waiting",
+            quote(&path)
+        );
+        let about = About {
+            path: Some(&path),
+            worker: Some(&label),
+            ..About::default()
+        };
+        self.ui.say(MessageKind::Warning, &line, &about);
     }
 
     /// Returns the path of an entry of a job, as the user knows it.
@@ -365,14 +430,24 @@ impl Scheduler {
     }
 
     fn end(&mut self) -> i32 {
-        self.note_hosts();
+        self.note_workers();
         self.summary.left_behind = self.summary.left_behind.max(self.shut_down());
         self.ui.end();
+        if self.phase != Phase::Running && self.tree.is_empty() && !self.has_cut {
+            // Everything was begun before the time was over.
+            self.summary.time_limit = None;
+        }
+        self.summary.is_listed = !self.has_unlisted && !self.tree.has_more_listings_than(0);
         self.conclude_refusals();
         if let Some(first) = &self.first_unlinked {
             self.ui.warn_unlinked(self.summary.counts.unlinked, first);
         }
-        self.ui.print_summary(&self.summary);
-        self.summary.exit_status()
+        if let Some(manifest) = self.manifest.take()
+            && let Err(error) = manifest.end(self.context, self.phase == Phase::Running)
+        {
+            self.summary.failed += 1;
+            self.ui.say(MessageKind::Error, &error, &About::default());
+        }
+        self.ui.conclude(&mut self.summary)
     }
 }

@@ -6,17 +6,17 @@
 
 use std::collections::BTreeSet;
 
-use super::{Phase, Scheduler};
+use super::Scheduler;
 use crate::engine::LostNode;
 use crate::protocol::error::Death;
 use crate::protocol::{JobId, JobKind};
 use crate::scoreboard::claims::Claim;
-use crate::ui::Hosts;
+use crate::ui::{About, Hosts, Kind as MessageKind};
 
 impl Scheduler {
     /// Queues jobs again that a node has given back.
     pub(super) fn on_returned(&mut self, jobs: &[JobId]) {
-        if self.phase == Phase::Running {
+        if !self.is_stopping() {
             // The queue is last in, first out.
             for &id in jobs.iter().rev() {
                 self.queue.push_again(id);
@@ -24,8 +24,15 @@ impl Scheduler {
         }
     }
 
-    /// Notes for the summary which hosts took part.
-    pub(super) fn note_hosts(&mut self) {
+    /// Warns of something that was noticed before the run.
+    pub(crate) fn warn(&self, line: &str) {
+        self.ui.say(MessageKind::Warning, line, &About::default());
+    }
+
+    /// Notes for the summary which hosts and workers took part.
+    pub(super) fn note_workers(&mut self) {
+        let hosts = self.engine.hosts();
+        self.summary.workers = hosts.map_or(self.engine.started(), |hosts| hosts.workers);
         self.summary.hosts = self.engine.hosts().map(|hosts| Hosts {
             all: hosts.all as u64,
             workers: hosts.workers as u64,
@@ -34,7 +41,8 @@ impl Scheduler {
     }
 
     pub(super) fn on_node_lost(&mut self, lost: &LostNode) {
-        self.ui.error(&lost.why);
+        self.ui
+            .say(MessageKind::Error, &lost.why, &About::default());
         let is_its = |id: JobId| match self.claim_of(id) {
             Some(Claim::By(by)) => by == lost.node || lost.workers.contains(&by),
             _ => false,
@@ -43,9 +51,12 @@ impl Scheduler {
         let dirs: BTreeSet<_> = jobs.map(|(_, job)| self.tree.dir_key(job.node)).collect();
         // Before their jobs end: a directory without any would be closed.
         for dir in dirs {
+            if self.tree.dir(dir).is_doomed() {
+                continue;
+            }
             let workers = lost.names.clone();
             let chunked = self.tree.chunked_files();
-            let keep = chunked.map(|(_, chunked)| chunked.file.temp.clone());
+            let keep = chunked.filter_map(|(_, chunked)| chunked.file.temp.clone());
             let keep = keep.collect();
             self.tree.add_pending(dir, 1);
             self.push(dir, JobKind::RemoveTemps { workers, keep });

@@ -24,7 +24,6 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::fs::path::{Kind, Name, RelPath};
-use crate::protocol::Job;
 use crate::protocol::entry::Outcome;
 use crate::protocol::metadata::{Cause, Grant, Incomplete, Lacking, MetadataError, Refusal};
 
@@ -121,7 +120,7 @@ impl Refusals {
     }
 
     /// Remembers an entry's refusals until the end of the run.
-    pub(super) fn add(&mut self, job: &Job, incomplete: Incomplete) {
+    pub(super) fn add(&mut self, target: u32, dir: &RelPath, incomplete: Incomplete) {
         if incomplete.refusals.is_empty() {
             return;
         }
@@ -142,8 +141,8 @@ impl Refusals {
             self.remembered += 1;
             pattern.remembered.push(Entry {
                 number: self.entries,
-                target: job.target,
-                dir: job.path.clone(),
+                target,
+                dir: dir.clone(),
                 name: incomplete.name,
                 refusals: incomplete.refusals,
             });
@@ -210,25 +209,11 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
-    use crate::fs::path::{Kind, Names};
-    use crate::protocol::JobKind;
-    use crate::protocol::entry::{DirOrigin, HardLinks};
     use crate::protocol::error::Step;
     use crate::protocol::metadata::{AttributeClass, Property};
 
-    fn job() -> Job {
-        Job {
-            id: 1,
-            claim: 0,
-            target: 0,
-            path: RelPath::default(),
-            origin: DirOrigin::default(),
-            kind: JobKind::Entries {
-                names: Names::one(Kind::File, b"f"),
-                hard_links: HardLinks::Report,
-            },
-            suspects: Vec::new(),
-        }
+    fn dir() -> RelPath {
+        RelPath::default()
     }
 
     fn grant(kind: Kind, property: Property) -> Grant {
@@ -251,6 +236,7 @@ mod tests {
         });
         Incomplete {
             name: Some(Name::new(name)),
+            kind: None,
             outcome: Some(Outcome::Copied),
             failures: Vec::new(),
             refusals: refusals.collect(),
@@ -262,7 +248,7 @@ mod tests {
         let mut refusals = Refusals::default();
         let key = (grant(Kind::File, Property::Ownership), Cause::Denied);
         for name in [b"a", b"b"] {
-            refusals.add(&job(), refused(name, &[key]));
+            refusals.add(0, &dir(), refused(name, &[key]));
         }
         // Another device, another kind, links.
         refusals.grant(&[
@@ -282,7 +268,7 @@ mod tests {
         let mut refusals = Refusals::default();
         let denied = (grant(Kind::File, Property::Ownership), Cause::Denied);
         let value = (grant(Kind::File, Property::Timestamps), Cause::Value);
-        refusals.add(&job(), refused(b"a", &[denied, value]));
+        refusals.add(0, &dir(), refused(b"a", &[denied, value]));
         refusals.grant(&[
             grant(Kind::Directory, Property::Ownership),
             grant(Kind::File, Property::Timestamps),
@@ -312,7 +298,7 @@ mod tests {
         assert!(of(unsupported(Kind::Directory, Property::Timestamps)));
         assert!(of(unsupported(Kind::File, label)));
         assert!(!of(unsupported(Kind::File, user)));
-        refusals.add(&job(), refused(b"a", &[unsupported(Kind::File, label)]));
+        refusals.add(0, &dir(), refused(b"a", &[unsupported(Kind::File, label)]));
         assert_eq!(refusals.decide().lacking.len(), 1);
     }
 
@@ -322,7 +308,7 @@ mod tests {
         let key = (grant(Kind::File, Property::Ownership), Cause::Denied);
         for number in 0..5_000 {
             let name = format!("{number}");
-            refusals.add(&job(), refused(name.as_bytes(), &[key]));
+            refusals.add(0, &dir(), refused(name.as_bytes(), &[key]));
         }
         refusals.grant(&[key.0]);
         let verdict = refusals.decide();

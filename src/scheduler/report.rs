@@ -9,17 +9,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::dispatch::{NewJob, Running};
+use super::failures::Failed;
 use super::hard_links::{Follower, Role};
-use super::refusals::Failure;
 use super::tree::{Listing, Next, NodeKey};
 use super::{Phase, Scheduler};
-use crate::fs::path::{Name, Names};
+use crate::fs::path::{Name, Names, RelPath};
 use crate::fs::stat::FileId;
-use crate::protocol::entry::{ChunkedFile, HardLinks, Outcome};
-use crate::protocol::error::{CopyError, Reason};
-use crate::protocol::metadata::Incomplete;
+use crate::protocol::entry::{Checksum, ChunkedFile, HardLinks};
 use crate::protocol::{
-    EntryError, HardLinkEntry, Job, JobKind, JobUpdate, Leader, Line, Progress, Report,
+    Counts, EntryError, Excluded, FileChecksum, HardLinkEntry, Job, JobKind, JobUpdate, Leader,
+    Line, Progress, Report,
 };
 use crate::scoreboard::claims::Claim;
 use crate::ui::Side;
@@ -56,7 +55,7 @@ impl Scheduler {
         true
     }
 
-    fn apply(&mut self, worker: usize, update: JobUpdate) {
+    fn apply(&mut self, worker: usize, mut update: JobUpdate) {
         let Some(running) = self.running.get(&update.job) else {
             return;
         };
@@ -67,26 +66,53 @@ impl Scheduler {
         }
         self.summary.counts += update.counts;
         self.print_lines(worker, &job, &update.lines);
+        self.print_excluded(job.target, &job.path, &update.excluded);
+        self.list_checksums(&job, &update.checksums);
+        for name in &update.repeated {
+            let side = Side::Destination;
+            let path = self.ui.path(side, job.target, &job.path, Some(name));
+            self.ui.warn_repeated(&path);
+        }
         self.note_unlinked(&job, &update);
         self.note_progress(node, &update);
-        if !update.is_done || !matches!(job.kind, JobKind::Directory { .. }) {
+        self.note_cut(&job, &update);
+        let deferred = self.deferred_error(&job, &update);
+        let is_listed = update.is_done && matches!(job.kind, JobKind::Directory { .. });
+        if !is_listed || deferred.is_some() {
             self.tree.dir_mut(dir).hand_out(handed_out(&update));
         }
 
         let mut leads = self.take_settled_leads(&update);
+        self.note_unsynced(dir, &mut update, &mut leads);
+        if let Some(error) = update.sync_error {
+            self.note_sync_error(dir, &job, error);
+        }
         let directory = self.tree.dir_mut(dir);
-        if let Some(stat) = update.unfinished {
+        if let Some(stat) = update.unfinished.take() {
             directory.unfinished = Some(stat);
         }
         directory.ids = directory.ids.or(update.dir_ids);
         for name in &update.settled_suspects {
             directory.take_suspect(name);
         }
-        for error in &update.errors {
-            self.handle_error(node, &job, error);
+        let is_sync = matches!(job.kind, JobKind::Sync { .. });
+        let mut failed = Failed::default();
+        for error in update.errors.iter().filter(|_| !is_sync) {
+            if deferred.is_none() || error.name.is_some() {
+                let is_deferred = self.handle_error(worker, node, &job, error);
+                failed.add(error, is_deferred);
+            } else {
+                failed.add(error, true);
+            }
+        }
+        if update.is_about_deletion() || !update.doomed.is_empty() {
+            self.note_deletion(worker, dir, &job, &mut update);
+        }
+        if !update.errors.is_empty() && self.tree.dir(dir).is_doomed() {
+            self.tree.dir_mut(dir).deletion().keep();
         }
         for incomplete in update.incomplete {
-            self.handle_incomplete(&job, incomplete);
+            self.handle_incomplete(worker, node, &job, incomplete);
         }
         for (names, origin) in update.subdirs.into_lists() {
             if !names.is_empty() {
@@ -104,13 +130,52 @@ impl Scheduler {
         for file in update.chunked {
             let lead = leads.iter().position(|(name, _)| *name == file.name);
             let lead = lead.and_then(|at| leads.remove(at)).map(|(_, id)| id);
+            // A comparison that found a difference leads no more. The copy does.
+            let lead = lead.or_else(|| self.tree.chunked_mut(node)?.leads.take());
             self.begin_chunked(dir, file, lead);
         }
-        self.settle_leads(dir, leads, &update.errors);
+        let checksums = update.checksums;
+        self.settle_leads(dir, leads, &failed, &checksums);
         if update.is_done
-            && let Some(running) = self.end_job(update.job)
+            && let Some(mut running) = self.end_job(update.job)
         {
-            self.on_job_done(running, &update.errors);
+            self.take_unsynced(&mut running);
+            self.note_uncommitted(&running);
+            if is_sync {
+                self.end_sync(&job, update.errors.first().map(|error| error.error));
+            }
+            if let Some(error) = deferred {
+                return self.defer_job(worker, &running, error);
+            }
+            self.on_job_done(running, &update.errors, &checksums);
+        }
+    }
+
+    /// Returns the error that keeps a job from being done, if the job is to be tried again later.
+    fn deferred_error(&mut self, job: &Job, update: &JobUpdate) -> Option<EntryError> {
+        let whole = || update.errors.iter().filter(|error| error.name.is_none());
+        let first = whole().next().filter(|_| update.is_done)?;
+        // A list of names is deferred if the job could not even begin. What is settled counts.
+        let is_listing = matches!(
+            job.kind,
+            JobKind::Directory { .. } | JobKind::FinishDirectory { .. }
+        );
+        let is_untouched = update.number == 0
+            && update.errors.len() == 1
+            && update.counts == Counts::default()
+            && !update.has_children();
+        if !is_listing && !is_untouched {
+            return None;
+        }
+        let may_defer = whole().all(|error| self.may_defer_job(job, error));
+        may_defer.then(|| first.clone())
+    }
+
+    /// Notes that a job ended early, because the run ends.
+    fn note_cut(&mut self, job: &Job, update: &JobUpdate) {
+        if update.is_cut {
+            self.has_cut = true;
+            self.has_unlisted |= matches!(job.kind, JobKind::Directory { .. });
         }
     }
 
@@ -131,136 +196,48 @@ impl Scheduler {
     /// Notes entries that could not become hard links.
     fn note_unlinked(&mut self, job: &Job, update: &JobUpdate) {
         if let (Some(name), None) = (&update.unlinked, &self.first_unlinked) {
-            self.first_unlinked = Some(self.source_path(job, Some(name)));
+            let path = self
+                .ui
+                .path(Side::Source, job.target, &job.path, Some(name));
+            self.first_unlinked = Some(path);
         }
         if let (Some(name), JobKind::HardLinks { leader, .. }) = (&update.next_leader, &job.kind) {
             let next = Leader {
                 target: job.target,
                 dir: job.path.clone(),
                 name: name.clone(),
+                checksum: checksum_of(&update.checksums, name),
             };
             self.hard_links.leader_full(leader, &next);
         }
     }
 
+    /// Adds files to the list of `--manifest`.
+    fn list_checksums(&mut self, job: &Job, checksums: &[FileChecksum]) {
+        if let Some(manifest) = &mut self.manifest {
+            for FileChecksum { name, checksum } in checksums {
+                let name = self.context.targets.list[job.target as usize].to_destination(name);
+                manifest.add(job.target, &job.path, name, checksum);
+            }
+        }
+    }
+
     /// Prints a job's lines for `-v` or `-n`.
     fn print_lines(&mut self, worker: usize, job: &Job, lines: &[Line]) {
+        self.summary.is_different |= lines.iter().any(|line| line.decision.changes());
         if lines.is_empty() {
             return;
         }
         let label = self.engine.label(worker);
-        if let Err(error) = self.ui.print_entries(&label, job.target, &job.path, lines) {
-            self.summary.failed += 1;
-            self.ui.warn_stdout_failed(&error);
-        }
+        self.ui.print_entries(&label, job.target, &job.path, lines);
     }
 
-    fn handle_error(&mut self, node: NodeKey, job: &Job, error: &EntryError) {
-        if let Some(name) = &error.name {
-            self.give_up_suspect(node, name);
-        }
-        if error.error.reason == Reason::Stopped {
-            return;
-        }
-        if let JobKind::Chunk { .. } = job.kind
-            && let Some(file) = self.tree.chunked_mut(node)
-        {
-            if error.error.reason == Reason::Changed {
-                // The commit looks at the source once more.
-                file.has_changed = true;
-                return;
-            }
-            if !self.fail_chunked(node) {
-                return;
-            }
-        }
-        if error.name.is_some() || self.tree.dir_mut(node).add_error(error.error) {
-            self.report_error(job, error);
-        }
+    /// Prints the entries that filters leave out.
+    pub(super) fn print_excluded(&mut self, target: u32, dir: &RelPath, excluded: &[Excluded]) {
+        self.ui.print_excluded(target, dir, excluded);
     }
 
-    /// Prints and counts an error.
-    pub(super) fn report_error(&mut self, job: &Job, error: &EntryError) {
-        if self.is_root_gone(job, &error.error) {
-            return;
-        }
-        self.summary.failed += 1;
-        self.summary.moved += u64::from(error.error.is_moving_source());
-        self.ui.print_entry_error(job.target, &job.path, error);
-        if error.error.is_full_destination() {
-            self.summary.is_full = true;
-            self.stop();
-        }
-    }
-
-    /// Reports metadata that an entry lacks, if that is known to be its own failure.
-    fn handle_incomplete(&mut self, job: &Job, mut incomplete: Incomplete) {
-        self.refusals.take_known_failures(&mut incomplete);
-        let is_gone = incomplete
-            .errors()
-            .any(|error| self.is_root_gone(job, &CopyError::new(error.step, error.reason)));
-        if is_gone {
-            self.uncount(incomplete.outcome, 1);
-            return;
-        }
-        if !incomplete.failures.is_empty() {
-            self.fail_counted(incomplete.outcome.take(), 1);
-            let name = incomplete.name.as_ref();
-            self.ui
-                .print_incomplete(job.target, &job.path, name, &incomplete.failures);
-        }
-        self.refusals.add(job, incomplete);
-    }
-
-    /// Counts entries as failed that were counted otherwise before.
-    fn fail_counted(&mut self, outcome: Option<Outcome>, entries: u64) {
-        self.summary.failed += entries;
-        self.uncount(outcome, entries);
-    }
-
-    /// Takes entries out of the count that they are in.
-    fn uncount(&mut self, outcome: Option<Outcome>, entries: u64) {
-        let counts = &mut self.summary.counts;
-        let counted = match outcome {
-            Some(Outcome::Copied) => &mut counts.copied,
-            Some(Outcome::Unchanged) => &mut counts.unchanged,
-            Some(Outcome::Skipped) => &mut counts.skipped,
-            None => return,
-        };
-        *counted = counted.saturating_sub(entries);
-    }
-
-    /// Judges the refusals at the end of the run, and prints and counts them.
-    pub(super) fn conclude_refusals(&mut self) {
-        let verdict = self.refusals.decide();
-        for Failure { entry, errors } in &verdict.failures {
-            let name = entry.name.as_ref();
-            self.ui
-                .print_incomplete(entry.target, &entry.dir, name, errors);
-        }
-        let mut failed = 0;
-        for (outcome, entries) in verdict.failed {
-            self.fail_counted(outcome, entries);
-            failed += entries;
-        }
-        let more = failed.saturating_sub(verdict.failures.len() as u64);
-        if more > 0 {
-            self.ui.error(&format!(
-                "and {more} more entries whose metadata could not be set"
-            ));
-        }
-        for (kind, lack) in verdict.lacking {
-            let first = self.ui.show(
-                Side::Destination,
-                lack.target,
-                &lack.dir,
-                lack.name.as_ref(),
-            );
-            self.ui.warn_lacking(kind, lack.entries, &first);
-        }
-    }
-
-    fn on_job_done(&mut self, running: Running, errors: &[EntryError]) {
+    fn on_job_done(&mut self, running: Running, errors: &[EntryError], checksums: &[FileChecksum]) {
         let node = running.node;
         match &running.job.kind {
             JobKind::Directory { .. } => {
@@ -270,9 +247,9 @@ impl Scheduler {
             }
             JobKind::Commit { .. } => {
                 let is_copied = errors.iter().all(|error| error.error.is_copied());
-                self.end_chunked(node, is_copied);
+                self.end_chunked(node, is_copied, checksums);
             }
-            JobKind::Discard { .. } => self.end_chunked(node, false),
+            JobKind::Discard { .. } => self.end_chunked(node, false, checksums),
             _ => {}
         }
         self.complete_one(node);
@@ -361,40 +338,45 @@ impl Scheduler {
     }
 
     /// Continues the groups of these leaders. A leader without an error was copied.
-    fn settle_leads(
+    pub(super) fn settle_leads(
         &mut self,
         dir: NodeKey,
         leads: VecDeque<(Name, FileId)>,
-        errors: &[EntryError],
+        failed: &Failed,
+        checksums: &[FileChecksum],
     ) {
         for (name, id) in leads {
-            let is_of = |error: &EntryError| error.name.as_ref().is_none_or(|it| *it == name);
-            if errors
-                .iter()
-                .any(|error| is_of(error) && !error.error.is_copied())
-            {
-                self.on_leader_failed(id);
+            if let Some(is_deferred) = failed.has(&name) {
+                self.on_leader_failed(id, is_deferred);
             } else {
-                self.on_leader_copied(dir, name, id);
+                let checksum = checksum_of(checksums, &name);
+                self.on_leader_copied(dir, name, id, checksum);
             }
         }
     }
 
     /// Lets the next name of the group lead. It was counted as pending while it waited.
-    pub(super) fn on_leader_failed(&mut self, id: FileId) {
-        if let Some(next) = self.hard_links.leader_failed(id) {
+    pub(super) fn on_leader_failed(&mut self, id: FileId, is_deferred: bool) {
+        if let Some(next) = self.hard_links.leader_failed(id, is_deferred) {
             let names = Names::one(next.kind, next.name.as_bytes());
             self.push_leaders(next.dir, names, VecDeque::from([(next.name, id)]));
         }
     }
 
     /// Queues links to the leader for the names that wait.
-    fn on_leader_copied(&mut self, dir: NodeKey, name: Name, id: FileId) {
+    fn on_leader_copied(
+        &mut self,
+        dir: NodeKey,
+        name: Name,
+        id: FileId,
+        checksum: Option<Checksum>,
+    ) {
         let directory = self.tree.dir(dir);
         let leader = Leader {
             target: directory.target,
             dir: directory.path.clone(),
             name,
+            checksum,
         };
         // In a fixed order, so that a simulation can be repeated.
         let mut waiting: BTreeMap<NodeKey, Names> = BTreeMap::new();
@@ -437,22 +419,40 @@ impl Scheduler {
     }
 
     /// Notes that a chunked file was committed or discarded.
-    pub(super) fn end_chunked(&mut self, node: NodeKey, is_copied: bool) {
-        self.context.scoreboard.end_chunked();
+    pub(super) fn end_chunked(
+        &mut self,
+        node: NodeKey,
+        is_copied: bool,
+        checksums: &[FileChecksum],
+    ) {
         let dir = self.tree.dir_key(node);
         let Some(file) = self.tree.chunked_mut(node) else {
             return;
         };
-        self.engine.end_chunked(&file.file.temp);
+        if !file.file.is_comparison() {
+            self.context.scoreboard.end_chunked();
+        }
+        if let Some(temp) = &file.file.temp {
+            self.engine.end_chunked(temp);
+        }
+        let is_deferred = file.is_deferred;
         match file.leads.take() {
             Some(id) if is_copied => {
                 let name = file.file.name.clone();
-                self.on_leader_copied(dir, name, id);
+                let checksum = checksum_of(checksums, &name);
+                self.on_leader_copied(dir, name, id, checksum);
             }
-            Some(id) => self.on_leader_failed(id),
+            Some(id) => self.on_leader_failed(id, is_deferred),
             None => {}
         }
     }
+}
+
+/// Returns the checksum of a file, if it was reported.
+fn checksum_of(checksums: &[FileChecksum], name: &Name) -> Option<Checksum> {
+    let mut checksums = checksums.iter();
+    let found = checksums.find(|it| it.name == *name)?;
+    Some(found.checksum)
 }
 
 /// Returns the entries of an update that failed or were handed to other jobs.
@@ -466,10 +466,15 @@ fn handed_out(update: &JobUpdate) -> Vec<Name> {
     let subdirs = subdirs.map(|(_, name)| Name::new(name.to_bytes()));
     let hard_links = update.hard_links.iter().map(|entry| entry.name.clone());
     let chunked = update.chunked.iter().map(|file| file.name.clone());
+    let obstructed = update.obstructed.iter();
+    let obstructed = obstructed.map(|(_, name)| Name::new(name.to_bytes()));
+    let unsynced = update.unsynced.iter().map(|file| file.name.clone());
     let failed = update.errors.iter().filter_map(|error| error.name.clone());
     subdirs
         .chain(hard_links)
         .chain(chunked)
+        .chain(obstructed)
+        .chain(unsynced)
         .chain(failed)
         .collect()
 }

@@ -6,14 +6,15 @@
 
 use std::collections::VecDeque;
 
-use super::dispatch::{NewJob, Running};
+use super::dispatch::{NewJob, Running, Written};
 use super::tree::{CrashSite, Listing, NodeKey, Suspect};
 use super::{Phase, Scheduler};
 use crate::copy::temp;
-use crate::fs::path::{Name, Names};
+use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::FileId;
 use crate::protocol::entry::HardLinks;
 use crate::protocol::error::{CopyError, Death, Reason, Step};
+use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{EntryError, JobId, JobKind};
 use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;
@@ -48,7 +49,7 @@ impl Scheduler {
                 continue;
             };
             if Some(id) == current {
-                self.remove_temp_of(worker, running.node);
+                self.remove_temp_of(worker, &running);
                 self.on_crash(worker, running, reason);
             } else {
                 // Done, but the report was lost; or never begun.
@@ -58,7 +59,7 @@ impl Scheduler {
     }
 
     /// Queues the removal of the temporary file that a lost worker was writing.
-    fn remove_temp_of(&mut self, worker: usize, node: NodeKey) {
+    fn remove_temp_of(&mut self, worker: usize, running: &Running) {
         let target = self.context.scoreboard.slot(worker).writing();
         let (WriteTarget::Temp(number) | WriteTarget::Chunked(number)) = target else {
             return;
@@ -69,15 +70,20 @@ impl Scheduler {
         if self
             .tree
             .chunked_files()
-            .any(|(_, chunked)| chunked.file.temp == name)
+            .any(|(_, chunked)| chunked.file.temp.as_ref() == Some(&name))
         {
+            return;
+        }
+        // So is an unsynced file that it has reported.
+        let is_written = |written: &Written| written.file.temp.as_ref() == Some(&name);
+        if running.written.iter().any(is_written) || self.is_unsynced_temp(&name) {
             return;
         }
         if matches!(target, WriteTarget::Chunked(_)) {
             self.context.scoreboard.end_chunked();
             self.engine.end_chunked(&name);
         }
-        self.push_removal(node, name);
+        self.push_removal(running.node, name);
     }
 
     /// Removes the incomplete copy that a crashed worker left of an entry that failed.
@@ -109,7 +115,7 @@ impl Scheduler {
 
     /// Does the job again at which a worker crashed. After the second crash at an entry, leaves that
     /// entry out.
-    fn on_crash(&mut self, worker: usize, running: Running, reason: Reason) {
+    fn on_crash(&mut self, worker: usize, mut running: Running, reason: Reason) {
         let slot = self.context.scoreboard.slot(worker);
         let entry = slot.entry();
         let position = match (&running.job.kind, &entry) {
@@ -135,8 +141,23 @@ impl Scheduler {
         if is_innocent || self.tree.add_strike(running.node, site) {
             return self.retry(running, GivenUp::Nothing);
         }
+        if let JobKind::Sync { .. } = running.job.kind {
+            let job = std::sync::Arc::clone(&running.job);
+            self.end_sync(&job, Some(CopyError::new(Step::Sync, reason)));
+            return self.complete_one(running.node);
+        }
+        if let Some(name) = &entry {
+            self.give_up_unsynced(&mut running, name);
+        }
         let hung = self.hung.get(&worker);
         let step = match (&entry, &running.job.kind) {
+            (
+                _,
+                JobKind::Delete { .. }
+                | JobKind::MakeRoom { .. }
+                | JobKind::EmptyDirectory
+                | JobKind::RemoveDirectory { .. },
+            ) => Step::Delete,
             (Some(_), _) if hung == Some(&Side::Destination) => Step::Write,
             (None, _) if hung == Some(&Side::Destination) => Step::OpenDestinationDirectory,
             (None, JobKind::Directory { .. }) => Step::ListDirectory,
@@ -145,11 +166,17 @@ impl Scheduler {
         };
         // A chunked file fails once, whichever of its jobs crash: its chunks, its commit, its discard.
         let is_chunked = self.tree.chunked_mut(running.node).is_some();
-        let is_known = is_chunked && !self.fail_chunked(running.node);
+        let is_discarded = matches!(running.job.kind, JobKind::DiscardUnsynced { .. });
+        let is_known = is_discarded || is_chunked && !self.fail_chunked(running.node);
         if !is_known {
-            self.report_given_up(&running, entry.clone(), CopyError::new(step, reason));
+            let error = CopyError::new(step, reason);
+            self.report_given_up(worker, &running, entry.clone(), error);
         }
-        self.tree.dir_mut(running.node).hand_out(entry.clone());
+        let directory = self.tree.dir_mut(running.node);
+        directory.hand_out(entry.clone());
+        if directory.is_doomed() {
+            directory.deletion().keep();
+        }
         if let Some(name) = &entry {
             self.give_up_suspect(running.node, name);
         }
@@ -159,7 +186,13 @@ impl Scheduler {
 
     /// Reports everything that is given up with a job. That is one entry, or all remaining entries
     /// and the directory.
-    fn report_given_up(&mut self, running: &Running, entry: Option<Name>, error: CopyError) {
+    fn report_given_up(
+        &mut self,
+        worker: usize,
+        running: &Running,
+        entry: Option<Name>,
+        error: CopyError,
+    ) {
         let is_of_directory = entry.is_none();
         let mut names: Vec<Name> = entry.into_iter().collect();
         let mut is_directory_named = false;
@@ -167,6 +200,14 @@ impl Scheduler {
             let missing = match &running.job.kind {
                 JobKind::Entries { names, .. } | JobKind::HardLinks { names, .. } => {
                     running.remaining(names.clone(), &GivenUp::Nothing)
+                }
+                JobKind::CommitSynced { files } => {
+                    let files = &files[running.settled.min(files.len())..];
+                    let mut names = Names::default();
+                    for file in files {
+                        names.push(Kind::File, file.name.as_bytes());
+                    }
+                    names
                 }
                 JobKind::Directory { .. } => {
                     is_directory_named = true;
@@ -180,7 +221,7 @@ impl Scheduler {
             names.extend(missing.iter().map(|(_, name)| Name::new(name.to_bytes())));
         }
         if is_directory_named && self.tree.dir_mut(running.node).add_error(error) {
-            self.report_error(&running.job, &EntryError::new(None, error));
+            self.report_error(worker, &running.job, &EntryError::new(None, error));
         }
         // If the directory is listed again, these are not examined again.
         self.tree
@@ -188,13 +229,14 @@ impl Scheduler {
             .hand_out(names.iter().cloned());
         for name in names {
             let name = Some(name);
-            self.report_error(&running.job, &EntryError::new(name, error));
+            self.report_error(worker, &running.job, &EntryError::new(name, error));
         }
     }
 
     /// Does the unreported part of a job again.
-    fn retry(&mut self, running: Running, given_up: GivenUp) {
+    fn retry(&mut self, mut running: Running, given_up: GivenUp) {
         let node = running.node;
+        self.take_unsynced(&mut running);
         self.tree.dir_mut(node).origin.known_empty = false;
         let is_given_up = !matches!(given_up, GivenUp::Nothing);
         match running.job.kind.clone() {
@@ -206,7 +248,7 @@ impl Scheduler {
                 let (leads, lost): (VecDeque<_>, VecDeque<_>) =
                     running.leads.into_iter().partition(is_left);
                 for (_, id) in lost {
-                    self.on_leader_failed(id);
+                    self.on_leader_failed(id, false);
                 }
                 if names.is_empty() {
                     return self.complete_one(node);
@@ -221,21 +263,73 @@ impl Scheduler {
                 }
                 self.push(node, JobKind::HardLinks { names, leader });
             }
+            JobKind::Delete { names, ids } => {
+                let names = running.remaining(names, &given_up);
+                if names.is_empty() {
+                    return self.complete_one(node);
+                }
+                self.push(node, JobKind::Delete { names, ids });
+            }
+            JobKind::MakeRoom { names } => {
+                let names = running.remaining(names, &given_up);
+                if names.is_empty() {
+                    return self.complete_one(node);
+                }
+                self.push(node, JobKind::MakeRoom { names });
+            }
+            JobKind::CommitSynced { files } => {
+                self.retry_commits(running, files, given_up);
+            }
+            JobKind::Sync { .. } => self.retry_sync(&running.job, node),
             JobKind::Commit { file, .. } if is_given_up => {
                 self.push(node, JobKind::Discard { file });
             }
             JobKind::Discard { file } if is_given_up => {
                 // Its commit may have cost the workers already. Removing the file is all that is left.
-                self.push_removal(node, file.temp);
-                self.end_chunked(node, false);
+                if let Some(temp) = file.temp {
+                    self.push_removal(node, temp);
+                }
+                self.end_chunked(node, false, &[]);
                 self.complete_one(node);
             }
             _ if is_given_up => self.complete_one(node),
+            kind @ JobKind::DiscardUnsynced { .. } => self.push_urgent(NewJob::new(node, kind)),
             kind => self.push(node, kind),
         }
         if self.phase != Phase::Running {
             self.drop_queue();
         }
+    }
+
+    /// Commits the files again that no report has named, and removes those that are given up.
+    fn retry_commits(&mut self, running: Running, mut files: Vec<Unsynced>, given_up: GivenUp) {
+        let node = running.node;
+        files.drain(..running.settled.min(files.len()));
+        let is_given_up = |file: &Unsynced| match &given_up {
+            GivenUp::Nothing => false,
+            GivenUp::Entry(name) => file.name == *name,
+            GivenUp::Job => true,
+        };
+        let (lost, files): (Vec<_>, Vec<_>) = files.into_iter().partition(is_given_up);
+        let is_lost = |(name, _): &(Name, FileId)| lost.iter().any(|file| file.name == *name);
+        let (lost_leads, leads): (VecDeque<_>, VecDeque<_>) =
+            running.leads.into_iter().partition(is_lost);
+        for (_, id) in lost_leads {
+            self.on_leader_failed(id, false);
+        }
+        for (files, leads, is_lost) in [(files, leads, false), (lost, VecDeque::new(), true)] {
+            if files.is_empty() {
+                continue;
+            }
+            let kind = if is_lost {
+                JobKind::DiscardUnsynced { files }
+            } else {
+                JobKind::CommitSynced { files }
+            };
+            self.tree.add_pending(node, 1);
+            self.push_urgent(NewJob::leading(node, kind, leads));
+        }
+        self.complete_one(node);
     }
 
     /// Lists a directory again. A separate job copies the entries that the lister had kept.
@@ -273,6 +367,11 @@ impl Scheduler {
 }
 
 impl Running {
+    /// Returns the names of the job that are neither settled nor given away.
+    pub(super) fn unsettled(&self, names: Names) -> Names {
+        self.remaining(names, &GivenUp::Nothing)
+    }
+
     /// Returns the names of the job that are neither settled, given away nor given up.
     fn remaining(&self, mut names: Names, given_up: &GivenUp) -> Names {
         names.split_off(self.shared);

@@ -16,7 +16,8 @@ use crate::fs::open::DIRECTORY;
 use crate::fs::path::RelPath;
 use crate::protocol::Job;
 use crate::protocol::error::{CopyError, Reason};
-use crate::ui::Side;
+use crate::quote::quote;
+use crate::ui::{About, Kind as MessageKind, Side};
 
 /// How long a root may take to answer. The parent waits that long once for each root that hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
@@ -81,6 +82,11 @@ impl Scheduler {
     /// Returns true if an error need not be reported, because the whole source or destination is
     /// gone. At the first such error this is reported, and the run stops.
     pub(super) fn is_root_gone(&mut self, job: &Job, error: &CopyError) -> bool {
+        self.is_target_gone(job.target, error)
+    }
+
+    /// The same, by the number of the target.
+    pub(super) fn is_target_gone(&mut self, target: u32, error: &CopyError) -> bool {
         let first = if error.step.is_at_destination() {
             Side::Destination
         } else {
@@ -98,17 +104,24 @@ impl Scheduler {
         if self.summary.gone.is_some() {
             return true;
         }
-        if self.phase != Phase::Running {
+        if let Phase::Stopping { .. } = self.phase {
             return false;
         }
         for side in [first, first.other()] {
-            if let Health::Gone(errno) = self.roots.examine(self.context, job.target, side) {
-                let path = self.ui.show(side, job.target, &RelPath::default(), None);
+            if let Health::Gone(errno) = self.roots.examine(self.context, target, side) {
+                let path = self.ui.path(side, target, &RelPath::default(), None);
                 let reason = Reason::from(errno);
-                self.ui.error(&format!(
-                    "{path}: {} is gone: {reason}; stopped",
+                let about = About {
+                    path: Some(&path),
+                    ..About::default()
+                };
+                let line = format!(
+                    "{}: {} is gone: {reason}; stopped",
+                    quote(&path),
                     side.name()
-                ));
+                );
+                self.ui
+                    .say(MessageKind::Error, &line, &about.failed(error.step, reason));
                 self.summary.gone = Some(side);
                 self.stop();
                 return true;

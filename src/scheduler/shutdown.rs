@@ -2,17 +2,19 @@
 //! in progress get their metadata.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::dispatch::{Popped, Running};
-use super::tree::Directory;
+use super::tree::{Directory, NodeKey};
 use super::{Phase, Scheduler};
 use crate::copy::temp;
 use crate::engine::{Event, KILL_TIMEOUT, Sent};
 use crate::fs::path::{Name, RelPath};
-use crate::protocol::{Job, JobId, JobKind};
+use crate::protocol::unsynced::Unsynced;
+use crate::protocol::{Job, JobId, JobKind, JobUpdate};
 use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;
+use crate::ui::{About, Kind as MessageKind};
 
 /// How long a stopped run waits for its workers. They check whether to stop after each chunk of
 /// a file.
@@ -22,6 +24,8 @@ const TIDY_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long it tidies up once that has begun. On a network file system tidying up can take seconds.
 /// A second signal ends it at once.
 const LONGEST_TIDY: Duration = Duration::from_secs(5);
+/// A run whose time is over does not wait for workers that have made no progress for so long.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Factor for [`STOP_TIMEOUT`] if the destination is full, because no user waits for the prompt.
 const PATIENCE_IF_FULL: u32 = 100;
 
@@ -52,30 +56,95 @@ impl Unfinished {
 
 impl Scheduler {
     pub(super) fn stop(&mut self) {
-        if self.phase == Phase::Running {
+        if !self.is_stopping() {
             let since = self.engine.now();
             self.phase = Phase::Stopping { since };
             self.context.scoreboard.stop();
+            self.give_up_deferred();
             self.drop_queue();
         }
     }
 
-    /// Drops the queue, except for directories that only need their metadata.
-    pub(super) fn drop_queue(&mut self) {
-        for job in self.queue.drop_rest() {
-            if let JobKind::Remove { name } = job.kind {
-                let directory = self.tree.dir(job.node);
-                self.unfinished
-                    .push(Unfinished::in_directory(directory, name));
+    pub(super) fn is_stopping(&self) -> bool {
+        matches!(self.phase, Phase::Stopping { .. })
+    }
+
+    /// Begins no more entries once the time of `--stop-after` is over, and stops when those that were
+    /// begun are done.
+    pub(super) fn check_time(&mut self) {
+        let now = self.engine.now();
+        let limit = self.context.config.limits.stop_after;
+        if self.phase == Phase::Running
+            && let Some(limit) = limit.filter(|limit| now - self.started >= *limit)
+        {
+            self.phase = Phase::Finishing;
+            self.summary.time_limit = Some(limit);
+            self.context.scoreboard.finish();
+            self.give_up_deferred();
+            self.drop_queue();
+        }
+        let scoreboard = self.context.scoreboard;
+        let working = (0..self.engine.started()).filter(|&it| scoreboard.slot(it).job().is_some());
+        if self.phase == Phase::Finishing && self.queue.is_empty() {
+            // One that hangs is not waited for.
+            let hanging = self.watchdog.stalled(now, FINISH_TIMEOUT);
+            if self.engine.busy() == 0 || hanging > 0 && hanging >= working.count() {
+                self.stop();
             }
         }
     }
 
+    /// Drops the queue, except for directories that only need their metadata, and in a run that
+    /// finishes what it has begun, except for that.
+    pub(super) fn drop_queue(&mut self) {
+        self.has_unlisted |= self.queue.has_listings();
+        if self.phase == Phase::Finishing {
+            self.has_cut |= self.queue.drop_new();
+            return;
+        }
+        for job in self.queue.drop_rest() {
+            let names = match job.kind {
+                JobKind::Remove { name } => vec![name],
+                JobKind::CommitSynced { files } | JobKind::DiscardUnsynced { files } => {
+                    let files = files.into_iter();
+                    files
+                        .map(|file| self.unsynced_name(job.node, file))
+                        .collect()
+                }
+                _ => Vec::new(),
+            };
+            let directory = self.tree.dir(job.node);
+            let unfinished = names
+                .into_iter()
+                .map(|name| Unfinished::in_directory(directory, name));
+            self.unfinished.extend(unfinished);
+        }
+    }
+
+    /// Notes the files that a job of a stopped run has not committed.
+    pub(super) fn note_uncommitted(&mut self, running: &Running) {
+        if let JobKind::CommitSynced { files } = &running.job.kind
+            && self.phase != Phase::Running
+        {
+            for file in files.iter().skip(running.settled) {
+                let name = self.unsynced_name(running.node, file.clone());
+                self.unfinished.push(Unfinished::of_job(&running.job, name));
+            }
+        }
+    }
+
+    /// Returns the name that an unsynced file has at the destination.
+    fn unsynced_name(&self, dir: NodeKey, file: Unsynced) -> Name {
+        let target = self.tree.dir(dir).target;
+        let own_name = || self.name_at_destination(target, &file.name);
+        file.temp.unwrap_or_else(own_name)
+    }
+
     pub(super) fn fail_without_workers(&mut self) {
-        if self.phase == Phase::Running {
-            self.summary.failed += 1;
+        if !self.is_stopping() {
+            self.summary.has_no_workers = true;
             let what = "all workers died and none can be started; run pcopy again to resume";
-            self.ui.error(what);
+            self.ui.say(MessageKind::Error, what, &About::default());
             self.stop();
         }
     }
@@ -126,6 +195,13 @@ impl Scheduler {
         for id in waiting {
             self.queue.push_again(id);
         }
+        self.finish_directories(deadline);
+        // Those of workers that were slow to stop.
+        self.remove_unfinished();
+    }
+
+    /// Sends the last jobs and waits for them.
+    fn finish_directories(&mut self, deadline: Instant) {
         let mut tidying = HashSet::new();
         let mut begin_by = self.engine.now() + TIDY_TIMEOUT;
         while self.engine.now() < deadline && !(self.queue.is_empty() && tidying.is_empty()) {
@@ -152,6 +228,7 @@ impl Scheduler {
             match self.engine.next(left) {
                 Some(Event::Report { report, .. }) => {
                     for update in report.updates {
+                        self.note_late(&update);
                         if update.is_done {
                             self.end_job(update.job);
                             tidying.remove(&update.job);
@@ -175,6 +252,18 @@ impl Scheduler {
                     }
                 }
                 None => {}
+            }
+        }
+    }
+
+    /// Notes the unsynced files of a worker that was so slow that they were not known before.
+    fn note_late(&mut self, update: &JobUpdate) {
+        if let Some(running) = self.running.get(&update.job) {
+            let node = running.node;
+            for file in update.unsynced.clone() {
+                let name = self.unsynced_name(node, file);
+                let job = &self.running[&update.job].job;
+                self.unfinished.push(Unfinished::of_job(job, name));
             }
         }
     }
@@ -211,6 +300,12 @@ impl Scheduler {
                     .push(Unfinished::of_job(&running.job, name.clone()));
             }
         }
+        for (node, file) in self.unsynced_files() {
+            let name = self.unsynced_name(node, file);
+            let directory = self.tree.dir(node);
+            self.unfinished
+                .push(Unfinished::in_directory(directory, name));
+        }
         let mut unfinished = Vec::new();
         for directory in self.tree.directories() {
             for suspect in directory.suspects.iter().filter(|it| it.is_incomplete) {
@@ -219,9 +314,17 @@ impl Scheduler {
             }
         }
         self.unfinished.append(&mut unfinished);
-        let chunked = self.tree.chunked_files().map(|(directory, chunked)| {
-            Unfinished::in_directory(directory, chunked.file.temp.clone())
-        });
+        // With `--partial` the next run goes on with them, unless there is no space for them.
+        if self.context.config.contents.partial && !self.summary.is_full {
+            return;
+        }
+        let chunked = self
+            .tree
+            .chunked_files()
+            .filter_map(|(directory, chunked)| {
+                let temp = chunked.file.temp.clone()?;
+                Some(Unfinished::in_directory(directory, temp))
+            });
         self.unfinished.extend(chunked);
     }
 
@@ -266,7 +369,7 @@ impl Scheduler {
     pub(super) fn shut_down(&mut self) -> u64 {
         let is_impatient = self.summary.signal.is_some();
         let timeout = match self.phase {
-            Phase::Running => STOP_TIMEOUT,
+            Phase::Running | Phase::Finishing => STOP_TIMEOUT,
             Phase::Stopping { .. } => TIDY_TIMEOUT,
         };
         let kill_timeout = if is_impatient {

@@ -20,6 +20,7 @@ use crate::protocol::error::{CopyError, Death, Reason, Step};
 use crate::protocol::{EntryError, HardLinkEntry, JobUpdate, Progress, Report};
 use crate::scoreboard::{Scoreboard, WorkerSlot, WriteTarget};
 use crate::targets::Targets;
+use crate::ui::Outputs;
 
 /// Jobs that were sent and that no test has taken.
 type SentJobs = Rc<RefCell<Vec<Arc<Job>>>>;
@@ -118,7 +119,13 @@ impl Stage {
             has_workers: Rc::clone(&has_workers),
         });
         let signals = Signals::take_over().unwrap();
-        let run = Scheduler::new(context, engine, WorkerLimit::new(Some(2)), signals);
+        let run = Scheduler::new(
+            context,
+            engine,
+            WorkerLimit::new(Some(2)),
+            signals,
+            Outputs::default(),
+        );
         Self {
             dir,
             run,
@@ -506,7 +513,7 @@ fn a_run_without_workers_ends() {
     let mut stage = Stage::new();
     stage.has_workers.set(false);
     stage.run.dispatch();
-    assert_eq!(stage.run.summary.failed, 1);
+    assert_eq!(stage.run.summary.exit_status(false), 1);
     assert_ne!(stage.run.phase, Phase::Running);
 }
 

@@ -19,10 +19,18 @@ const AWAKE: f64 = 0.25;
 /// Requests of each worker in a window. Windows are counted in requests: with time alone, a slow
 /// device would be judged by chance (8 requests: 12 or 20 s for the same files).
 const REQUESTS: u64 = 16;
+/// If requests are answered fast, fewer make a window: so many in all, and of each worker, within this
+/// time. They tell a device that serves many from one that serves one, which is enough at first.
+const QUICK_REQUESTS: u64 = 8;
+const QUICK_REQUESTS_EACH: u64 = 4;
+const QUICK_WINDOW: Duration = Duration::from_millis(25);
 /// The longest window in which anything was copied.
 const LONGEST_WINDOW: Duration = Duration::from_secs(1);
 /// If a window is as short as this, a mistake costs little, and larger steps are tried.
 const SHORT_WINDOW: Duration = Duration::from_millis(50);
+/// The first step up after a quick window. On a disk with one head it costs no more than a small
+/// one: the probe ends after [`EARLIEST_END`].
+const FIRST_LEAP: usize = 8;
 /// The shortest time after which a probe is given up because it harms.
 const EARLIEST_END: Duration = Duration::from_millis(40);
 /// More workers must bring so much more.
@@ -39,10 +47,14 @@ const HOPE: f64 = 0.8;
 const PATIENCE: u32 = 3;
 /// After a probe that failed, wait so many times as long as it has cost: probes cost 1 % of a run.
 const REST: u32 = 100;
+/// After the first one: on a busy machine it may have failed by chance.
+const FIRST_REST: u32 = 20;
 const SHORTEST_REST: Duration = Duration::from_millis(250);
 const LONGEST_REST: Duration = Duration::from_secs(10);
 /// A rate that is so many times as high or low is that of another device, or of other files.
 const CHANGE: f64 = 2.0;
+/// Looks that come sooner than this after the last one do not count among those.
+const SPACING: Duration = Duration::from_millis(15);
 /// Looks in a row that must agree before an open gate is closed, or a half-open one opened.
 const SURE: u32 = 4;
 
@@ -60,6 +72,8 @@ pub(super) struct Sample {
     pub(super) waiting: usize,
     /// A worker has found that copying is work for the processor.
     pub(super) is_opened: bool,
+    /// Workers wait because of `--bwlimit`. What they bring says nothing of the device.
+    pub(super) is_throttled: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -124,7 +138,10 @@ impl Mark {
     fn is_window(&self, sample: &Sample, permits: usize) -> bool {
         let requests = sample.requests.saturating_sub(self.requests);
         let is_late = self.took(sample) >= LONGEST_WINDOW;
-        sample.work > self.work && (requests >= REQUESTS * permits as u64 || is_late)
+        let is_quick = self.took(sample) <= QUICK_WINDOW
+            && requests >= QUICK_REQUESTS.max(QUICK_REQUESTS_EACH * permits as u64);
+        let is_enough = requests >= REQUESTS * permits as u64;
+        sample.work > self.work && (is_enough || is_quick || is_late)
     }
 }
 
@@ -134,8 +151,9 @@ pub(super) struct Throughput {
     max: usize,
     limit: Limit,
     phase: Phase,
-    /// Looks in a row at workers that hardly sleep.
+    /// Looks in a row at workers that hardly sleep, and when the last one was.
     awake: u32,
+    awake_at: Duration,
     /// Probes in a row that failed.
     failed: u32,
     /// The next probe is one with fewer workers.
@@ -169,6 +187,7 @@ impl Throughput {
                 has_waiters: false,
             },
             awake: 0,
+            awake_at: Duration::ZERO,
             failed: 0,
             is_down_next: false,
             has_overshot: false,
@@ -200,6 +219,10 @@ impl Throughput {
         if sample.is_opened && self.limit != Limit::Open {
             self.open();
         }
+        if sample.is_throttled {
+            self.pause(sample);
+            return (self.limit != before).then_some(self.limit);
+        }
         match sample.asleep {
             // Nothing to measure: nobody works.
             None => {
@@ -208,7 +231,10 @@ impl Throughput {
                 }
             }
             Some(asleep) if asleep < AWAKE => {
-                self.awake += 1;
+                if sample.now.saturating_sub(self.awake_at) >= SPACING {
+                    self.awake += 1;
+                    self.awake_at = sample.now;
+                }
                 if self.limit == Limit::Open {
                     self.phase = Phase::Open { asleep: 0 };
                 } else if self.awake >= SURE {
@@ -232,6 +258,20 @@ impl Throughput {
         };
         self.limit = Limit::Open;
         self.phase = Phase::Open { asleep: 0 };
+    }
+
+    /// Begins the present window anew. What was tried is given up.
+    fn pause(&mut self, sample: &Sample) {
+        self.awake = 0;
+        match &mut self.phase {
+            Phase::Open { asleep } => *asleep = 0,
+            Phase::Rest { from, .. } => *from = Mark::of(sample),
+            Phase::Measure { .. } => self.measure(sample),
+            Phase::Probe { known, .. } => {
+                self.limit = Limit::Permits(known.permits);
+                self.measure(sample);
+            }
+        }
     }
 
     fn measure(&mut self, sample: &Sample) {
@@ -276,6 +316,10 @@ impl Throughput {
                 if *asleep >= SURE {
                     self.close(sample);
                 }
+            }
+            Phase::Measure { from, .. } if from.requests == 0 && sample.requests == 0 => {
+                // Nothing has been copied so far.
+                *from = Mark::of(sample);
             }
             Phase::Measure { from, has_waiters } => {
                 *has_waiters |= sample.waiting > 0;
@@ -326,7 +370,13 @@ impl Throughput {
         let may_look_down = self.is_down_next || sample.now >= self.look_down_at;
         let next = if has_waiters && permits < self.max && !self.is_down_next {
             let may_leap = (window <= SHORT_WINDOW || self.is_scaling) && !self.has_overshot;
-            let step = if may_leap { 4 } else { 2 };
+            let step = if may_leap && permits == 1 && window <= QUICK_WINDOW {
+                FIRST_LEAP
+            } else if may_leap {
+                4
+            } else {
+                2
+            };
             (permits * step).min(self.max)
         } else if permits > 1 && may_look_down {
             permits / 2
@@ -363,6 +413,9 @@ impl Throughput {
             // Nearly as much for each worker as before: many more may pay.
             let more = permits as f64 / known.permits as f64;
             self.is_scaling = is_up && rate > SCALING * more * known.rate;
+            // If not, the best one may lie within the first leap.
+            let is_first_leap = known.permits == 1 && permits >= FIRST_LEAP;
+            self.is_down_next = is_first_leap && !self.is_scaling;
             // The probe is the measurement for the next one.
             return self.end_window(sample, from, permits, sample.waiting > 0);
         }
@@ -379,7 +432,11 @@ impl Throughput {
         self.is_down_next = is_up && known.permits > 1 && !is_leap;
         self.has_overshot |= is_up;
         let lost = (1.0 - rate / known.rate.max(1.0)).clamp(0.0, 1.0);
-        let rest = took.mul_f64(lost) * (REST << self.failed.min(3));
+        let factor = match self.failed {
+            0 => FIRST_REST,
+            failed => REST << (failed - 1).min(3),
+        };
+        let rest = took.mul_f64(lost) * factor;
         self.failed += 1;
         self.phase = Phase::Rest {
             from: Mark::of(sample),
@@ -470,6 +527,7 @@ mod tests {
                     asleep: Some(if is_chance { 0.2 } else { 0.9 }),
                     waiting,
                     is_opened: false,
+                    is_throttled: false,
                 });
             }
             shares.push((done - before) / (device.best() * (now - start).as_secs_f64()));
@@ -477,11 +535,12 @@ mod tests {
         shares
     }
 
-    /// Returns the lowest and the mean share over a hundred seeds.
+    /// Returns the lowest and the mean share over a hundred seeds. The constants were chosen with
+    /// seeds from 1,000 and 700,000 on; these were held out.
     fn races(devices: &[(Device, f64)], noise: f64) -> Vec<(f64, f64)> {
         const SEEDS: u64 = 100;
         let mut results = vec![(f64::MAX, 0.0); devices.len()];
-        for seed in 1000..1000 + SEEDS {
+        for seed in 2_000_000..2_000_000 + SEEDS {
             let shares = race(devices, noise, seed);
             for (result, share) in results.iter_mut().zip(shares) {
                 *result = (result.0.min(share), result.1 + share / SEEDS as f64);
@@ -525,8 +584,8 @@ mod tests {
         for noise in NOISES {
             for most in [4, 8, 20] {
                 let device = Device::Saturating(500.0, most);
-                assert_shares(&[(device, 10.0)], noise, &[(0.7, 0.85)]);
-                assert_shares(&[(Device::Peak(500.0, most), 10.0)], noise, &[(0.45, 0.7)]);
+                assert_shares(&[(device, 10.0)], noise, &[(0.6, 0.85)]);
+                assert_shares(&[(Device::Peak(500.0, most), 10.0)], noise, &[(0.4, 0.7)]);
             }
         }
     }
@@ -535,7 +594,7 @@ mod tests {
     fn another_device_gets_another_number() {
         let (head, network) = (Device::OneHead(300.0), Device::Monotone(300.0));
         for noise in NOISES {
-            let wanted = &[(0.55, 0.8), (0.6, 0.8), (0.3, 0.6)];
+            let wanted = &[(0.4, 0.8), (0.6, 0.8), (0.2, 0.6)];
             assert_shares(
                 &[(network, 10.0), (head, 20.0), (network, 20.0)],
                 noise,
@@ -554,6 +613,7 @@ mod tests {
             asleep: Some(0.1),
             waiting: 1,
             is_opened: false,
+            is_throttled: false,
         };
         let mut look = |asleep, is_opened| {
             sample.now += LOOK;
@@ -579,6 +639,29 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_decided_while_the_bandwidth_is_used_up() {
+        let mut throughput = Throughput::new(MAX);
+        let mut work = 0;
+        for look in 0..5000_u32 {
+            // Sometimes a worker has just got its turn, and nobody waits.
+            work += 100_000;
+            let sample = Sample {
+                now: LOOK * look,
+                requests: u64::from(look) * 4,
+                work,
+                asleep: Some(0.9),
+                waiting: MAX - 1,
+                is_opened: false,
+                is_throttled: look % 10 != 9,
+            };
+            throughput.update(&sample);
+            if sample.is_throttled {
+                assert_eq!(throughput.limit(), Limit::Permits(1), "at look {look}");
+            }
+        }
+    }
+
+    #[test]
     fn nothing_is_decided_while_nobody_works() {
         let mut throughput = Throughput::new(MAX);
         for look in 0..1000 {
@@ -589,6 +672,7 @@ mod tests {
                 asleep: None,
                 waiting: 0,
                 is_opened: false,
+                is_throttled: false,
             };
             assert_eq!(throughput.update(&sample), None);
         }

@@ -13,6 +13,7 @@ use std::collections::HashSet;
 
 use slab::Slab;
 
+use super::extraneous::{Deletion, Found};
 use crate::fs::path::{Name, Names, RelPath};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::protocol::entry::{ChunkedFile, DirOrigin};
@@ -50,6 +51,8 @@ pub(super) struct Directory {
     pub(super) unfinished: Option<Box<FileStat>>,
     /// Errors of the directory itself that were reported.
     errors: Vec<CopyError>,
+    /// Set if something is to be deleted here.
+    deletion: Option<Box<Deletion>>,
 }
 
 /// State of a directory's listing.
@@ -59,6 +62,8 @@ pub(super) enum Listing {
     /// Its worker was lost. It is repeated when nothing else of the directory is pending, so that
     /// no entry is worked on twice at a time.
     Repeat(Listed),
+    /// It failed, and is repeated at the end of the run.
+    Deferred(Listed),
     Done,
 }
 
@@ -90,6 +95,8 @@ pub(super) struct Chunked {
     /// A worker saw the source change.
     pub(super) has_changed: bool,
     pub(super) has_failed: bool,
+    /// It is copied again at the end of the run.
+    pub(super) is_deferred: bool,
     /// The job that commits or discards it is queued or running.
     is_settling: bool,
 }
@@ -118,6 +125,8 @@ pub(super) enum Next {
 #[derive(Default)]
 pub(super) struct Tree {
     nodes: Slab<Node>,
+    /// What directories that are complete have left to the end of the run.
+    pub(super) found: Vec<Found>,
 }
 
 impl Tree {
@@ -141,6 +150,7 @@ impl Tree {
                 listing,
                 unfinished: None,
                 errors: Vec::new(),
+                deletion: None,
             }),
         )
     }
@@ -163,8 +173,34 @@ impl Tree {
             listing: Listing::Running(Listed::default()),
             unfinished: None,
             errors: Vec::new(),
+            deletion: None,
         };
         self.insert(Some(parent), 1, NodeKind::Directory(directory))
+    }
+
+    /// Opens a directory again that was complete, with so many jobs pending.
+    pub(super) fn open_again(
+        &mut self,
+        target: u32,
+        path: RelPath,
+        jobs: usize,
+        deletion: Deletion,
+    ) -> NodeKey {
+        let node = self.open_target(target, DirOrigin::default(), Listing::Done);
+        self.nodes[node].pending = jobs as u64;
+        let directory = self.dir_mut(node);
+        directory.path = path;
+        directory.deletion = Some(Box::new(deletion));
+        node
+    }
+
+    /// Opens a directory that only the destination has, to be removed. Its parent has counted it.
+    pub(super) fn open_doomed(&mut self, parent: NodeKey, name: &[u8]) -> NodeKey {
+        let node = self.open_subdir(parent, name, DirOrigin::default());
+        let mut deletion = Deletion::default();
+        deletion.doom(self.dir(parent).deletion.as_deref());
+        self.dir_mut(node).deletion = Some(Box::new(deletion));
+        node
     }
 
     /// Opens a chunked file with so many chunks pending, and counts it in its directory.
@@ -181,6 +217,7 @@ impl Tree {
             leads,
             has_changed: false,
             has_failed: false,
+            is_deferred: false,
             is_settling: false,
         };
         self.insert(Some(parent), chunks as u64, NodeKind::Chunked(chunked))
@@ -227,6 +264,11 @@ impl Tree {
         }
     }
 
+    /// Takes the group of hard links that waits for a chunked file.
+    pub(super) fn take_lead(&mut self, key: NodeKey) -> Option<FileId> {
+        self.chunked_mut(key)?.leads.take()
+    }
+
     /// Returns all directories in progress.
     pub(super) fn directories(&self) -> impl Iterator<Item = &Directory> {
         self.nodes.iter().filter_map(|(_, node)| match &node.kind {
@@ -269,12 +311,36 @@ impl Tree {
 
     /// Repeats a listing as soon as nothing else of its directory is pending.
     pub(super) fn repeat_listing(&mut self, key: NodeKey, listed: Listed) -> Next {
-        self.dir_mut(key).listing = Listing::Repeat(listed);
+        let directory = self.dir_mut(key);
+        directory.listing = Listing::Repeat(listed);
+        if let Some(deletion) = &mut directory.deletion {
+            deletion.forget_extraneous();
+        }
         if self.should_repeat(key) {
             Next::RepeatListing
         } else {
             Next::Wait
         }
+    }
+
+    /// Returns the job that lists a directory, of which that job is pending.
+    pub(super) fn listing_job(&mut self, key: NodeKey) -> JobKind {
+        let has_others = self.nodes[key].pending > 1;
+        let mut job = self.dir_mut(key).listing_job();
+        if let JobKind::Directory { resume, .. } = &mut job {
+            resume.is_shared = has_others;
+        }
+        job
+    }
+
+    /// Returns the directories whose listings wait to be repeated.
+    pub(super) fn repeats(&self) -> Vec<NodeKey> {
+        let is_repeat = |(_, node): &(NodeKey, &Node)| match &node.kind {
+            NodeKind::Directory(directory) => matches!(directory.listing, Listing::Repeat(_)),
+            NodeKind::Chunked(_) => false,
+        };
+        let repeats = self.nodes.iter().filter(is_repeat);
+        repeats.map(|(key, _)| key).collect()
     }
 
     /// Completes one pending item of a node.
@@ -288,17 +354,32 @@ impl Tree {
             return Next::Wait;
         }
         let last = match &mut node.kind {
-            NodeKind::Directory(directory) => {
-                let stat = directory.unfinished.take();
-                stat.map(|stat| JobKind::FinishDirectory { stat: *stat })
-            }
+            NodeKind::Directory(directory) => directory.last_job(),
             NodeKind::Chunked(chunked) => chunked.settle(),
         };
         if let Some(last) = last {
             node.pending = 1;
             return Next::Finish(last);
         }
-        Next::Closed(self.nodes.remove(key).parent)
+        let node = self.nodes.remove(key);
+        if let NodeKind::Directory(directory) = node.kind {
+            self.note_deletion(directory, node.parent);
+        }
+        Next::Closed(node.parent)
+    }
+
+    /// Remembers what a complete directory leaves to the end of the run.
+    fn note_deletion(&mut self, directory: Directory, parent: Option<NodeKey>) {
+        let Some(deletion) = directory.deletion else {
+            return;
+        };
+        if deletion.keeps_parent()
+            && let Some(parent) = parent
+        {
+            self.dir_mut(parent).deletion().keep();
+        }
+        let found = deletion.into_found(directory.path, directory.ids);
+        self.found.extend(found);
     }
 
     /// Notes a crash. Returns false if a worker has crashed at this site before.
@@ -344,16 +425,43 @@ impl Tree {
 }
 
 impl Directory {
+    /// Returns what deletion knows of this directory.
+    pub(super) fn deletion(&mut self) -> &mut Deletion {
+        self.deletion.get_or_insert_default()
+    }
+
+    /// Returns true if only the destination has it, and it is to be removed.
+    pub(super) fn is_doomed(&self) -> bool {
+        self.deletion.as_ref().is_some_and(|it| it.is_doomed())
+    }
+
+    /// Returns the next job if nothing of the directory is pending.
+    fn last_job(&mut self) -> Option<JobKind> {
+        let last = self.deletion.as_mut().and_then(|it| it.last_job());
+        let finish = || {
+            let stat = self.unfinished.take();
+            stat.map(|stat| JobKind::FinishDirectory { stat: *stat })
+        };
+        last.or_else(finish)
+    }
+
     /// Returns the job that lists this directory, or lists it again.
     pub(super) fn listing_job(&mut self) -> JobKind {
+        if self.is_doomed() {
+            self.listing = Listing::Done;
+            return JobKind::EmptyDirectory;
+        }
         let listed = match std::mem::replace(&mut self.listing, Listing::Done) {
-            Listing::Running(listed) | Listing::Repeat(listed) => listed,
+            Listing::Running(listed) | Listing::Repeat(listed) | Listing::Deferred(listed) => {
+                listed
+            }
             Listing::Done => Listed::default(),
         };
         let resume = Resume {
             reported: listed.entries,
             skip: listed.handed_out.clone(),
             is_announced: listed.is_announced,
+            is_shared: false,
         };
         self.listing = Listing::Running(listed);
         JobKind::Directory {
@@ -365,7 +473,9 @@ impl Directory {
     /// Remembers that other jobs have these entries, or that they failed, for as long as the
     /// directory may be listed again.
     pub(super) fn hand_out(&mut self, names: impl IntoIterator<Item = Name>) {
-        if let Listing::Running(listed) | Listing::Repeat(listed) = &mut self.listing {
+        if let Listing::Running(listed) | Listing::Repeat(listed) | Listing::Deferred(listed) =
+            &mut self.listing
+        {
             listed.handed_out.extend(names);
         }
     }
@@ -391,7 +501,7 @@ impl Directory {
     pub(super) fn own_entries(&self) -> Names {
         match &self.listing {
             Listing::Running(listed) | Listing::Repeat(listed) => listed.own.clone(),
-            Listing::Done => Names::default(),
+            Listing::Deferred(_) | Listing::Done => Names::default(),
         }
     }
 

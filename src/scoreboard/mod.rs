@@ -1,9 +1,11 @@
 //! Memory that the parent and all workers share, whether the workers are threads or processes.
 //!
-//! Four things live in it: who has claimed which job ([`claims`]), who may copy contents
-//! ([`gate`]), what each worker is doing ([`slot`]), and a few words for all workers. Nothing here
-//! costs a system call, and the parent can still read what a dead worker wrote last.
+//! Five things live in it: who has claimed which job ([`claims`]), who may copy contents
+//! ([`gate`]) and how fast ([`bandwidth`]), what each worker is doing ([`slot`]), and a few words
+//! for all workers. Nothing here costs a system call, and the parent can still read what a dead
+//! worker wrote last.
 
+pub(crate) mod bandwidth;
 pub(crate) mod claims;
 pub(crate) mod gate;
 mod slot;
@@ -13,6 +15,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::fs::sys;
+use bandwidth::Bandwidth;
 use claims::Claims;
 use gate::Gate;
 use slot::SLOT_WORDS;
@@ -22,12 +25,17 @@ pub(crate) use slot::{GateState, WorkerSlot, WriteTarget};
 const CHUNKED_AT_ONCE: u64 = 16;
 
 const STOP: usize = 0;
+const STOPPING: u64 = 1;
+const FINISHING: u64 = 2;
 const WANTED: usize = 1;
 const CHUNKED: usize = 2;
 const RUN: usize = 3;
+const BANDWIDTH: usize = 4;
+const DELETED: usize = 5;
+const SYNC_ALONE: usize = 6;
 /// What is added to a worker's number in temporary names.
-const FIRST_NAMED: usize = 4;
-const COMMON_WORDS: usize = 5;
+const FIRST_NAMED: usize = 7;
+const COMMON_WORDS: usize = 8;
 
 /// The shared memory of one run.
 #[derive(Clone, Copy)]
@@ -36,6 +44,7 @@ pub(crate) struct Scoreboard {
     slots: &'static [AtomicU64],
     pub(crate) claims: Claims,
     pub(crate) gate: Gate,
+    pub(crate) bandwidth: Bandwidth,
 }
 
 impl Scoreboard {
@@ -45,8 +54,10 @@ impl Scoreboard {
     /// # Errors
     /// ENOMEM.
     pub(crate) fn new(workers: usize, jobs: usize, permits: usize) -> io::Result<Self> {
+        let common = sys::shared_words(COMMON_WORDS)?;
         Ok(Self {
-            common: sys::shared_words(COMMON_WORDS)?,
+            common,
+            bandwidth: Bandwidth::new(&common[BANDWIDTH]),
             slots: sys::shared_words(workers * SLOT_WORDS)?,
             claims: Claims::new(sys::shared_words(jobs)?),
             gate: Gate::new(sys::shared_words(permits + 1)?, sys::shared_futex()?),
@@ -64,11 +75,30 @@ impl Scoreboard {
 
     /// Tells all workers to stop.
     pub(crate) fn stop(&self) {
-        self.common[STOP].store(1, Release);
+        self.common[STOP].store(STOPPING, Release);
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
+        self.common[STOP].load(Relaxed) == STOPPING
+    }
+
+    /// Tells all workers to begin no more entries.
+    pub(crate) fn finish(&self) {
+        let _ = self.common[STOP].compare_exchange(0, FINISHING, Release, Relaxed);
+    }
+
+    /// Returns true if no more entries are to be begun.
+    pub(crate) fn is_finishing(&self) -> bool {
         self.common[STOP].load(Relaxed) != 0
+    }
+
+    /// Tells all workers to sync each file alone from now on (`--fsync`).
+    pub(crate) fn sync_alone(&self) {
+        self.common[SYNC_ALONE].store(1, Release);
+    }
+
+    pub(crate) fn must_sync_alone(&self) -> bool {
+        self.common[SYNC_ALONE].load(Relaxed) != 0
     }
 
     /// Returns the number of the run. The first caller finds it, and all get the same one.
@@ -124,6 +154,24 @@ impl Scoreboard {
         self.common[CHUNKED]
             .fetch_update(AcqRel, Acquire, one_more)
             .is_ok()
+    }
+
+    /// Counts an entry that is about to be deleted. Returns false if `limit` entries are.
+    pub(crate) fn begin_deletion(&self, limit: u64) -> bool {
+        let one_more = |deleted: u64| (deleted < limit).then(|| deleted + 1);
+        self.common[DELETED]
+            .fetch_update(Relaxed, Relaxed, one_more)
+            .is_ok()
+    }
+
+    /// Allows no more deletions.
+    pub(crate) fn end_deletions(&self) {
+        self.common[DELETED].store(u64::MAX, Relaxed);
+    }
+
+    /// Takes back [`Scoreboard::begin_deletion`] for an entry that was not deleted.
+    pub(crate) fn undo_deletion(&self) {
+        self.common[DELETED].fetch_sub(1, Relaxed);
     }
 
     /// Frees the place of a chunked file.

@@ -26,8 +26,6 @@ const ENTRIES_DONE: usize = 4;
 const NAME_LENGTH: usize = 5;
 /// The counters, in the order of [`Counts::to_array`].
 const COUNTS: usize = 6;
-/// The listing of this job's directory has ended.
-const LISTED: usize = 15;
 const NAME: usize = 16;
 /// Words for an entry's name: at most 255 bytes on file systems of Linux, and 255 UTF-16 units on
 /// NTFS, exFAT and SMB, which are up to 765 bytes.
@@ -41,9 +39,13 @@ const WAITED: usize = THREAD + 2;
 const REQUESTS: usize = THREAD + 3;
 /// Bytes that were copied, and [`WORK_PER_FILE`] for each file.
 const WORK: usize = THREAD + 4;
+/// The listing of this job's directory has ended.
+const LISTED: usize = THREAD + 5;
+/// It waits until the disk has everything (`--fsync`).
+const SYNCING: usize = THREAD + 6;
 /// The worker's number in temporary names, plus one. Only rows that mirror a worker of another
 /// machine have it.
-const NAMED: usize = THREAD + 5;
+const NAMED: usize = THREAD + 7;
 /// A file costs as much as so many bytes.
 const WORK_PER_FILE: u64 = 64 << 10;
 
@@ -146,6 +148,15 @@ impl WorkerSlot {
     pub(crate) fn work(&self) -> (u64, u64) {
         let word = |index: usize| self.words[index].load(Relaxed);
         (word(REQUESTS), word(WORK))
+    }
+
+    /// Says whether the worker waits until the disk has everything.
+    pub(crate) fn set_syncing(&self, is_syncing: bool) {
+        self.words[SYNCING].store(u64::from(is_syncing), Relaxed);
+    }
+
+    pub(crate) fn is_syncing(&self) -> bool {
+        self.words[SYNCING].load(Relaxed) != 0
     }
 
     /// Says that the worker has claimed this job and begins it.
@@ -277,6 +288,7 @@ impl WorkerSlot {
             Outcome::Copied => 3,
             Outcome::Unchanged => 4,
             Outcome::Skipped => 5,
+            Outcome::Deleted => 9,
         };
         self.add(COUNTS + counter, 1);
     }
@@ -289,6 +301,13 @@ impl WorkerSlot {
     /// Counts bytes that were copied. That is progress.
     pub(crate) fn add_bytes(&self, bytes: u64) {
         self.add(COUNTS + 6, bytes);
+        self.add(WORK, bytes);
+        self.add(REQUESTS, 1);
+        self.heartbeat();
+    }
+
+    /// Counts bytes that were read to compare them. That is progress.
+    pub(crate) fn add_read(&self, bytes: u64) {
         self.add(WORK, bytes);
         self.add(REQUESTS, 1);
         self.heartbeat();
@@ -324,14 +343,16 @@ impl WorkerSlot {
             .load(Acquire)
             .min(8 * NAME_WORDS as u64);
         let used = NAME + (name as usize).div_ceil(8);
-        let words = self.words[..used].iter();
-        words.map(|word| word.load(Relaxed)).collect()
+        let words = [LISTED, SYNCING].into_iter().chain(0..used);
+        let words = words.map(|index| self.words[index].load(Relaxed));
+        words.collect()
     }
 
     /// Shows what [`WorkerSlot::to_words`] has returned elsewhere. Ignores words that are too many.
     pub(crate) fn mirror(self, words: &[u64]) {
-        for (word, value) in self.words[..NAME + NAME_WORDS].iter().zip(words) {
-            word.store(*value, Relaxed);
+        let shown = [LISTED, SYNCING].into_iter().chain(0..NAME + NAME_WORDS);
+        for (index, value) in shown.zip(words) {
+            self.words[index].store(*value, Relaxed);
         }
     }
 

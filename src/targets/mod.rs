@@ -1,7 +1,10 @@
 //! The sources and destinations of a run.
 
+mod batch;
+mod beside;
 mod mounts;
 mod overlap;
+mod parents;
 mod places;
 mod resolve;
 mod stream;
@@ -16,17 +19,25 @@ use anyhow::{Context as _, Result, bail};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+pub(crate) use self::batch::Batch;
+use self::batch::{is_synced_at_once, open_roots};
+use self::beside::Beside;
 use self::mounts::Mounts;
+pub(crate) use self::mounts::mount_options;
 use self::overlap::Overlap;
 pub(crate) use self::resolve::SingleFile;
-use self::resolve::{Resolved, is_link, parent_of, quote_path, refuse_missing_parent, resolve};
+use self::resolve::{
+    Resolved, is_link, parent_of, quote_path, refuse_below_file, refuse_missing_parent, resolve,
+};
 use crate::config::{Config, Destination};
+use crate::filter::{Filter, Selection, load_selection};
 use crate::fs::names::{Offence, RefusedName, Refuser, may_be_refusal};
 use crate::fs::open::{DIRECTORY, open_dir};
-use crate::fs::path::RelPath;
+use crate::fs::path::{Name, RelPath};
 use crate::fs::spelling::{Spellings, fold};
 use crate::fs::stat::FileId;
 use crate::fs::xattr::strip_acls;
+use crate::protocol::Excluded;
 use crate::protocol::error::Reason;
 
 /// A source and its destination, both open.
@@ -39,22 +50,45 @@ pub(crate) struct Target {
     pub(crate) source_path: PathBuf,
     /// The destination directory. `None` in a dry run if it does not exist.
     pub(crate) destination: Option<Arc<OwnedFd>>,
+    /// If there is no destination: the nearest directory above it.
+    pub(crate) above: Option<Arc<OwnedFd>>,
     /// The path of `destination`, for messages.
     pub(crate) destination_path: PathBuf,
+    /// Its path below the directory that the command line names as DST.
+    pub(crate) below_named: RelPath,
     /// Set if the source is not a directory.
     pub(crate) single: Option<SingleFile>,
+    /// Only these paths below the source are copied.
+    pub(crate) selection: Option<Arc<Selection>>,
+    /// The sources land in the destination directory, which is no copy itself.
+    pub(crate) lands_in: bool,
     /// The device that the source is on.
     pub(crate) device: u64,
     /// This run created the destination as a copy of a source directory. False for single files.
     pub(crate) created: bool,
     /// The first of several targets in a row with the same destination directory.
     pub(crate) is_first: bool,
+    /// Set with `--fsync` if files at the destination are synced in batches.
+    pub(crate) batch: Option<Batch>,
+    /// Descriptors to sync that device by, if this target is the first one on it.
+    pub(crate) sync_roots: Vec<OwnedFd>,
 }
 
 impl Target {
+    /// Returns the source directory.
+    pub(crate) fn source_fd(&self) -> BorrowedFd<'_> {
+        self.source.as_fd()
+    }
+
     /// Returns the name of a source entry at the destination. Only a single file can get a new one.
     pub(crate) fn name_at_destination<'a>(&'a self, name: &'a CStr) -> &'a CStr {
         self.single.as_ref().map_or(name, |single| &single.to)
+    }
+
+    /// The same for a name that was checked.
+    pub(crate) fn to_destination<'a>(&'a self, name: &'a Name) -> &'a [u8] {
+        let single = self.single.as_ref();
+        single.map_or(name.as_bytes(), |single| single.to.to_bytes())
     }
 }
 
@@ -62,7 +96,10 @@ impl Target {
 pub(crate) struct Targets {
     /// In the order of the command line.
     pub(crate) list: Vec<Target>,
+    /// Which entries of them are copied. `None`: all.
+    pub(crate) filter: Option<Filter>,
     overlap: Overlap,
+    beside: Beside,
 }
 
 impl Targets {
@@ -70,7 +107,22 @@ impl Targets {
     ///
     /// Destinations are created only after everything else has been checked.
     pub(crate) fn open(config: &Config, umask: u32) -> Result<Self> {
-        let sources = resolve(config)?;
+        let mut filter = Filter::load(&config.filter)?;
+        let sources = if config.filter.parents {
+            parents::resolve(config)?
+        } else {
+            resolve(config, load_selection(&config.filter)?)?
+        };
+        if let Some(filter) = &mut filter {
+            for source in &sources {
+                let dir = source
+                    .single
+                    .is_none()
+                    .then_some(source.source_path.as_path());
+                filter.add_target(dir)?;
+            }
+        }
+        refuse_below_file(&config.destination)?;
         let mounts = Mounts::read();
         let overlap = Overlap::new(&sources, &mounts);
         for source in &sources {
@@ -84,27 +136,46 @@ impl Targets {
                     )
                 })?;
         }
+        if config.mirror.is_some() {
+            for source in &sources {
+                refuse_mirror(source, &overlap)?;
+            }
+        }
         if !config.mkpath {
             refuse_missing_parent(&config.destination)?;
         }
         let mut targets = Self {
             list: Vec::with_capacity(sources.len()),
+            filter,
             overlap,
+            beside: Beside::default(),
         };
+        let named = beside::named_directory(config, &sources);
         for source in sources {
-            targets.add(source, config, umask)?;
+            targets.add(source, &named, config, umask, &mounts)?;
         }
+        let root = targets.list.first().and_then(|it| it.destination.clone());
+        targets.beside = Beside::open(config, &named, root, &targets.overlap, &mounts)?;
         Ok(targets)
     }
 
     /// Creates and opens the destination directory of one source.
-    fn add(&mut self, source: Resolved, config: &Config, umask: u32) -> Result<()> {
+    fn add(
+        &mut self,
+        source: Resolved,
+        named: &Path,
+        config: &Config,
+        umask: u32,
+        mounts: &Mounts,
+    ) -> Result<()> {
         let path = source.destination;
-        let is_copy = source.single.is_none();
+        let is_dir = source.single.is_none();
+        let is_copy = is_dir && !source.lands_in;
         let cannot = || format!("cannot create the destination {}", quote_path(&path));
         let copy_of = is_copy.then_some(source.stat.st_mode);
+        let mut made = Vec::new();
         let created = !config.dry_run
-            && create_destination(&path, copy_of, config, umask)
+            && create_destination(&path, copy_of, config, umask, &mut made)
                 .map_err(|reason| explain_name(&path, reason))
                 .with_context(cannot)?
             && is_copy;
@@ -114,6 +185,7 @@ impl Targets {
         let previous = self.list.last();
         let previous = previous.filter(|target| target.destination_path == path);
         let is_first = previous.is_none();
+        let above = previous.and_then(|target| target.above.clone());
         let destination = match previous.and_then(|target| target.destination.clone()) {
             Some(shared) => Some(shared),
             None => open_destination(&path, source.is_named, config).with_context(cannot)?,
@@ -125,21 +197,62 @@ impl Targets {
                     .with_context(cannot)?;
             }
             self.overlap
-                .add_destination(destination.as_fd(), is_copy)
+                .add_destination(destination.as_fd(), is_dir)
                 .map_err(Reason::from)
                 .with_context(cannot)?;
         }
+        let above = match (&destination, above) {
+            (None, None) => open_above(&path).map(Arc::new),
+            (_, above) => above,
+        };
+        let (batch, sync_roots) = match &destination {
+            Some(destination) if config.fsync && !config.dry_run && config.can_batch() => {
+                self.find_batch(destination.as_fd(), mounts).unzip()
+            }
+            _ => (None, None),
+        };
+        if config.fsync && batch.is_none() {
+            for path in made {
+                sync_parent(&path)
+                    .map_err(Reason::from)
+                    .with_context(cannot)?;
+            }
+        }
         self.list.push(Target {
+            batch,
+            sync_roots: sync_roots.unwrap_or_default(),
             source: source.source,
             source_path: source.source_path,
             destination,
+            above,
             device: source.stat.st_dev,
             single: source.single,
+            selection: source.selection,
+            lands_in: source.lands_in,
             created,
             is_first,
+            below_named: beside::path_below(named, &path),
             destination_path: path,
         });
         Ok(())
+    }
+
+    /// Returns how the next target is synced, if it can be synced in batches.
+    fn find_batch(
+        &self,
+        destination: BorrowedFd<'_>,
+        mounts: &Mounts,
+    ) -> Option<(Batch, Vec<OwnedFd>)> {
+        let device = fs::fstat(destination).ok()?.st_dev;
+        let mut known = self.list.iter().filter_map(|target| target.batch);
+        if let Some(batch) = known.find(|batch| batch.device == device) {
+            return Some((batch, Vec::new()));
+        }
+        if !is_synced_at_once(destination, device, mounts) {
+            return None;
+        }
+        let leader = self.list.len() as u32;
+        Some((Batch { leader, device }, open_roots(destination).ok()?))
     }
 
     /// Refuses a directory whose name the destination treats as that of another source.
@@ -198,6 +311,27 @@ impl Targets {
         self.overlap.is_source(file)
     }
 
+    /// Returns true if a directory must not be removed from the destination: it is a source, or
+    /// keeps backups.
+    pub(crate) fn is_precious(&self, dir: FileId) -> bool {
+        self.overlap.is_source_dir(dir) || self.beside.has(dir)
+    }
+
+    /// Returns the directories of `--link-dest` that exist.
+    pub(crate) fn snapshots(&self) -> &[Arc<OwnedFd>] {
+        &self.beside.snapshots
+    }
+
+    /// Returns the directories of `--link-dest` that do not exist.
+    pub(crate) fn missing_snapshots(&self) -> &[PathBuf] {
+        &self.beside.missing
+    }
+
+    /// Returns the directory of `--backup-dir`. `None` in a dry run if it does not exist.
+    pub(crate) fn backup_dir(&self) -> Option<BorrowedFd<'_>> {
+        self.beside.backup.as_ref().map(AsFd::as_fd)
+    }
+
     /// Returns true if the command line names a file of this name as a source.
     pub(crate) fn is_single(&self, name: &[u8]) -> bool {
         let mut singles = self.list.iter().filter_map(|target| target.single.as_ref());
@@ -215,6 +349,22 @@ impl Targets {
         Some(singles.map(|single| single.to.to_bytes()))
     }
 
+    /// Returns why a file that the command line names is left out.
+    pub(crate) fn exclusion_of(&self, target: &Target) -> Option<Excluded> {
+        let (filter, single) = (self.filter.as_ref()?, target.single.as_ref()?);
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let stat = match single.stream {
+            None => fs::statat(&target.source, &*single.from, flags).ok(),
+            Some(_) => None,
+        };
+        let exclusion = filter.find_named(single.named.as_bytes(), stat.as_ref())?;
+        Some(Excluded {
+            name: Name::new(single.from.to_bytes()),
+            is_dir: false,
+            by: exclusion.to_string(),
+        })
+    }
+
     /// Returns true if a source directory is also a destination, so that it must not be copied.
     pub(crate) fn is_destination(&self, dir: FileId) -> bool {
         self.overlap.is_destination(dir)
@@ -224,6 +374,19 @@ impl Targets {
     pub(crate) fn is_in_source(&self, dir: BorrowedFd<'_>, id: FileId) -> bool {
         self.overlap.is_in_source(dir, id)
     }
+}
+
+/// Refuses a source that is no directory, or that would be deleted as a part of the destination.
+fn refuse_mirror(source: &Resolved, overlap: &Overlap) -> Result<()> {
+    if source.single.is_some() {
+        bail!("--delete needs a directory as SRC: the rest of DST would not be in it");
+    }
+    if overlap.is_in_destination(&source.destination) {
+        let path = quote_path(&source.source_path);
+        let destination = quote_path(&source.destination);
+        bail!("--delete: {path} lies inside {destination}, and would be deleted there");
+    }
+    Ok(())
 }
 
 /// Returns true if a destination's entry has the size and the time of the source's entry. Times
@@ -241,7 +404,8 @@ fn is_complete(target: &Target, dir: BorrowedFd<'_>, path: &RelPath, name: &[u8]
     source.is_ok_and(|source| copy.is_ok_and(|copy| essence(source) == essence(copy)))
 }
 
-/// Creates a destination directory and its missing parents. Returns true if it did not exist.
+/// Creates a destination directory and its missing parents, and adds them to `made`. Returns true
+/// if it did not exist.
 ///
 /// `copy_of` is the mode of the source directory, if this becomes a copy of one. Its final mode is
 /// set at the end. Any other directory, and each parent, gets the usual mode, reduced by the umask
@@ -251,6 +415,7 @@ fn create_destination(
     copy_of: Option<u32>,
     config: &Config,
     umask: u32,
+    made: &mut Vec<PathBuf>,
 ) -> Result<bool, Reason> {
     // The owner must be able to create the next directory, even if the umask denies that. mkdir -p
     // does the same.
@@ -259,8 +424,11 @@ fn create_destination(
         Some(source) => (config.new_dir_mode(source), umask & 0o700),
         None => usual,
     };
-    let create = |path: &Path, (mode, needed)| -> rustix::io::Result<bool> {
-        let is_new = create_dir(path, mode, config.fsync)?;
+    let mut create = |path: &Path, (mode, needed)| -> rustix::io::Result<bool> {
+        let is_new = create_dir(path, mode)?;
+        if is_new {
+            made.push(path.to_owned());
+        }
         if is_new && needed != 0 {
             let mode = fs::stat(path)?.st_mode & 0o7777 | needed;
             fs::chmod(path, Mode::from_raw_mode(mode))?;
@@ -312,6 +480,13 @@ fn open_followed(path: &Path) -> rustix::io::Result<OwnedFd> {
     fs::open(path, flags, Mode::empty())
 }
 
+/// Opens the nearest directory above a path.
+fn open_above(path: &Path) -> Option<OwnedFd> {
+    path.ancestors()
+        .map(parent_of)
+        .find_map(|above| open_followed(&above).ok())
+}
+
 /// Returns the parents of a path that do not exist, the innermost first.
 fn missing_parents(path: &Path) -> Vec<PathBuf> {
     let mut missing = Vec::new();
@@ -327,16 +502,17 @@ fn missing_parents(path: &Path) -> Vec<PathBuf> {
 }
 
 /// Creates a directory. Returns false if it exists.
-fn create_dir(path: &Path, mode: Mode, fsync: bool) -> rustix::io::Result<bool> {
+fn create_dir(path: &Path, mode: Mode) -> rustix::io::Result<bool> {
     match fs::mkdir(path, mode) {
-        Ok(()) if fsync => {
-            fs::fsync(open_followed(&parent_of(path))?)?;
-            Ok(true)
-        }
         Ok(()) => Ok(true),
         Err(Errno::EXIST) => Ok(false),
         Err(errno) => Err(errno),
     }
+}
+
+/// Syncs the directory in which another one was made.
+fn sync_parent(path: &Path) -> rustix::io::Result<()> {
+    fs::fsync(open_followed(&parent_of(path))?)
 }
 
 /// Opens a destination directory. Returns `None` in a dry run if it does not exist.
@@ -463,7 +639,7 @@ mod tests {
     fn an_existing_directory_is_not_created() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        assert_eq!(create_dir(&path, Mode::RWXU, true), Ok(true));
-        assert_eq!(create_dir(&path, Mode::RWXU, true), Ok(false));
+        assert_eq!(create_dir(&path, Mode::RWXU), Ok(true));
+        assert_eq!(create_dir(&path, Mode::RWXU), Ok(false));
     }
 }

@@ -55,6 +55,36 @@ impl Mounts {
             path: unescape_mount(line[3]).join(below_mount),
         })
     }
+
+    /// Returns the type of the file system on a device, as mount(8) names it.
+    pub(super) fn type_of(&self, device: u64) -> Option<&[u8]> {
+        let device = format!("{}:{}", fs::major(device), fs::minor(device));
+        self.table.split(|&b| b == b'\n').find_map(|line| {
+            let mut fields = line.split(|&b| b == b' ');
+            if fields.nth(2)? != device.as_bytes() {
+                return None;
+            }
+            // Optional fields end with a hyphen.
+            fields.find(|field| *field == b"-")?;
+            fields.next()
+        })
+    }
+}
+
+/// Returns the options of the file system that a directory is on, as the kernel shows them. Empty if
+/// it does not.
+pub(crate) fn mount_options(dir: BorrowedFd<'_>) -> Vec<u8> {
+    let mounts = Mounts::read();
+    let options = mount_id(dir).and_then(|mount| options_of(&mounts.table, mount));
+    options.unwrap_or_default().to_vec()
+}
+
+/// Finds the last field of a mount's line: `ID ... - TYPE SOURCE OPTIONS`.
+fn options_of(table: &[u8], mount: u64) -> Option<&[u8]> {
+    let id = format!("{mount} ");
+    let mut lines = table.split(|&b| b == b'\n');
+    let line = lines.find(|line| line.starts_with(id.as_bytes()))?;
+    line.rsplit(|&b| b == b' ').next()
 }
 
 /// Returns the ID of the mount that a directory was opened through (Linux 5.8 and later).
@@ -69,6 +99,27 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    #[test]
+    fn options_are_those_of_the_mount() {
+        let table =
+            b"1 0 0:1 / / rw - ext4 /dev/a rw,one\n12 1 0:2 / /a rw shared:1 - cifs b rw,two\n";
+        assert_eq!(options_of(table, 1), Some(&b"rw,one"[..]));
+        assert_eq!(options_of(table, 12), Some(&b"rw,two"[..]));
+        assert_eq!(options_of(table, 2), None);
+    }
+
+    #[test]
+    fn the_type_of_a_file_system_is_found_by_its_device() {
+        let mounts = Mounts {
+            table:
+                b"29 1 254:0 / / rw shared:1 - ext4 /dev/vda rw\n30 29 0:5 / /proc rw - proc p rw\n"
+                    .to_vec(),
+        };
+        assert_eq!(mounts.type_of(fs::makedev(254, 0)), Some(&b"ext4"[..]));
+        assert_eq!(mounts.type_of(fs::makedev(0, 5)), Some(&b"proc"[..]));
+        assert_eq!(mounts.type_of(fs::makedev(0, 6)), None);
+    }
 
     #[test]
     fn the_place_of_a_directory_is_below_that_of_its_parent() {

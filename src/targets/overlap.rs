@@ -24,6 +24,8 @@ const IDENTIFY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLO
 /// The files and directories that a run must not write to, or not copy.
 pub(super) struct Overlap {
     source_dirs: Vec<SourceDir>,
+    /// Source directories of which only listed paths are copied. The destination may lie in one.
+    listed_sources: HashSet<FileId>,
     /// Sources that are not directories. Empty if there is only one source.
     single_sources: HashSet<FileId>,
     /// Destination directories that become a copy of a source directory.
@@ -36,18 +38,26 @@ impl Overlap {
     pub(super) fn new(sources: &[Resolved], mounts: &Mounts) -> Self {
         let (singles, dirs): (Vec<_>, Vec<_>) =
             sources.iter().partition(|source| source.single.is_some());
-        let source_dirs = dirs.into_iter().map(|source| SourceDir {
-            id: FileId::of(&source.stat),
-            dir: Arc::clone(&source.source),
-            place: mounts.place_of(source.source.as_fd()),
-        });
+        let mut source_dirs = Vec::with_capacity(dirs.len());
+        let mut listed_sources = HashSet::new();
+        for source in dirs {
+            if source.selection.is_some() {
+                listed_sources.insert(FileId::of(&source.stat));
+                for dir in &source.whole_dirs {
+                    source_dirs.extend(SourceDir::new(dir, mounts));
+                }
+            } else {
+                source_dirs.extend(SourceDir::new(&source.source, mounts));
+            }
+        }
         let mut single_sources = HashSet::new();
         // One file alone may be copied over another of its hard links.
         if sources.len() > 1 {
             single_sources.extend(singles.iter().map(|source| FileId::of(&source.stat)));
         }
         Self {
-            source_dirs: source_dirs.collect(),
+            source_dirs,
+            listed_sources,
             single_sources,
             destinations: HashSet::new(),
             destination_mounts: HashSet::new(),
@@ -73,6 +83,37 @@ impl Overlap {
         self.single_sources.contains(&file)
     }
 
+    /// Returns true if this directory is a source.
+    pub(super) fn is_source_dir(&self, dir: FileId) -> bool {
+        self.source_dirs.iter().any(|source| source.id == dir)
+    }
+
+    /// Returns true if a source directory lies inside this destination.
+    pub(super) fn is_in_destination(&self, destination: &Path) -> bool {
+        let Ok(destination) = open_to_identify(destination).and_then(fs::fstat) else {
+            return false;
+        };
+        let destination = FileId::of(&destination);
+        self.source_dirs.iter().any(|source| {
+            let mut above = fs::openat(&source.dir, c"..", IDENTIFY, Mode::empty());
+            let mut last = source.id;
+            while let Ok(dir) = above {
+                let Ok(id) = fs::fstat(&dir).map(|stat| FileId::of(&stat)) else {
+                    return false;
+                };
+                if id == destination {
+                    return true;
+                }
+                if id == last {
+                    return false;
+                }
+                last = id;
+                above = fs::openat(&dir, c"..", IDENTIFY, Mode::empty());
+            }
+            false
+        })
+    }
+
     /// Returns true if a source directory is also a destination of this run.
     ///
     /// This run puts entries into it, so it must not be copied.
@@ -82,7 +123,9 @@ impl Overlap {
 
     /// Returns true if a destination directory lies in a source, so that it must not be written to.
     pub(super) fn is_in_source(&self, dir: BorrowedFd<'_>, id: FileId) -> bool {
-        if self.source_dirs.iter().any(|source| source.id == id) {
+        if self.source_dirs.iter().any(|source| source.id == id)
+            || self.listed_sources.contains(&id)
+        {
             return true;
         }
         // `refuse_nesting` has checked the mounts that the destinations are on. Any other mount
@@ -114,11 +157,17 @@ impl Overlap {
         destination: &Path,
         one_file_system: bool,
     ) -> Result<()> {
-        if self.source_dirs.is_empty() {
+        if self.source_dirs.is_empty() && self.listed_sources.is_empty() {
             return Ok(());
         }
         let Existing { mut dir, is_whole } = open_existing(destination)?;
         let mut id = identify(dir.as_fd())?;
+        if is_whole && self.listed_sources.contains(&id) {
+            return refuse(true);
+        }
+        if self.source_dirs.is_empty() {
+            return Ok(());
+        }
         // Opening the destination may have mounted it, so a newer table may know more.
         let place = mounts.place_of(dir.as_fd());
         if let Some(place) = place.or_else(|| Mounts::read().place_of(dir.as_fd()))
@@ -222,6 +271,15 @@ struct SourceDir {
 }
 
 impl SourceDir {
+    /// Identifies a directory. `None` if it is gone.
+    fn new(dir: &Arc<OwnedFd>, mounts: &Mounts) -> Option<Self> {
+        Some(Self {
+            id: FileId::of(&fs::fstat(dir).ok()?),
+            dir: Arc::clone(dir),
+            place: mounts.place_of(dir.as_fd()),
+        })
+    }
+
     /// Returns true if the directory with this place and ID is this one, or lies in it.
     ///
     /// Places alone do not prove it. Every NFS mount claims to show the root of its file system,

@@ -4,6 +4,7 @@
 //! A directory is the same if its inode number is. Device numbers differ between machines; the
 //! lead's are used on all of them (`fs/devices.rs`).
 
+use std::collections::HashMap;
 use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -15,17 +16,20 @@ use anyhow::{Context as _, Result, bail};
 use rustix::fs::{self, AtFlags, Dir, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::beside::Beside;
 use super::mounts::Mounts;
 use super::overlap::Overlap;
 use super::resolve::{Resolved, SingleFile, quote_path};
 use super::{Target, Targets};
+use crate::config::FilterSettings;
+use crate::filter::{Filter, Selection};
 use crate::fs::devices;
 use crate::fs::file_system::FileSystem;
-use crate::fs::open::DIRECTORY;
+use crate::fs::open::{DIRECTORY, open_dir};
 use crate::fs::path::Name;
 use crate::fs::stat::FileId;
 use crate::protocol::error::Reason;
-use crate::protocol::nodes::{Place, Root, SinglePlace};
+use crate::protocol::nodes::{ListedPaths, Place, PlacesBeside, Root, SinglePlace};
 
 /// How long a directory that the lead has just made may take to appear. A client of NFS can
 /// remember for a while that a name did not exist.
@@ -42,14 +46,38 @@ impl Targets {
         self.list.iter().map(Target::place).collect()
     }
 
+    /// Describes the directories beside the destination to the nodes.
+    ///
+    /// # Errors
+    /// If a directory cannot be examined.
+    pub(crate) fn places_beside(&self) -> Result<PlacesBeside> {
+        let describe = |dir: &Arc<OwnedFd>| root_of(dir.as_fd(), &real_path(dir.as_fd()));
+        let backup = self.beside.backup.as_ref().map(describe);
+        let snapshots = self.beside.snapshots.iter().map(describe);
+        Ok(PlacesBeside {
+            backup: backup.transpose()?,
+            snapshots: snapshots.collect::<Result<_>>()?,
+        })
+    }
+
     /// Opens the same targets on a node of this rank, and renames the devices of this process.
     ///
     /// # Errors
     /// If a directory is missing, or is another one than the lead's.
-    pub(crate) fn open_places(places: &[Place], rank: u32) -> Result<Self> {
+    pub(crate) fn open_places<'a>(
+        places: &'a [Place],
+        beside: &'a PlacesBeside,
+        filter: &FilterSettings,
+        rank: u32,
+    ) -> Result<Self> {
         let mut known: Vec<(u64, Option<u64>)> = Vec::new();
         let mut paths = Vec::new();
-        let mut open = |root: &Root, is_new: bool| -> Result<Arc<OwnedFd>> {
+        // Each once: a `*` can name more files than a process can open.
+        let mut dirs: HashMap<&Root, Arc<OwnedFd>> = HashMap::new();
+        let mut open = |root: &'a Root, is_new: bool| -> Result<Arc<OwnedFd>> {
+            if let Some(dir) = dirs.get(root) {
+                return Ok(Arc::clone(dir));
+            }
             let Opened {
                 dir,
                 dev,
@@ -63,7 +91,9 @@ impl Targets {
                 Some((_, name)) => *name = name.filter(|_| is_stable),
                 None => known.push((dev, is_stable.then_some(root.id.dev))),
             }
-            Ok(Arc::new(dir))
+            let dir = Arc::new(dir);
+            dirs.insert(root, Arc::clone(&dir));
+            Ok(dir)
         };
         let mut opened = Vec::with_capacity(places.len());
         for place in places {
@@ -72,22 +102,44 @@ impl Targets {
                 Some(root) => Some(open(root, place.created)?),
                 None => None,
             };
-            opened.push((source, destination));
+            let above = match &place.above {
+                Some(root) => Some(open(root, false)?),
+                None => None,
+            };
+            opened.push((source, destination, above));
         }
+        // The first file that this run keeps makes the directory of the backups.
+        let backup = beside.backup.as_ref().map(|root| open(root, true));
+        let snapshots = beside.snapshots.iter().map(|root| open(root, false));
+        let snapshots: Vec<_> = snapshots.collect::<Result<_>>()?;
+        let backup = backup.transpose()?;
         devices::rename(rank, paths, &known);
+        let beside = Beside::of_opened(backup, snapshots)?;
+        let mut filter = Filter::load(filter)?;
         let resolved: Result<Vec<_>> = places
             .iter()
             .zip(&opened)
-            .map(|(place, (source, _))| resolve(place, source))
+            .map(|(place, (source, ..))| resolve(place, source))
             .collect();
         let resolved = resolved?;
+        if let Some(filter) = &mut filter {
+            for source in &resolved {
+                let path = real_path(source.source.as_fd());
+                let is_dir = source.single.is_none();
+                filter.add_target(is_dir.then_some(path.as_path()))?;
+            }
+        }
         let overlap = Overlap::new(&resolved, &Mounts::read());
         let mut targets = Self {
             list: Vec::with_capacity(places.len()),
+            filter,
             overlap,
+            beside,
         };
-        for ((resolved, place), (_, destination)) in resolved.into_iter().zip(places).zip(opened) {
-            targets.add_place(resolved, place, destination)?;
+        for ((resolved, place), (_, destination, above)) in
+            resolved.into_iter().zip(places).zip(opened)
+        {
+            targets.add_place(resolved, place, destination, above)?;
         }
         Ok(targets)
     }
@@ -97,6 +149,7 @@ impl Targets {
         source: Resolved,
         place: &Place,
         destination: Option<Arc<OwnedFd>>,
+        above: Option<Arc<OwnedFd>>,
     ) -> Result<()> {
         if let Some(destination) = &destination {
             self.overlap
@@ -110,10 +163,17 @@ impl Targets {
             source: source.source,
             source_path: source.source_path,
             destination,
+            above,
             destination_path: source.destination,
+            below_named: place.below_named.clone(),
             single: source.single,
+            selection: source.selection,
+            lands_in: source.lands_in,
             created: place.created,
             is_first,
+            // syncfs(2) writes what this machine has, and not what others have.
+            batch: None,
+            sync_roots: Vec::new(),
         });
         Ok(())
     }
@@ -133,18 +193,29 @@ impl Target {
             Some(single) => Some(SinglePlace {
                 kind: single.kind,
                 from: Name::new(single.from.to_bytes()),
+                named: Name::new(single.named.to_bytes()),
                 to: Name::new(single.to.to_bytes()),
             }),
             None => None,
         };
         let destination = self.destination.as_ref();
         let destination = destination.map(|it| root_of(it.as_fd(), &self.destination_path));
+        let above = self.above.as_ref();
+        let above = above.map(|it| root_of(it.as_fd(), &real_path(it.as_fd())));
+        let selection = self.selection.as_ref().map(|selection| ListedPaths {
+            list: selection.to_list(),
+            is_recursive: selection.is_recursive(),
+        });
         Ok(Place {
             source: root_of(self.source.as_fd(), &self.source_path)?,
             destination: destination.transpose()?,
+            above: above.transpose()?,
             source_path: self.source_path.as_os_str().as_bytes().to_vec(),
             destination_path: self.destination_path.as_os_str().as_bytes().to_vec(),
+            below_named: self.below_named.clone(),
             single,
+            selection,
+            lands_in: self.lands_in,
             created: self.created,
         })
     }
@@ -267,6 +338,7 @@ fn resolve(place: &Place, source: &Arc<OwnedFd>) -> Result<Resolved> {
     let single = place.single.as_ref().map(|single| SingleFile {
         kind: single.kind,
         from: single.from.to_c_string(),
+        named: single.named.to_c_string(),
         to: single.to.to_c_string(),
         stream: None,
     });
@@ -278,6 +350,21 @@ fn resolve(place: &Place, source: &Arc<OwnedFd>) -> Result<Resolved> {
     let stat = stat
         .map_err(Reason::from)
         .with_context(|| quote_path(&source_path))?;
+    let selection = match &place.selection {
+        None => None,
+        Some(ListedPaths { list, is_recursive }) => {
+            let selection = Selection::of_list(list, *is_recursive);
+            Some(selection.map_err(|outside| anyhow::anyhow!("{outside}"))?)
+        }
+    };
+    let whole_dirs = match &selection {
+        Some(selection) if selection.is_recursive() && place.lands_in => {
+            let dirs = selection.iter().map(|path| open_dir(source.as_fd(), &path));
+            dirs.filter_map(Result::ok).map(Arc::new).collect()
+        }
+        Some(selection) if selection.is_recursive() => vec![Arc::clone(source)],
+        _ => Vec::new(),
+    };
     Ok(Resolved {
         source: Arc::clone(source),
         source_path,
@@ -285,6 +372,9 @@ fn resolve(place: &Place, source: &Arc<OwnedFd>) -> Result<Resolved> {
         destination: path(&place.destination_path),
         is_named: true,
         single,
+        selection: selection.map(Arc::new),
+        lands_in: place.lands_in,
+        whole_dirs,
     })
 }
 

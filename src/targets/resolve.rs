@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::stream;
 use crate::config::{Config, Destination, normalize, own_name};
+use crate::filter::Selection;
 use crate::fs::open::DIRECTORY;
 use crate::fs::path::Kind;
 use crate::protocol::error::Reason;
@@ -24,6 +25,8 @@ pub(crate) struct SingleFile {
     pub(crate) kind: Kind,
     /// Its name at the source.
     pub(crate) from: CString,
+    /// The name by which the command line names it: it may be a link.
+    pub(crate) named: CString,
     /// Its name at the destination.
     pub(crate) to: CString,
     /// Set if it is to be read like a pipe.
@@ -43,10 +46,19 @@ pub(super) struct Resolved {
     /// The command line names that directory itself, so it may be a link.
     pub(super) is_named: bool,
     pub(super) single: Option<SingleFile>,
+    /// Only these paths below the source are copied.
+    pub(super) selection: Option<Arc<Selection>>,
+    /// The sources land in the destination, which is no copy itself.
+    pub(super) lands_in: bool,
+    /// The directories in the selection that are copied with everything in them.
+    pub(super) whole_dirs: Vec<Arc<OwnedFd>>,
 }
 
 /// Finds all sources and decides where they go. Nothing is created yet.
-pub(super) fn resolve(config: &Config) -> Result<Vec<Resolved>> {
+pub(super) fn resolve(config: &Config, selection: Option<Selection>) -> Result<Vec<Resolved>> {
+    if let Some(selection) = selection {
+        return resolve_selection(config, selection);
+    }
     let mut all = Vec::with_capacity(config.sources.len());
     let mut parents = HashMap::new();
     // A map, because a `*` can stand for very many files.
@@ -80,6 +92,52 @@ pub(super) fn resolve(config: &Config) -> Result<Vec<Resolved>> {
         all.push(resolved);
     }
     Ok(all)
+}
+
+/// Finds the one source that a list has paths of.
+fn resolve_selection(config: &Config, selection: Selection) -> Result<Vec<Resolved>> {
+    let [path] = config.sources.as_slice() else {
+        bail!(
+            "--files-from takes one SRC, and these are {}",
+            config.sources.len()
+        );
+    };
+    let mut resolved = resolve_one(path, config, &mut HashMap::new())
+        .with_context(|| format!("cannot copy {}", quote_path(path)))?;
+    if resolved.single.is_some() {
+        bail!(
+            "cannot copy {}: --files-from needs a directory as SRC",
+            quote_path(path)
+        );
+    }
+    if config.filter.recursive {
+        resolved.whole_dirs.push(Arc::clone(&resolved.source));
+    }
+    resolved.selection = Some(Arc::new(selection));
+    Ok(vec![resolved])
+}
+
+/// Refuses a destination below something that is not a directory.
+pub(super) fn refuse_below_file(destination: &Destination) -> Result<()> {
+    let (Destination::Path(path) | Destination::Exactly(path) | Destination::Directory(path)) =
+        destination
+    else {
+        return Ok(());
+    };
+    let above = normalize(path);
+    for above in above.ancestors().skip(1) {
+        match fs::stat(above) {
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => bail!(
+                "cannot create the destination {}: {} is not a directory",
+                quote_path(path),
+                quote_path(above)
+            ),
+            // Other errors are reported when the destination is opened.
+            _ => break,
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a destination if more than its last component is missing. A disk that is not
@@ -166,6 +224,9 @@ fn resolve_dir(path: &Path, destination: &Destination) -> Result<Resolved> {
         destination,
         is_named,
         single: None,
+        selection: None,
+        lands_in: false,
+        whole_dirs: Vec::new(),
     })
 }
 
@@ -243,9 +304,13 @@ fn resolve_single(
         single: Some(SingleFile {
             kind,
             from: to_c_string(from),
+            named: to_c_string(own_name(path).unwrap_or(from)),
             to: to_c_string(&to),
             stream,
         }),
+        selection: None,
+        lands_in: false,
+        whole_dirs: Vec::new(),
     })
 }
 

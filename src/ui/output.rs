@@ -7,6 +7,7 @@ use std::io::Write as _;
 
 use super::summary::exit;
 use crate::fs::sys;
+use crate::protocol::error::error_text;
 use crate::quote::escape_hidden;
 
 /// Prints a message on stderr, with the program's name in front.
@@ -39,13 +40,33 @@ pub(crate) fn print_fatal(error: &anyhow::Error) -> i32 {
     match error.downcast_ref::<clap::Error>() {
         None => print_message(&format!("{error:#}")),
         Some(usage) if usage.use_stderr() => write_stderr(&usage_text(usage)),
-        Some(help) => {
-            // `pcopy --help | head` is no error.
-            let _ = help.print();
-            return exit::SUCCESS;
-        }
+        Some(help) => return print_to_stdout(|| help.print()),
     }
     exit::NOT_STARTED
+}
+
+/// Prints a text that was asked for on stdout, and returns the exit status.
+pub(crate) fn print_text(text: &[u8]) -> i32 {
+    print_to_stdout(|| std::io::stdout().write_all(text))
+}
+
+fn print_to_stdout(print: impl FnOnce() -> std::io::Result<()>) -> i32 {
+    let printed = if sys::is_stdout_closed_at_start() {
+        Err(rustix::io::Errno::BADF.into())
+    } else {
+        print().and_then(|()| std::io::stdout().flush())
+    };
+    match printed {
+        // `pcopy --help | head` is no error.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            let reason = error
+                .raw_os_error()
+                .map_or_else(|| error.to_string(), error_text);
+            print_message(&format!("standard output: write: {reason}"));
+            exit::FAILURES
+        }
+        _ => exit::SUCCESS,
+    }
 }
 
 /// Returns clap's message as plain text, with hidden characters escaped.

@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+use crate::config::own_name;
 use crate::fs::path::{Name, RelPath};
-use crate::quote::quote;
 use crate::targets::Target;
 
 /// The side of a target that an entry is on.
@@ -31,13 +31,8 @@ impl Side {
     }
 }
 
-/// Formats the path of an entry in a target's directory, or of the directory itself.
-pub(super) fn display_path(
-    side: Side,
-    target: &Target,
-    dir: &RelPath,
-    name: Option<&Name>,
-) -> String {
+/// Returns the path of an entry in a target's directory, or of the directory itself.
+pub(super) fn path_of(side: Side, target: &Target, dir: &RelPath, name: Option<&Name>) -> Vec<u8> {
     let name = name.map(Name::as_bytes);
     let (root, name) = match (side, &target.single) {
         (Side::Source, _) => (&target.source_path, name),
@@ -49,29 +44,55 @@ pub(super) fn display_path(
         (Side::Destination, None) => (&target.destination_path, name),
     };
     let root = root.as_os_str().as_bytes();
-    quote(&join(root, [dir.as_bytes(), name.unwrap_or_default()]))
+    join(root, [dir.as_bytes(), name.unwrap_or_default()])
 }
 
-/// Formats the path where a run copies to: the copy of its one source, or the directory that all
+/// Returns the path of an entry relative to its source. If there are several sources, it is relative
+/// to the directory that the source is in, so that it begins with the name of the source.
+pub(super) fn relative_path(
+    targets: &[Target],
+    target: u32,
+    dir: &RelPath,
+    name: Option<&Name>,
+) -> Vec<u8> {
+    let Target {
+        source_path,
+        single,
+        ..
+    } = &targets[target as usize];
+    let source = own_name(source_path).map_or(&b""[..], OsStr::as_bytes);
+    let root = match single {
+        None if targets.len() > 1 => source,
+        _ => b"",
+    };
+    let of_single = single.as_ref().map(|single| single.from.as_bytes());
+    let name = name.map(Name::as_bytes).or(of_single).unwrap_or_default();
+    match join(root, [dir.as_bytes(), name]) {
+        path if path.is_empty() => b".".to_vec(),
+        path => path,
+    }
+}
+
+/// Returns the path where a run copies to: the copy of its one source, or the directory that all
 /// sources land in.
-pub(super) fn display_destination(targets: &[Target]) -> String {
+pub(super) fn destination(targets: &[Target]) -> Vec<u8> {
     let Some(first) = targets.first() else {
-        return String::new();
+        return Vec::new();
     };
     let path = first.destination_path.as_path();
     let path = match (&first.single, targets.len()) {
         (Some(single), 1) => path.join(OsStr::from_bytes(single.to.as_bytes())),
-        (None, 2..) => path.parent().unwrap_or(path).to_owned(),
+        (None, 2..) if !first.lands_in => path.parent().unwrap_or(path).to_owned(),
         _ => path.to_owned(),
     };
     // The directory where pcopy runs has no name in a relative path.
     match path.as_os_str().as_bytes() {
-        b"" => ".".to_owned(),
-        path => quote(path),
+        b"" => b".".to_vec(),
+        path => path.to_vec(),
     }
 }
 
-fn join(root: &[u8], parts: [&[u8]; 2]) -> Vec<u8> {
+pub(super) fn join(root: &[u8], parts: [&[u8]; 2]) -> Vec<u8> {
     let mut path = root.to_vec();
     for part in parts.into_iter().filter(|part| !part.is_empty()) {
         if !path.is_empty() && !path.ends_with(b"/") {

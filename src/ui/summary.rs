@@ -17,6 +17,10 @@ pub(super) mod exit {
     pub(crate) const NOT_STARTED: i32 = 2;
     /// Finished, and only sources that vanished or changed meanwhile have failed.
     pub(crate) const MOVING_SOURCE: i32 = 3;
+    /// A dry run found something to do, and was asked to say so.
+    pub(crate) const DIFFERENT: i32 = 4;
+    /// The time was up, and nothing has failed.
+    pub(crate) const OUT_OF_TIME: i32 = 5;
 }
 
 /// A rate measured over less time is noise.
@@ -25,8 +29,7 @@ const RATE_DELAY: Duration = Duration::from_millis(100);
 /// The counts of a run, and how it ended.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Summary {
-    /// (check) "found", "sized" and "unlinked" are in `Counts` too: "Counters of entries and bytes,
-    /// without failures."
+    /// What the workers have counted. Failures are not in it.
     pub(crate) counts: Counts,
     /// Entries, directories included, that failed.
     pub(crate) failed: u64,
@@ -38,11 +41,25 @@ pub(crate) struct Summary {
     pub(crate) left_behind: u64,
     /// Hosts that took part, if there may be several.
     pub(crate) hosts: Option<Hosts>,
+    /// Something was or would be made, replaced or updated.
+    pub(crate) is_different: bool,
     pub(crate) is_full: bool,
+    /// Something that only the destination has was to be deleted, and stays.
+    pub(crate) has_kept: bool,
     /// The side of which a root is gone.
     pub(crate) gone: Option<Side>,
     /// The signal that stopped the run.
     pub(crate) signal: Option<i32>,
+    /// The time after which the run had to end, if it was over before everything was done.
+    pub(crate) time_limit: Option<Duration>,
+    /// All workers died, and none could be started.
+    pub(crate) has_no_workers: bool,
+    /// Stdout, the log or the list of what failed could not be written.
+    pub(crate) has_lost_output: bool,
+    /// Every directory was listed.
+    pub(crate) is_listed: bool,
+    /// Workers that were started.
+    pub(crate) workers: usize,
 }
 
 /// The hosts of a run on many machines.
@@ -55,15 +72,47 @@ pub(crate) struct Hosts {
 }
 
 impl Summary {
-    pub(crate) fn exit_status(&self) -> i32 {
+    /// Returns the exit status. `tells_difference`: as `--exit-code` asks for.
+    pub(crate) fn exit_status(&self, tells_difference: bool) -> i32 {
         match self.signal {
             Some(signal) => 128 + signal,
-            None if self.failed > self.moved || self.is_full || self.gone.is_some() => {
-                exit::FAILURES
-            }
+            None if self.has_failed() => exit::FAILURES,
+            None if self.is_out_of_time() => exit::OUT_OF_TIME,
             None if self.moved > 0 => exit::MOVING_SOURCE,
+            None if self.is_different && tells_difference => exit::DIFFERENT,
             None => exit::SUCCESS,
         }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed > self.moved
+            || self.is_full
+            || self.gone.is_some()
+            || self.has_no_workers
+            || self.has_lost_output
+            || self.has_kept
+    }
+
+    pub(super) fn is_out_of_time(&self) -> bool {
+        self.time_limit.is_some()
+    }
+
+    /// Returns true if the run ended before everything was tried.
+    fn was_stopped(&self) -> bool {
+        self.signal.is_some()
+            || self.is_full
+            || self.gone.is_some()
+            || self.has_no_workers
+            || self.is_out_of_time()
+    }
+
+    /// Returns how many entries a stopped run has listed and neither copied nor failed.
+    pub(super) fn not_tried(&self) -> u64 {
+        if !self.was_stopped() {
+            return 0;
+        }
+        let ended = self.counts.done() + self.failed;
+        self.counts.found.saturating_sub(ended)
     }
 
     /// Formats the last lines of a run. They say only what is not zero.
@@ -96,6 +145,13 @@ impl Summary {
                 parts.push(format!("{number} {what}"));
             }
         }
+        let deleted = if is_dry_run { "to delete" } else { "deleted" };
+        if counts.deleted > 0 {
+            if parts.is_empty() {
+                parts.push(format!("no files {copied} to {destination}"));
+            }
+            parts.push(format!("{} {deleted}", counts.deleted));
+        }
         let ending = self.ending();
         if parts.is_empty() && self.failed > 0 && ending.is_empty() && self.lost_workers() == 0 {
             return None;
@@ -121,6 +177,12 @@ impl Summary {
                 parts.push(format!("{} lost", plural(hosts.lost, "host")));
             }
         }
+        match self.not_tried() {
+            0 => {}
+            // Failed directories are no entries that were found.
+            rest if self.is_listed && self.failed == 0 => parts.push(format!("{rest} not tried")),
+            rest => parts.push(format!("at least {rest} not tried")),
+        }
         if self.replaced > 0 {
             parts.push(format!("{} replaced", plural(self.replaced, "worker")));
         }
@@ -128,7 +190,7 @@ impl Summary {
             let workers = plural(self.left_behind, "stuck worker");
             parts.push(format!("{workers} left behind"));
         }
-        Some(parts.join(", ") + ending)
+        Some(parts.join(", ") + &ending)
     }
 
     /// Formats what has failed, if anything has.
@@ -140,10 +202,10 @@ impl Summary {
             _ if moved >= failed => format!("{failed} vanished or changed meanwhile"),
             _ => format!("{failed} failed, {moved} of them vanished or changed meanwhile"),
         };
-        let advice = if is_dry_run {
-            ""
-        } else {
-            "; the same command tries them again"
+        let advice = match failed {
+            _ if is_dry_run => "",
+            1 => "; the same command tries it again",
+            _ => "; the same command tries them again",
         };
         Some(format!("{what} (named above){advice}"))
     }
@@ -152,8 +214,8 @@ impl Summary {
         self.replaced + self.left_behind
     }
 
-    fn ending(&self) -> &'static str {
-        if self.signal.is_some() {
+    fn ending(&self) -> String {
+        let ending = if self.signal.is_some() {
             "; interrupted, run again to resume"
         } else if self.is_full {
             "; stopped: destination is full"
@@ -162,11 +224,21 @@ impl Summary {
                 Side::Source => "; stopped: source is gone",
                 Side::Destination => "; stopped: destination is gone",
             }
-        } else if self.counts.copied == 0 && self.counts.done() > 0 && self.failed == 0 {
+        } else if self.has_no_workers {
+            "; stopped: no workers"
+        } else if let Some(limit) = self.time_limit {
+            let limit = format_duration(limit);
+            return format!("; stopped after {limit} (--stop-after), run again to resume");
+        } else if self.counts.copied == 0
+            && self.counts.deleted == 0
+            && self.counts.done() > 0
+            && self.failed == 0
+        {
             "; nothing to do"
         } else {
             ""
-        }
+        };
+        ending.to_owned()
     }
 }
 
@@ -194,31 +266,97 @@ mod tests {
     #[test]
     fn the_exit_status_says_how_the_run_ended() {
         let summary = Summary::default();
-        assert_eq!(summary.exit_status(), 0);
+        assert_eq!(summary.exit_status(false), 0);
         let failed = Summary {
             failed: 1,
             ..summary
         };
-        assert_eq!(failed.exit_status(), 1);
+        assert_eq!(failed.exit_status(false), 1);
         let moved = Summary { moved: 1, ..failed };
-        assert_eq!(moved.exit_status(), 3);
+        assert_eq!(moved.exit_status(false), 3);
         let worse = Summary { failed: 2, ..moved };
-        assert_eq!(worse.exit_status(), 1);
+        assert_eq!(worse.exit_status(false), 1);
         let full = Summary {
             is_full: true,
             ..moved
         };
-        assert_eq!(full.exit_status(), 1);
+        assert_eq!(full.exit_status(false), 1);
         let gone = Summary {
             gone: Some(Side::Source),
             ..Summary::default()
         };
-        assert_eq!(gone.exit_status(), 1);
+        assert_eq!(gone.exit_status(false), 1);
         let interrupted = Summary {
             signal: Some(15),
             ..full
         };
-        assert_eq!(interrupted.exit_status(), 143);
+        assert_eq!(interrupted.exit_status(false), 143);
+        let different = Summary {
+            is_different: true,
+            ..Summary::default()
+        };
+        assert_eq!(different.exit_status(false), 0);
+        assert_eq!(different.exit_status(true), 4);
+        let failed = Summary {
+            failed: 1,
+            ..different
+        };
+        assert_eq!(failed.exit_status(true), 1);
+        let late = Summary {
+            time_limit: Some(Duration::from_secs(3600)),
+            ..summary
+        };
+        assert_eq!(late.exit_status(false), 5);
+        let late_and_moved = Summary {
+            time_limit: late.time_limit,
+            ..moved
+        };
+        assert_eq!(late_and_moved.exit_status(false), 5);
+        let late_and_failed = Summary {
+            time_limit: late.time_limit,
+            ..failed
+        };
+        assert_eq!(late_and_failed.exit_status(false), 1);
+        let unprinted = Summary {
+            has_lost_output: true,
+            ..moved
+        };
+        assert_eq!(unprinted.exit_status(false), 1);
+    }
+
+    #[test]
+    fn a_stopped_run_says_how_much_was_not_tried() {
+        let counts = Counts {
+            found: 100,
+            copied: 40,
+            unchanged: 5,
+            ..Counts::default()
+        };
+        let mut summary = Summary {
+            time_limit: Some(Duration::from_secs(90 * 60)),
+            ..with_counts(counts)
+        };
+        assert_eq!(
+            lines(&summary, 5400.0, false),
+            [
+                "40 files copied to /mnt/photos, 5 unchanged in 1:30:00 h, at least 55 not tried; \
+              stopped after 1:30:00 h (--stop-after), run again to resume"
+            ]
+        );
+        (summary.time_limit, summary.is_full) = (None, true);
+        (summary.is_listed, summary.failed) = (true, 1);
+        assert_eq!(
+            lines(&summary, 1.0, false),
+            [
+                "40 files copied to /mnt/photos, 5 unchanged in 1.0 s, at least 54 not tried; \
+              stopped: destination is full",
+                "1 failed (named above); the same command tries it again"
+            ]
+        );
+        summary.failed = 0;
+        assert!(lines(&summary, 1.0, false)[0].contains(", 55 not tried;"));
+        summary.is_full = false;
+        assert!(!lines(&summary, 1.0, false)[0].contains("not tried"));
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 use std::ffi::CStr;
 
-use crate::fs::path::{Name, Names};
+use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::DirIds;
 use crate::protocol::entry::Decision;
 use crate::protocol::error::CopyError;
+use crate::protocol::items::Items;
+use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{Counts, EntryError, Job, JobUpdate, Line, Progress};
 use crate::scoreboard::WorkerSlot;
 
@@ -20,6 +22,13 @@ pub(super) struct CurrentJob {
     has_reported_children: bool,
     /// The directory's ids, until they are reported.
     pub(super) dir_ids: Option<DirIds>,
+    /// The job's files that are neither synced nor committed.
+    pub(super) unsynced: Vec<Unsynced>,
+    pub(super) unsynced_bytes: u64,
+    /// Something may be tried again at the end of the run, so the directory is not finished yet.
+    pub(super) may_be_retried: bool,
+    /// Other jobs of the directory are pending.
+    pub(super) is_shared: bool,
     suspects: Vec<Name>,
     /// Complete entries were copied by a worker of this run that crashed.
     complete_is_copied: bool,
@@ -75,7 +84,10 @@ impl CurrentJob {
 
     /// Returns true if other jobs do a part of this directory.
     pub(super) fn has_children(&self) -> bool {
-        self.has_reported_children || self.update.has_children()
+        self.has_reported_children
+            || self.may_be_retried
+            || self.is_shared
+            || self.update.has_children()
     }
 
     /// Returns true if there are subdirectories that the parent does not know of.
@@ -83,14 +95,35 @@ impl CurrentJob {
         !self.update.subdirs.is_empty()
     }
 
-    pub(super) fn add_error(&mut self, name: Option<&CStr>, error: CopyError, twin: Option<Name>) {
-        let name = name.map(|name| Name::new(name.to_bytes()));
-        self.update.errors.push(EntryError { name, error, twin });
+    /// Adds an error of an entry, or of the directory.
+    pub(super) fn add_error(
+        &mut self,
+        entry: Option<(Kind, &CStr)>,
+        error: CopyError,
+        twin: Option<Name>,
+    ) {
+        self.update.errors.push(EntryError {
+            name: entry.map(|(_, name)| Name::new(name.to_bytes())),
+            kind: entry.map(|(kind, _)| kind),
+            error,
+            twin,
+        });
     }
 
-    pub(super) fn add_line(&mut self, name: Option<&CStr>, decision: Decision) {
+    pub(super) fn add_line(
+        &mut self,
+        name: Option<&CStr>,
+        decision: Decision,
+        items: Option<Items>,
+        size: Option<u64>,
+    ) {
         let name = name.map(|name| Name::new(name.to_bytes()));
-        self.update.lines.push(Line { name, decision });
+        self.update.lines.push(Line {
+            name,
+            decision,
+            items,
+            size,
+        });
     }
 
     /// Takes the pending update. `None` if it is empty.
@@ -101,8 +134,15 @@ impl CurrentJob {
             && self.update.counts == Counts::default()
             && !self.update.has_children()
             && self.update.errors.is_empty()
+            && self.update.unsynced.is_empty()
+            && self.update.settled_unsynced == 0
+            && self.update.sync_error.is_none()
             && self.update.incomplete.is_empty()
             && self.update.lines.is_empty()
+            && self.update.excluded.is_empty()
+            && !self.update.is_about_deletion()
+            && self.update.checksums.is_empty()
+            && self.update.repeated.is_empty()
             && self.update.unfinished.is_none();
         if is_empty {
             return None;
@@ -142,7 +182,7 @@ impl Remaining {
     }
 
     /// Returns the first of them, with the offset to [`settle`](Self::settle) it.
-    pub(super) fn first(&self) -> Option<(crate::fs::path::Kind, &CStr, usize)> {
+    pub(super) fn first(&self) -> Option<(Kind, &CStr, usize)> {
         let is_left = self.count > 0;
         is_left.then(|| self.names.at(self.offset)).flatten()
     }
@@ -199,7 +239,6 @@ impl Remaining {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::path::Kind;
 
     #[test]
     fn remaining_entries_are_those_that_are_neither_settled_nor_given_away() {

@@ -1,49 +1,21 @@
 //! Listing a directory and copying its entries, alone or shared with other workers.
 
-use std::collections::HashSet;
 use std::ffi::CStr;
 
-use rustix::fs::{self, AtFlags, FileType};
+use rustix::fs;
 use rustix::io::Errno;
 
 use super::current::Remaining;
+use super::entries::{Candidate, Listed};
 use super::{BATCH, ReportSink, Worker, is_report_full};
 use crate::copy::dir::{DirPair, Made};
 use crate::copy::temp;
 use crate::fs::list::{self, Listing};
-use crate::fs::path::{Kind, Name, Names};
+use crate::fs::path::{Kind, Names};
 use crate::fs::stat::DirIds;
 use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::protocol::{Job, Progress, Resume};
-
-/// A directory's listing, and how far it has been read.
-struct Listed<'a> {
-    listing: Listing,
-    /// Entries read so far, including skipped ones.
-    entries: u64,
-    skip: &'a HashSet<Name>,
-}
-
-impl Listed<'_> {
-    /// Returns the next entry that is not to be skipped.
-    fn read(&mut self) -> Option<(Kind, &CStr)> {
-        // Not one loop around `listing.read()`: the borrow checker takes the name for borrowed
-        // in every round.
-        loop {
-            let is_skipped = match self.listing.read() {
-                Some((_, name)) => {
-                    self.entries += 1;
-                    !self.skip.is_empty() && self.skip.contains(name.to_bytes())
-                }
-                None => return None,
-            };
-            if !is_skipped {
-                return self.listing.last_read();
-            }
-        }
-    }
-}
 
 impl Worker {
     /// Lists a directory, makes its subdirectories and copies its entries. Finishes it if no
@@ -55,10 +27,16 @@ impl Worker {
         resume: &Resume,
         sink: &mut dyn ReportSink,
     ) -> Result<(), CopyError> {
-        let mut dir = self.open(job)?;
+        self.current.is_shared = resume.is_shared;
+        let mut dir = match self.open(job) {
+            Err(error) if error.step == Step::OpenDirectory => {
+                self.finish_unreadable(job);
+                return Err(error);
+            }
+            result => result?,
+        };
         let stat = dir.stat_to_apply(self.context);
-        self.copier.unseal_dir(&dir);
-        dir.make_writable(self.context);
+        let is_landing = self.is_landing(job);
         let is_elsewhere = self.check_place(job, &dir, ancestors)?;
         let config = &self.context.config;
         let decision = if dir.is_created() {
@@ -66,8 +44,13 @@ impl Worker {
         } else {
             Decision::MergeDirectory
         };
-        if !resume.is_announced && config.prints(decision) {
-            self.current.add_line(None, decision);
+        let items = self.copier.itemize_dir(&mut dir);
+        if !resume.is_announced && !is_landing && (config.prints(decision) || items.is_some()) {
+            self.current.add_line(None, decision, items, None);
+        }
+        if !is_landing {
+            self.copier.unseal_dir(&dir);
+            dir.make_writable(self.context);
         }
         self.current.dir_ids = Some(dir.ids());
         if !is_elsewhere {
@@ -80,12 +63,30 @@ impl Worker {
                 self.add_error(None, error);
             }
         }
-        if self.current.has_children() || self.context.scoreboard.is_stopping() {
+        let is_unfinished = self.current.has_children() || !self.current.unsynced.is_empty();
+        if is_unfinished || self.should_end() {
             self.current.update.unfinished = Some(Box::new(stat));
             return Ok(());
         }
         self.slot.begin_dir();
-        self.finish_dir(&dir, &stat)
+        self.finish_dir(job, &dir, &stat)
+    }
+
+    /// Returns true for a directory that sources land in: it is not a copy, and is left as it is.
+    pub(super) fn is_landing(&self, job: &Job) -> bool {
+        let target = &self.context.targets.list[job.target as usize];
+        target.lands_in && job.path.as_bytes().is_empty()
+    }
+
+    /// Applies the metadata of a directory that must not be read. Its failure is named already.
+    fn finish_unreadable(&mut self, job: &Job) {
+        let target = job.target as usize;
+        let dir = DirPair::open_unreadable(self.context, target, &job.path, job.origin);
+        if let Ok(dir) = dir {
+            let stat = dir.stat_to_apply(self.context);
+            let _ = self.copier.finish_dir(&dir, &stat);
+            self.copier.take_issues();
+        }
     }
 
     /// Refuses directories that would be copied into themselves for ever. Returns true for one
@@ -122,25 +123,35 @@ impl Worker {
         resume: &Resume,
         sink: &mut dyn ReportSink,
     ) -> Result<(), CopyError> {
-        let mut listed = Listed {
-            listing: Listing::of(list::path_to(dir.source(), self.has_own_cwd)),
-            entries: 0,
-            skip: &resume.skip,
-        };
+        let skip = &resume.skip;
+        let filter = self.filter_for(job, dir, skip);
+        let selection = self.selection_in(job);
+        if selection.is_none() {
+            self.check_chosen(job, dir, skip);
+        }
+        let listing = Listing::of(list::path_to(dir.source(), self.has_own_cwd));
+        let mut listed = Listed::new(listing, selection, skip, filter);
         self.recheck_reported(job, dir, &mut listed, resume.reported, sink);
         let mut remaining = Remaining::default();
         loop {
             self.list_more(dir, &mut listed, &mut remaining, sink);
             if remaining.len() == 0 || self.should_end() {
-                return match listed.listing.result() {
+                self.current.update.is_cut = self.should_end();
+                if self.context.config.limits.retries > 0 {
+                    // If the directory fails, it is listed again from here.
+                    self.current.update.progress = listed_progress(listed.entries);
+                }
+                let entries = listed.entries;
+                match listed.result() {
                     // A directory that was removed has no links.
                     Err(Errno::NOENT)
                         if fs::fstat(dir.source()).is_ok_and(|it| it.st_nlink > 0) =>
                     {
-                        Err(CopyError::new(Step::ListDirectory, Reason::NoProc))
+                        return Err(CopyError::new(Step::ListDirectory, Reason::NoProc));
                     }
-                    result => result.at(Step::ListDirectory),
-                };
+                    result => result.at(Step::ListDirectory)?,
+                }
+                return self.report_extraneous(job, dir, entries, sink);
             }
             if self.current.has_unreported_subdirs() {
                 // Report the subdirectories first, so that others can list them if an entry hangs.
@@ -169,26 +180,34 @@ impl Worker {
         sink: &mut dyn ReportSink,
     ) {
         let suspects = self.current.take_suspects();
+        self.copier.is_synced_alone = true;
         while listed.entries < reported && !self.should_end() {
-            let Some((kind, name)) = listed.read() else {
+            if !listed.advance() {
                 break;
-            };
-            let name = name.to_owned();
-            match self.kind_to_copy(dir, kind, &name) {
-                Ok(Kind::Directory) => self.make_subdir(dir, &name),
-                Ok(kind) => {
+            }
+            let (name, kind) = (listed.name().to_owned(), listed.kind());
+            let excluded = self.current.update.excluded.len();
+            let candidate = self.choose(dir, listed);
+            self.current.update.excluded.truncate(excluded);
+            match candidate.map(|candidate| candidate.map(|it| it.kind)) {
+                Ok(None) => {}
+                Ok(Some(Kind::Directory)) => self.make_subdir(dir, &name),
+                Ok(Some(kind)) => {
                     let counts = self.slot.counts();
                     let lines = self.current.update.lines.len();
                     let incomplete = self.current.update.incomplete.len();
+                    let checksums = self.current.update.checksums.len();
                     self.copy_entry(job, dir, kind, &name, HardLinks::Report);
                     self.slot.reset_counts(counts);
                     self.current.update.lines.truncate(lines);
                     self.current.update.incomplete.truncate(incomplete);
+                    self.current.update.checksums.truncate(checksums);
                     self.after_entry(|| listed_progress(reported), sink);
                 }
-                Err(error) => self.add_error(Some(&name), error),
+                Err(error) => self.add_error(Some((kind, &name)), error),
             }
         }
+        self.copier.is_synced_alone = false;
         self.current.set_suspects(suspects);
     }
 
@@ -215,18 +234,26 @@ impl Worker {
         let enough = remaining.len() + BATCH;
         self.slot.begin_dir();
         while remaining.len() < enough && !self.should_end() {
-            let Some((kind, name)) = listed.read() else {
+            if !listed.advance() {
                 self.slot.end_listing();
                 return;
-            };
-            match self.kind_to_copy(dir, kind, name) {
-                Ok(Kind::Directory) => self.make_subdir(dir, name),
-                Ok(kind) => {
+            }
+            let candidate = self.choose(dir, listed);
+            let (name, kind) = (listed.name(), listed.kind());
+            match candidate {
+                Ok(None) => {}
+                Ok(Some(Candidate {
+                    kind: Kind::Directory,
+                    ..
+                })) => {
+                    self.make_subdir(dir, name);
+                }
+                Ok(Some(Candidate { kind, inode })) => {
                     self.slot.add_found();
                     remaining.extend(|names| names.push(kind, name.to_bytes()));
-                    self.order.add(listed.listing.inode());
+                    self.order.add(inode);
                 }
-                Err(error) => self.add_error(Some(name), error),
+                Err(error) => self.add_error(Some((kind, name)), error),
             }
             let is_wanted = || self.context.scoreboard.take_wanted();
             if is_report_full(self.size) || self.current.has_unreported_subdirs() && is_wanted() {
@@ -235,25 +262,22 @@ impl Worker {
         }
     }
 
-    /// Returns the kind of an entry as it is copied: a link that is followed is its target.
-    fn kind_to_copy(&self, dir: &DirPair, kind: Kind, name: &CStr) -> Result<Kind, CopyError> {
-        if kind != Kind::Symlink || !self.context.config.dereference {
-            return Ok(kind);
-        }
-        let stat = match fs::statat(dir.source(), name, AtFlags::empty()) {
-            // If the link itself is gone, it has vanished.
-            Err(Errno::NOENT)
-                if fs::statat(dir.source(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok() =>
-            {
-                return Err(CopyError::new(Step::Look, Reason::DanglingLink));
-            }
-            result => result.at(Step::Look)?,
-        };
-        Ok(Kind::of(FileType::from_raw_mode(stat.st_mode)))
-    }
-
-    fn make_subdir(&mut self, dir: &mut DirPair, name: &CStr) {
+    pub(super) fn make_subdir(&mut self, dir: &mut DirPair, name: &CStr) {
         self.slot.begin_entry(name.to_bytes());
+        match self.copier.is_left_out(dir, name) {
+            Ok(false) => {}
+            Ok(true) => {
+                if self.context.config.prints(Decision::SkipMissing) {
+                    self.current
+                        .add_line(Some(name), Decision::SkipMissing, None, None);
+                }
+                return self.slot.begin_dir();
+            }
+            Err(error) => {
+                self.add_error(Some((Kind::Directory, name)), error);
+                return self.slot.begin_dir();
+            }
+        }
         let subdirs = &mut self.current.update.subdirs;
         match self.copier.make_subdir(dir, name) {
             Ok(made) => {
@@ -265,7 +289,7 @@ impl Worker {
                 list.push(Kind::Directory, name.to_bytes());
                 self.size += name.count_bytes();
             }
-            Err(error) => self.add_error(Some(name), error),
+            Err(error) => self.add_error(Some((Kind::Directory, name)), error),
         }
         if let Some(ids) = self.current.dir_ids.take() {
             self.current.update.dir_ids = Some(ids);
@@ -297,9 +321,15 @@ impl Worker {
             let Some((kind, name, next)) = remaining.first() else {
                 break;
             };
-            self.copy_entry(job, dir, kind, name, hard_links);
+            match self.kind_to_copy(dir, kind, name) {
+                // Only if it is tried again: a lister makes its subdirectories itself.
+                Ok(Kind::Directory) => self.make_subdir(dir, name),
+                Ok(kind) => self.copy_entry(job, dir, kind, name, hard_links),
+                Err(error) => self.add_error(Some((kind, name)), error),
+            }
             remaining.settle(next);
             self.after_entry(|| progress(remaining, listed.as_deref()), sink);
+            self.settle_if_many(dir, job);
         }
     }
 
@@ -317,8 +347,10 @@ impl Worker {
             let slot = self.slot;
             temp::remove_leftovers(self.context, &dir, self.has_own_cwd, || slot.heartbeat());
         }
+        self.current.dir_ids = Some(dir.ids());
         let mut remaining = Remaining::new(names.clone());
         self.copy_entries(job, &mut dir, &mut remaining, None, hard_links, sink);
+        self.current.update.is_cut = remaining.len() > 0;
         self.sync_single(job, &dir)
     }
 }

@@ -2,8 +2,11 @@
 //! forked process.
 
 mod current;
+mod delete;
 mod directory;
+mod entries;
 mod order;
+mod unsynced;
 
 use std::borrow::Borrow;
 use std::ffi::CStr;
@@ -16,12 +19,15 @@ use crate::context::Context;
 use crate::copy::dir::DirPair;
 use crate::copy::temp;
 use crate::copy::{Attempt, Copier, Entry, EntryResult, Issues, LinkTarget, Stream, Unlinkable};
+use crate::filter::Memory;
 use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{ChunkedFile, DirOrigin, HardLinks, Outcome};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::protocol::metadata::{Incomplete, MetadataError, Refusal};
-use crate::protocol::{EntryError, HardLinkEntry, Job, JobKind, Leader, Line, Progress, Report};
+use crate::protocol::{
+    EntryError, FileChecksum, HardLinkEntry, Job, JobKind, Leader, Line, Progress, Report,
+};
 use crate::scoreboard::{WorkerSlot, WriteTarget};
 use current::{CurrentJob, Remaining};
 use order::Order;
@@ -56,6 +62,7 @@ pub(crate) struct Worker {
     report: Report,
     current: CurrentJob,
     order: Order,
+    filters: Memory,
     /// About how many bytes of names and errors the report and the current update hold.
     size: usize,
     reported_at: Instant,
@@ -76,6 +83,7 @@ impl Worker {
             report: Report::default(),
             current: CurrentJob::default(),
             order: Order::default(),
+            filters: Memory::default(),
             size: 0,
             reported_at: Instant::now(),
             ticks: 0,
@@ -101,6 +109,8 @@ impl Worker {
     fn run_job(&mut self, job: &Job, sink: &mut dyn ReportSink) {
         self.slot.begin_job(job.id);
         self.current = CurrentJob::new(job, self.slot);
+        // Names that follow may become links to what a job for links copies.
+        self.copier.is_synced_alone = matches!(job.kind, JobKind::HardLinks { .. });
         let result = match &job.kind {
             JobKind::Directory { ancestors, resume } => {
                 self.run_directory(job, ancestors, resume, sink)
@@ -116,6 +126,9 @@ impl Worker {
             JobKind::Discard { file } => self
                 .open(job)
                 .and_then(|mut dir| self.copier.discard_chunked(&mut dir, file)),
+            JobKind::Sync { root } => self.run_sync(job, *root),
+            JobKind::CommitSynced { files } => self.run_commit_synced(job, files, sink),
+            JobKind::DiscardUnsynced { files } => self.run_discard_unsynced(job, files),
             JobKind::Remove { name } => self
                 .open(job)
                 .and_then(|dir| self.copier.remove_temp(&dir, name)),
@@ -130,15 +143,27 @@ impl Worker {
                     heartbeat,
                 );
             }),
-            JobKind::FinishDirectory { stat } => {
-                self.open(job).and_then(|dir| self.finish_dir(&dir, stat))
+            JobKind::Delete { names, ids } => self.run_delete(job, names, *ids, sink),
+            JobKind::MakeRoom { names } => self.run_make_room(job, names, sink),
+            JobKind::EmptyDirectory => self.run_empty_directory(job, sink),
+            JobKind::RemoveDirectory { is_in_the_way } => {
+                self.run_remove_directory(job, *is_in_the_way)
             }
+            JobKind::FinishDirectory { stat } => self
+                .open(job)
+                .and_then(|dir| self.finish_dir(job, &dir, stat)),
         };
         if let Err(error) = result {
             self.add_error(None, error);
         }
         self.current.update.is_done = true;
+        let has_chunked = !self.current.update.chunked.is_empty();
         self.put_update();
+        if has_chunked {
+            // As after an entry: the commit of a comparison has prepared the file.
+            self.send_report(sink);
+            self.slot.set_writing(WriteTarget::None);
+        }
         if is_report_full(self.size) || self.reported_at.elapsed() > REPORT_AFTER {
             self.send_report(sink);
         }
@@ -146,13 +171,14 @@ impl Worker {
 
     fn open(&mut self, job: &Job) -> Result<DirPair, CopyError> {
         let target = job.target as usize;
+        self.copier.prepare_sync(target);
         let opened = DirPair::open(self.context, target, &job.path, job.origin);
         opened.map_err(|error| self.copier.explain_missing(target, &job.path, error))
     }
 
-    /// Returns true if the run is stopping.
+    /// Returns true if no more entries are to be begun.
     fn should_end(&self) -> bool {
-        self.context.scoreboard.is_stopping()
+        self.context.scoreboard.is_finishing()
     }
 
     /// Copies one entry and notes how it ended.
@@ -182,25 +208,50 @@ impl Worker {
         };
         let copied = catch_unwind(AssertUnwindSafe(|| self.copier.copy_entry(dir, entry)));
         let bug = || Err(CopyError::new(Step::Copy, Reason::Bug));
-        self.conclude(kind, name, copied.unwrap_or_else(|_| bug()));
+        let result = copied.unwrap_or_else(|_| bug());
+        if let Err(error) = &result
+            && error.reason == Reason::DirectoryInTheWay
+            && hard_links == HardLinks::Report
+            && self.context.config.makes_room()
+        {
+            // It is copied at the end of the run.
+            self.current.settle_suspect(name);
+            self.size += name.count_bytes();
+            self.current.update.obstructed.push(kind, name.to_bytes());
+            self.slot.end_entry();
+            return;
+        }
+        self.conclude(kind, name, result);
     }
 
     /// Notes how an entry ended.
     fn conclude(&mut self, kind: Kind, name: &CStr, result: Result<EntryResult, CopyError>) {
+        let size = self.copier.take_size();
         if result.is_ok() {
             self.current.settle_suspect(name);
         }
+        self.note_repeated(name);
+        let checksum = self.copier.checksum.take();
         match result {
             Ok(EntryResult::Done(decision)) => {
                 let decision = self.current.as_counted(decision);
-                let has_failed = self.note_incomplete(Some(name), Some(decision.outcome()));
+                let has_failed = self.note_incomplete(Some((kind, name)), Some(decision.outcome()));
                 if !has_failed {
                     self.slot.add_outcome(decision.outcome());
                 }
+                if let Some(checksum) = checksum
+                    && decision.outcome() != Outcome::Skipped
+                {
+                    self.size += name.count_bytes() + size_of::<FileChecksum>();
+                    let name = Name::new(name.to_bytes());
+                    let checksums = &mut self.current.update.checksums;
+                    checksums.push(FileChecksum { name, checksum });
+                }
                 let config = &self.context.config;
+                let items = self.copier.items.take();
                 if config.prints(decision) && !has_failed {
                     self.size += name.count_bytes() + size_of::<Line>();
-                    self.current.add_line(Some(name), decision);
+                    self.current.add_line(Some(name), decision, items, size);
                 }
             }
             Ok(EntryResult::HardLink(stat)) => {
@@ -212,17 +263,27 @@ impl Worker {
                     links: stat.links,
                 });
             }
+            Ok(EntryResult::Unsynced(file)) => self.note_unsynced(file),
             Ok(EntryResult::Chunked(file)) => {
                 self.size += name.count_bytes() + size_of::<ChunkedFile>();
                 self.current.update.chunked.push(file);
             }
-            Err(error) => self.add_error(Some(name), error),
+            Err(error) => self.add_error(Some((kind, name)), error),
         }
         self.slot.end_entry();
     }
 
+    /// Notes a file that was copied again because its first copy was wrong.
+    fn note_repeated(&mut self, name: &CStr) {
+        if std::mem::take(&mut self.copier.was_repeated) {
+            self.size += name.count_bytes();
+            let name = Name::new(name.to_bytes());
+            self.current.update.repeated.push(name);
+        }
+    }
+
     /// Notes metadata of an entry that could not be kept. Returns true if the entry has failed.
-    fn note_incomplete(&mut self, name: Option<&CStr>, outcome: Option<Outcome>) -> bool {
+    fn note_incomplete(&mut self, entry: Option<(Kind, &CStr)>, outcome: Option<Outcome>) -> bool {
         let Issues { failures, refusals } = self.copier.take_issues();
         if failures.is_empty() && refusals.is_empty() {
             return false;
@@ -231,13 +292,18 @@ impl Worker {
         let errors = failures.iter().chain(refusals.iter().map(|it| &it.error));
         let attributes = errors.filter_map(|error| error.attribute.as_ref());
         let names: usize = attributes.map(|attribute| attribute.name.len()).sum();
-        self.size += name.map_or(0, CStr::count_bytes)
+        if entry.is_some() {
+            let may_pass = failures.iter().all(|error| error.reason.may_pass());
+            self.note_retry(has_failed && may_pass);
+        }
+        self.size += entry.map_or(0, |(_, name)| name.count_bytes())
             + names
             + size_of::<Incomplete>()
             + size_of::<MetadataError>() * failures.len()
             + size_of::<Refusal>() * refusals.len();
         self.current.update.incomplete.push(Incomplete {
-            name: name.map(|name| Name::new(name.to_bytes())),
+            name: entry.map(|(_, name)| Name::new(name.to_bytes())),
+            kind: entry.map(|(kind, _)| kind),
             outcome: outcome.filter(|_| !has_failed),
             failures,
             refusals,
@@ -245,7 +311,10 @@ impl Worker {
         has_failed
     }
 
-    fn finish_dir(&mut self, dir: &DirPair, stat: &FileStat) -> Result<(), CopyError> {
+    fn finish_dir(&mut self, job: &Job, dir: &DirPair, stat: &FileStat) -> Result<(), CopyError> {
+        if self.is_landing(job) {
+            return self.sync_landing(dir);
+        }
         self.copier.take_issues();
         let result = self.copier.finish_dir(dir, stat);
         self.note_incomplete(None, None);
@@ -270,6 +339,7 @@ impl Worker {
         let leader_name = leader.name.to_c_string();
         let leader_name = targets[leader.target as usize].name_at_destination(&leader_name);
         let mut leader_name = leader_name.to_owned();
+        let mut leader_checksum = leader.checksum;
         let mut remaining = Remaining::new(names.clone());
         while let Some((kind, name, next)) = remaining.first()
             && !self.should_end()
@@ -289,6 +359,8 @@ impl Worker {
                 name: &leader_name,
             };
             let result = self.copier.hard_link(&mut dir, to, entry);
+            // A link has the contents of its leader, and what was copied instead has its own.
+            self.copier.checksum = self.copier.checksum.or(leader_checksum);
             let unlinked = self.copier.unlinked.take().filter(|_| result.is_ok());
             if let Some(why) = unlinked {
                 let name = Name::new(name.to_bytes());
@@ -299,6 +371,7 @@ impl Worker {
                     leader_dir =
                         DirPair::open(self.context, job.target as usize, &job.path, origin)?;
                     leader_name = entry.to.to_owned();
+                    leader_checksum = self.copier.checksum;
                     self.current.update.next_leader = Some(name.clone());
                 }
                 self.current.update.unlinked.get_or_insert(name);
@@ -307,6 +380,7 @@ impl Worker {
             remaining.settle(next);
             self.after_entry(|| remaining.progress(), sink);
         }
+        self.current.update.is_cut = remaining.len() > 0;
         self.sync_single(job, &dir)
     }
 
@@ -337,38 +411,54 @@ impl Worker {
         self.slot.begin_entry(file.name.as_bytes());
         let from = file.name.to_c_string();
         if let Err(error) = work(self, &mut dir, &from) {
-            self.add_error(Some(&from), error);
+            self.add_error(Some((Kind::File, &from)), error);
         }
+        self.note_repeated(&from);
         Ok(())
     }
 
     /// Syncs the directory of a single file with `--fsync`: no job finishes that directory.
     fn sync_single(&self, job: &Job, dir: &DirPair) -> Result<(), CopyError> {
-        let config = &self.context.config;
         let is_single = self.context.targets.list[job.target as usize]
             .single
             .is_some();
-        if !is_single || !config.fsync || config.dry_run {
+        if !is_single {
+            return Ok(());
+        }
+        self.sync_landing(dir)
+    }
+
+    /// Syncs a directory that sources land in with `--fsync`.
+    fn sync_landing(&self, dir: &DirPair) -> Result<(), CopyError> {
+        let config = &self.context.config;
+        if !config.fsync || config.dry_run || self.copier.is_batched(dir) {
             return Ok(());
         }
         fs::fsync(dir.destination()?).at(Step::Sync)
     }
 
-    fn add_error(&mut self, name: Option<&CStr>, error: CopyError) {
-        self.size += size_of::<EntryError>() + name.map_or(0, CStr::count_bytes);
+    /// Notes that something may be tried again at the end of the run.
+    fn note_retry(&mut self, may_pass: bool) {
+        let has_retries = self.context.config.limits.retries > 0;
+        self.current.may_be_retried |= may_pass && has_retries;
+    }
+
+    fn add_error(&mut self, entry: Option<(Kind, &CStr)>, error: CopyError) {
+        self.size += size_of::<EntryError>() + entry.map_or(0, |(_, name)| name.count_bytes());
+        self.note_retry(error.may_pass());
         if error.is_full_destination() {
             // Stops now, not when the parent reads the report: every further write would fail too.
             self.context.scoreboard.stop();
         }
         let twin = self.copier.twin.take();
         let twin = twin.filter(|_| error.reason == Reason::SameName);
-        self.current.add_error(name, error, twin);
+        self.current.add_error(entry, error, twin);
     }
 
     /// Sends an update after an entry, if one is due.
     fn after_entry(&mut self, progress: impl FnOnce() -> Progress, sink: &mut dyn ReportSink) {
-        if !self.current.update.chunked.is_empty() {
-            // Sent at once, so that the parent knows the prepared file if this worker dies.
+        if !self.current.update.chunked.is_empty() || self.has_unreported_temp() {
+            // Sent at once, so that the parent knows the temporary name if this worker dies.
             self.send_update(progress(), sink);
             self.slot.set_writing(WriteTarget::None);
             return;

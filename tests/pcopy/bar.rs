@@ -135,8 +135,9 @@ once!(a_terminal_without_colours_and_utf_8_gets_neither, |env| {
     assert!(text.contains("=>-"), "{text:?}");
 });
 
-once!(a_terminal_without_a_cursor_gets_lines, |env| {
-    let Some(run) = run_in(env, 80, &[("TERM", "dumb")]) else {
+/// Fails unless the progress consists of lines, without anything that moves the cursor.
+fn gets_lines(env: &Env, terminal: &str) {
+    let Some(run) = run_in(env, 80, &[("TERM", terminal)]) else {
         return;
     };
     let text = run.text();
@@ -144,6 +145,14 @@ once!(a_terminal_without_a_cursor_gets_lines, |env| {
     // How many lines there are depends on how fast the machine is.
     let is_progress = |line: &str| line.starts_with("pcopy: ") && line.contains(" of 1");
     assert!(text.lines().any(is_progress), "{text:?}");
+}
+
+once!(a_terminal_without_a_cursor_gets_lines, |env| {
+    gets_lines(env, "dumb");
+});
+
+once!(a_terminal_without_a_name_gets_lines, |env| {
+    gets_lines(env, "");
 });
 
 once!(a_quick_run_draws_nothing, |env| {

@@ -1,9 +1,7 @@
 //! Kinds of file systems, and the options that depend on them.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 
 use crate::acl::{ACCESS_ACL, AclTag, NO_ID, acl};
 use crate::compare::{self, Properties, Property};
@@ -11,7 +9,6 @@ use crate::env::{Env, skip};
 use crate::fidelity::zoo_is_copied;
 use crate::mounts::FAT;
 use crate::noise::pattern;
-use crate::zoo::Zoo;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -333,41 +330,6 @@ both_modes!(one_file_system_skips_mounts, |env| {
     // Without -x everything is copied.
     env.pcopy(["src", "dst-2"]).ok();
     env.assert_same("src", "dst-2");
-});
-
-both_modes!(fsync_makes_the_same_copy, |env| {
-    Zoo::Full.build(env, "src");
-    env.pcopy(["--fsync", "src", "dst"]).ok();
-    env.assert_same("src", "dst");
-});
-
-both_modes!(fsync_syncs_every_new_name, |env| {
-    env.file("src/file", "x");
-    let synced = |source: &str, copy: &str| {
-        let args = ["--fsync", "--mkpath", source, copy];
-        let calls = env.command(args).traced("fsync");
-        let root = env.inner_path("");
-        let path_of = |line: &String| {
-            let (_, path) = line.split_once('<')?;
-            let path = Path::new(path.split_once('>')?.0);
-            Some(path.strip_prefix(&root).ok()?.to_owned())
-        };
-        calls.iter().filter_map(path_of).collect::<BTreeSet<_>>()
-    };
-    if env.skipped_without_strace() {
-        return;
-    }
-    // The empty path is the environment's directory, the parent of the first new one.
-    assert_eq!(
-        synced("src", "new/deep/dst"),
-        ["", "new", "new/deep", "new/deep/dst", "new/deep/dst/file"]
-            .map(PathBuf::from)
-            .into()
-    );
-    assert_eq!(
-        synced("src/file", "other/dst"),
-        ["", "other", "other/dst"].map(PathBuf::from).into()
-    );
 });
 
 // ---- proc and sys ---------------------------------------------------------------------------

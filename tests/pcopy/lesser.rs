@@ -215,6 +215,27 @@ once!(attributes_have_a_limit, |env| {
     assert_eq!(set("user.first", 79), Ok(()));
 });
 
+both_modes!(
+    a_dry_run_announces_no_attribute_that_cannot_be_held,
+    |env| {
+        let Some(env) = env.mounted("mkdir mnt; mount -t ramfs none mnt") else {
+            return;
+        };
+        if !env.file("src/file", "x").try_xattr("user.x", "x") {
+            crate::env::skip("no extended attributes here");
+            return;
+        }
+        env.pcopy(["src", "mnt/dst"]).exits(0);
+        for options in [&["-n"][..], &[]] {
+            let run = env.pcopy([options, &["src", "mnt/dst"]].concat()).exits(0);
+            assert_eq!(run.summary().copied, 0, "{run}");
+        }
+        env.at("src/file").mode(0o600);
+        let run = env.pcopy(["-n", "src", "mnt/dst"]).exits(0);
+        assert_eq!(run.summary().copied, 1, "{run}");
+    }
+);
+
 // ---- holes ----------------------------------------------------------------------------------
 
 once!(holes_are_filled, |env| {
@@ -295,6 +316,49 @@ both_modes!(metadata_arrives_where_inode_numbers_do_not_last, |env| {
         .counts(1, SMALL_TREE_LEAVES - 1, 0);
     env.assert_same("src", "backing/dst");
 });
+
+both_modes!(
+    hard_links_are_known_where_inode_numbers_do_not_last,
+    |env| {
+        env.file("src/one", "contents").mtime(1_000, 0);
+        env.hard_link("src/two", "src/one");
+        env.hard_link("src/directory/three", "src/one");
+        let Some(_mounted) = mount(env, &["--volatile-inodes", "--rename-links"]) else {
+            return;
+        };
+        env.pcopy(["src", "mnt/dst"]).ok().counts(3, 0, 0);
+        env.assert_same("src", "backing/dst");
+        let changed = || env.sh("stat -c %z backing/dst/one; find backing/dst -name '.pcopy*'");
+        let before = changed();
+        env.pcopy(["-n", "src", "mnt/dst"]).ok().counts(0, 3, 0);
+        env.pcopy(["src", "mnt/dst"]).ok().counts(0, 3, 0);
+        assert_eq!(changed(), before, "links were made again");
+
+        // A new name joins them.
+        env.hard_link("src/four", "src/one");
+        env.pcopy(["src", "mnt/dst"]).ok();
+        env.assert_same("src", "backing/dst");
+        env.pcopy(["src", "mnt/dst"]).ok().counts(0, 4, 0);
+    }
+);
+
+both_modes!(
+    files_that_only_look_like_links_are_linked_where_inode_numbers_do_not_last,
+    |env| {
+        env.file("src/one", "contents").mtime(1_000, 0);
+        env.hard_link("src/two", "src/one");
+        // The same number of links, size and time, but two files.
+        env.sh("mkdir -p backing/dst; cd backing/dst
+            cp -p ../../src/one one; ln one x; sleep 0.1; cp -p ../../src/one two; ln two y");
+        let Some(_mounted) = mount(env, &["--volatile-inodes", "--rename-links"]) else {
+            return;
+        };
+        env.pcopy(["-n", "src", "mnt/dst"]).ok().counts(1, 1, 0);
+        env.pcopy(["src", "mnt/dst"]).ok().counts(1, 1, 0);
+        let inode = |name: &str| env.stat(format!("backing/dst/{name}")).ino();
+        assert_eq!(inode("one"), inode("two"));
+    }
+);
 
 // ---- hard links -----------------------------------------------------------------------------
 

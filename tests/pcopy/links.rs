@@ -84,6 +84,27 @@ both_modes!(files_kept_by_older_and_never_are_not_linked_to, |env| {
     }
 });
 
+both_modes!(an_older_file_becomes_a_link, |env| {
+    env.file("src/a", "content").mtime(2_000, 0);
+    env.hard_link("src/b", "src/a");
+    env.file("dst/a", "content").mtime(2_000, 0);
+    env.file("dst/b", "other").mtime(1_000, 0);
+    for options in [&["-n"][..], &[]] {
+        let args = [options, &["--overwrite=older", "src", "dst"]].concat();
+        env.pcopy(args).ok();
+    }
+    assert_eq!(env.stat("dst/a").ino(), env.stat("dst/b").ino());
+    assert_eq!(env.read("dst/b"), b"content");
+    // A newer one is left alone, and -n knows that too.
+    env.file("dst/a", "mine").mtime(3_000, 0);
+    for options in [&["-n"][..], &[]] {
+        let args = [options, &["--overwrite=older", "src", "dst"]].concat();
+        let run = env.pcopy(args).ok();
+        assert_eq!(run.summary().copied, 0, "{run}");
+    }
+    assert_eq!(env.read("dst/b"), b"mine");
+});
+
 // ---- symbolic links -------------------------------------------------------------------------
 
 both_modes!(links_in_the_tree_are_copied_as_links, |env| {

@@ -7,7 +7,9 @@
 //! - `PCOPY_TEST_DIR` names the directory in which the tests create their temporary
 //!   directories, on any file system. The default is the system's temporary directory.
 //! - `PCOPY_TEST_PROGRAM` names another pcopy to test, such as an installed one.
+//! - `PCOPY_TEST_RSYNC` is the number of random trees that rsync and pcopy copy with rules.
 //! - `PCOPY_TEST_SEED` is the seed of the randomised tests, which print it. It has a default.
+//! - `PCOPY_TEST_CASES` is the number of random trees that are compared with those of rsync.
 //!
 //! No test measures time: a busy machine only makes them slower. What must be fast is
 //! measured in `benches/`.
@@ -101,23 +103,33 @@ mod trees;
 mod zoo;
 
 // The promises.
+mod backups;
 mod bar;
+mod changes;
 mod cli;
+mod contents;
 mod crash_reports;
 mod crashes;
 mod disk_full;
 mod duplicate;
 mod faults;
 mod fidelity;
+mod files_from;
 mod filesystems;
+mod filters;
 mod flags;
+mod fsync;
 mod gate;
 mod hosts;
 mod in_place;
 mod injection;
+mod json;
 mod lesser;
+mod limits;
 mod links;
+mod logs;
 mod metadata;
+mod mirror;
 mod moving;
 mod mpi;
 mod mpirun;
@@ -125,12 +137,18 @@ mod names;
 mod output;
 mod overlap;
 mod overwrite;
+mod parents;
+mod partial;
 mod preserve;
 mod random;
+mod recipes;
 mod resources;
 mod resume;
+mod retries;
+mod rsync;
 mod safety;
 mod signals;
+mod snapshots;
 mod stalls;
 mod streams;
 mod targets;

@@ -94,6 +94,50 @@ both_modes!(a_normal_user_is_told_of_all_but_owners, |env| {
     assert!(!text.contains("ownership"), "{run}");
 });
 
+both_modes!(a_directory_that_cannot_be_read_keeps_its_metadata, |env| {
+    if skipped_without_root() {
+        return;
+    }
+    env.file("src/closed/in", "x");
+    env.file("src/file", "x");
+    env.at("src/closed").mode(0o300).mtime(1_000, 5);
+    env.sh("chown -R 65534:65534 .");
+    for _ in 0..2 {
+        env.command(["src", "dst"])
+            .unprivileged()
+            .run()
+            .exits(1)
+            .fails_only(&[("src/closed", "open directory: Permission denied")]);
+        let copy = env.stat("dst/closed");
+        assert_eq!(copy.mode() & 0o7777, 0o300);
+        assert_eq!((copy.mtime(), copy.mtime_nsec()), (1_000, 5));
+    }
+});
+
+both_modes!(
+    a_destination_directory_that_keeps_its_owner_out_is_entered,
+    |env| {
+        if skipped_without_root() {
+            return;
+        }
+        env.file("src/closed/sub/in", "x");
+        env.sh("chown -R 65534:65534 .");
+        let run = |options: &[&str]| {
+            let args = [options, &["src", "dst"]].concat();
+            env.command(args).unprivileged().run().exits(0)
+        };
+        run(&[]).counts(1, 0, 0);
+        env.at("dst/closed").mode(0);
+        env.at("dst/closed/sub").mode(0o100);
+        run(&[]).counts(0, 1, 0);
+        env.assert_same("src", "dst");
+        env.at("dst/closed").mode(0);
+        env.file("src/closed/new", "x");
+        run(&["--no-preserve=mode"]).counts(1, 1, 0);
+        assert_eq!(env.stat("dst/closed").mode() & 0o7777, 0);
+    }
+);
+
 // ---- accepted, and not kept -----------------------------------------------------------------
 
 both_modes!(calls_that_do_nothing_are_noticed, |env| {
@@ -147,6 +191,27 @@ both_modes!(
         run.exits(1)
             .stderr_has("set times: accepted by the file system, but not kept")
             .counts(1, 0, 2);
+    }
+);
+
+both_modes!(
+    the_last_second_of_a_file_system_is_not_copied_again,
+    |env| {
+        // ext4 keeps no nanoseconds in that second, as NFS 3 does not.
+        let script = "mkdir mnt big; truncate -s 60M image; mkfs.ext4 -q -I 256 image 2>/dev/null; \
+                  mount -o loop image mnt; mount -t tmpfs tmpfs big";
+        let Some(env) = env.mounted(script) else {
+            return;
+        };
+        env.file("big/src/last", "x").mtime(15_032_385_535, 5);
+        env.pcopy(["big/src", "mnt/dst"]).exits(0).counts(1, 0, 0);
+        for _ in 0..2 {
+            let plan = env.pcopy(["-n", "big/src", "mnt/dst"]).ok();
+            assert!(!plan.stdout().contains("replace"), "{plan}");
+            let run = env.pcopy(["big/src", "mnt/dst"]).exits(0);
+            run.stderr_has("does not support these timestamps")
+                .counts(0, 1, 0);
+        }
     }
 );
 

@@ -3,6 +3,7 @@
 //! The nodes are processes on this machine, joined by a relay of the tests (tests/relay).
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 
 use rustix::process::Signal;
 
@@ -290,6 +291,15 @@ fn a_node_of_another_user_is_refused() {
 }
 
 #[test]
+fn going_on_with_parts_of_files_is_refused() {
+    let Some(env) = nodes() else { return };
+    env.file("src/file", "x");
+    let run = env.pcopy(["--partial", "src", "dst"]).exits(2);
+    run.stderr_has("--partial does not go with several hosts");
+    assert!(!env.exists("dst"));
+}
+
+#[test]
 fn a_pipe_is_refused() {
     let Some(env) = nodes() else { return };
     let run = env
@@ -351,6 +361,104 @@ fn other_inode_numbers_mix_nothing_up() {
     let differences: Vec<_> = source.symmetric_difference(&copy).take(5).collect();
     assert!(differences.is_empty(), "{differences:?}\n{run}");
     env.snapshot("back/dst").assert_no_temporaries();
+}
+
+// ---- options that depend on the machine -----------------------------------------------------
+
+/// Nodes start in another directory, with another environment and umask, and without stdin.
+const ELSEWHERE: &str = "export VERSION_CONTROL=numbered SIMPLE_BACKUP_SUFFIX=.other PCOPY_JOBS=1
+umask 077
+cd /";
+
+#[test]
+fn nodes_use_the_settings_of_the_lead() {
+    let Some(env) = nodes() else { return };
+    tree(&env, 600);
+    for i in 0..600 {
+        env.file(format!("dst/{}/file-{i}", i % 40), "older")
+            .mtime(1_000, 1);
+    }
+    env.file("real/3/a.skip", "x");
+    env.file("real/old", "x").mtime(1_000, 1);
+    let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "0.5"]) else {
+        return;
+    };
+    let options = ["-b", "--chmod=+x", "--newer-than=2h", "--exclude-from=-"];
+    let run = env
+        .command([&options[..], &["src", "dst"]].concat())
+        .after("export VERSION_CONTROL=simple SIMPLE_BACKUP_SUFFIX=.kept")
+        .under(&["sh", "-c", "echo '*.skip' | \"$@\"", "sh"])
+        .relayed(&["--script", ELSEWHERE])
+        .run()
+        .exits(0);
+    let count = |what: &str| env.sh(&format!("find dst -type f {what} | wc -l"));
+    assert_eq!(count("-name '*.kept'").trim(), "600", "{run}");
+    assert_eq!(count("! -name '*.kept' ! -perm 755").trim(), "0", "{run}");
+    assert_eq!(count("-name '*.other' -o -name '*~'").trim(), "0", "{run}");
+    assert!(
+        !env.exists("dst/3/a.skip") && !env.exists("dst/old"),
+        "{run}"
+    );
+}
+
+#[test]
+fn nodes_that_start_elsewhere_find_everything() {
+    let Some(env) = nodes() else { return };
+    tree(&env, 300);
+    env.file("list", "1\n2/file-2\n");
+    env.pcopy(["real", "before"]).ok();
+    for options in [
+        &["-r", "--files-from=list", "real", "listed"][..],
+        &["--parents", "real/3", "real/4/file-4", "parents"],
+        &["--link-dest=../before", "real", "linked"],
+        &["-b", "--backup-dir=../backups", "real", "kept"],
+        &["real/1/file-1", "real/2/file-2", "files"],
+    ] {
+        let (options, to) = options.split_at(options.len() - 1);
+        env.dir(to[0]);
+        let run = env
+            .command([options, to].concat())
+            .relayed(&["--script", ELSEWHERE])
+            .run()
+            .exits(0);
+        assert!(run.complaints().is_empty(), "{run}");
+    }
+    env.assert_same("real/1", "listed/1");
+    env.assert_same("real/3", "parents/real/3");
+    env.assert_same("real", "linked");
+    env.assert_same("real", "kept");
+    assert!(env.exists("listed/2/file-2") && env.exists("files/file-2"));
+    assert!(!env.exists("listed/3") && !env.exists("parents/real/5"));
+    let inode = |path: &str| env.stat(path).ino();
+    assert_eq!(inode("linked/7/file-7"), inode("before/7/file-7"));
+}
+
+/// Another node knows nothing of what the lost one has deleted.
+#[test]
+fn no_more_is_deleted_than_allowed_if_a_node_is_lost() {
+    let Some(env) = nodes() else { return };
+    tree(&env, 40);
+    for i in 0..400 {
+        env.file(format!("dst/{}/extra-{i}", i % 40), "x");
+    }
+    let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "2"]) else {
+        return;
+    };
+    let args = ["-v", "-j1", "--delete", "--max-delete=300", "src", "dst"];
+    let running = env.command(args).after(IMPATIENT).start();
+    let victim = node(&running, 0);
+    running.await_stdout("some deletions", |text| {
+        text.matches("delete ").count() > 20
+    });
+    victim.signal(Signal::KILL);
+    let run = running
+        .wait()
+        .exits(1)
+        .stderr_has("--max-delete=300 is reached");
+    let left = env.sh("find dst -name 'extra-*' | wc -l");
+    let left: usize = left.trim().parse().unwrap();
+    assert!(left >= 100, "{left} are left:\n{run}");
+    assert!(left < 400, "nothing was deleted:\n{run}");
 }
 
 // ---- usage ----------------------------------------------------------------------------------

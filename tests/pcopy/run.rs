@@ -242,6 +242,11 @@ impl Running {
         let _ = kill_process_group(self.pid(), signal);
     }
 
+    /// Returns how many lines pcopy has printed on stdout so far.
+    pub(crate) fn lines(&self) -> usize {
+        self.stdout.text().lines().count()
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         !self.ends_within(Duration::ZERO)
     }

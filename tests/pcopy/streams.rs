@@ -36,6 +36,34 @@ both_modes!(a_pipe_is_read_to_its_end, |env| {
     env.snapshot(".").assert_no_temporaries();
 });
 
+both_modes!(a_file_that_a_pipe_replaces_keeps_its_metadata, |env| {
+    if env.skipped_without("bash") {
+        return;
+    }
+    for options in [&[][..], &["--no-preserve=all"], &["--inplace"]] {
+        let mut file = env.file("copy", "old").mode(0o600);
+        if crate::env::is_root() {
+            file = file.owner(1000, 1001).mode(0o640);
+        }
+        let has_attribute = file.try_xattr("user.x", "value");
+        let of = || {
+            let stat = env.stat("copy");
+            (stat.mode(), stat.uid(), stat.gid())
+        };
+        let before = of();
+        let args = [options, &["/dev/stdin", "copy"]].concat();
+        let run = redirected(env.command(args), "< <(echo new)").run().ok();
+        assert_eq!(env.read("copy"), b"new\n");
+        assert_eq!(of(), before, "{run}");
+        if has_attribute {
+            let mut value = [0; 5];
+            let length = rustix::fs::getxattr(file.path(), "user.x", &mut value);
+            assert_eq!((length, &value), (Ok(5), b"value"), "{run}");
+        }
+        fs::remove_file(file.path()).unwrap();
+    }
+});
+
 both_modes!(several_pipes_and_files_are_copied_together, |env| {
     if env.skipped_without("bash") {
         return;

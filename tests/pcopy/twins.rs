@@ -61,16 +61,40 @@ both_modes!(one_of_two_twins_stays_at_every_run, |env| {
     });
 });
 
+both_modes!(a_dry_run_foresees_twins, |env| {
+    for_each_folding(env, |env| {
+        make_twins(env);
+        // A name with letters, which shows how the file system compares names.
+        env.file("mnt/Any", "");
+        env.dir("mnt/empty");
+        for copy in ["mnt/new", "mnt/empty", "mnt/not/there/yet"] {
+            for jobs in ["1", "8"] {
+                let run = env
+                    .pcopy(["-n", "-q", "--mkpath", "-j", jobs, "src", copy])
+                    .exits(1);
+                run.fails_only(&[
+                    (&format!("{copy}/readme"), "same name as README at"),
+                    (&format!("{copy}/dir-readme"), "same name as dir-README at"),
+                    (&format!("{copy}/film"), "same name as Film at"),
+                ]);
+            }
+        }
+    });
+    // Elsewhere they are two.
+    make_twins(env);
+    env.pcopy(["-n", "src", "dst"]).ok().counts(7, 0, 0);
+});
+
 both_modes!(files_of_the_command_line_can_be_twins, |env| {
     for_each_folding(env, |env| {
         env.file("a/README", "one");
         env.file("b/readme", "other");
         env.file("a/Dir/f", "one");
         env.file("b/dIR/f", "other");
-        for _ in 0..2 {
-            let run = env
-                .pcopy(["-t", "mnt/dst", "a/README", "b/readme"])
-                .exits(1);
+        env.file("mnt/Any", "");
+        for options in [&["-n"][..], &[], &[], &["-n"]] {
+            let args = [options, &["-t", "mnt/dst", "a/README", "b/readme"]].concat();
+            let run = env.pcopy(args).exits(1);
             assert_eq!(errors(&run).len(), 1, "{run}");
         }
         env.pcopy(["-t", "mnt/dirs", "a/Dir", "b/dIR"]).exits(2);

@@ -51,12 +51,12 @@ once!(options_of_others_are_explained, |env| {
     small_tree(env);
     for (options, words) in [
         (
-            &["--delete"][..],
-            "--delete: pcopy does not have this option of rsync; nearest: rsync",
+            &["--delete-before"][..],
+            "--delete-before: pcopy does not have this option of rsync; nearest: --delete",
         ),
         (
-            &["--exclude=*.o"],
-            "--exclude: pcopy does not have this option of rsync",
+            &["--filter=- *.o"],
+            "--filter: pcopy does not have this option of rsync",
         ),
         (&["-avz"], "-z: pcopy does not have this option of rsync"),
         (&["--no-clobber"], "nearest: --update=none"),
@@ -93,7 +93,57 @@ once!(an_empty_destination_is_refused, |env| {
         &["-t", "", "src"],
         &["-T", "src", ""],
     ] {
-        refused(env, env.pcopy(arguments), "value");
+        let run = env.pcopy(arguments);
+        assert_eq!(run.stderr.lines().count(), 1, "{run}");
+        refused(env, run, " is empty; perhaps a variable");
+    }
+});
+
+once!(a_destination_below_a_file_is_refused, |env| {
+    small_tree(env);
+    env.file("file", "x");
+    for arguments in [
+        &["src", "file/dst"][..],
+        &["src", "file/dst/"],
+        &["file", "file/a/b"],
+        &["-t", "file/x", "src"],
+    ] {
+        refused(env, env.pcopy(arguments), ": file is not a directory");
+    }
+});
+
+once!(an_option_wins_over_a_wrong_variable, |env| {
+    small_tree(env);
+    for (args, number) in [
+        (&["-j2", "--progress=never", "src", "dst"][..], 0),
+        (&["--generate", "man"], 0),
+        (&["-j2", "src", "dst-2"], 2),
+        (&["--progress=never", "src", "dst-2"], 2),
+    ] {
+        let run = env.command(args);
+        let run = run.after("export PCOPY_JOBS=many PCOPY_PROGRESS=yes").run();
+        run.exits(number);
+    }
+    env.assert_same("src", "dst");
+});
+
+once!(help_that_cannot_be_written_is_an_error, |env| {
+    let program = env.program(false);
+    let program = program.display();
+    for what in ["--help", "--version", "--generate man"] {
+        let script = format!(
+            "{program} {what} >/dev/full 2>stderr && exit 9 || test $? = 1
+             {program} {what} >&- 2>>stderr && exit 9 || test $? = 1
+             {program} {what} | true"
+        );
+        env.sh(&script);
+        let stderr = String::from_utf8(env.read("stderr")).unwrap();
+        assert_eq!(
+            stderr,
+            "pcopy: standard output: write: No space left on device\n\
+             pcopy: standard output: write: Bad file descriptor\n",
+            "{what}"
+        );
     }
 });
 

@@ -76,7 +76,11 @@ pub(crate) struct Nodes {
     beaten: Instant,
     wanted: usize,
     wanted_at: Instant,
+    /// The nodes know that no more entries are to be begun.
+    has_finished: bool,
     has_stopped: bool,
+    /// The node that removes entries, if their number is limited.
+    remover: Option<usize>,
     /// The last chunk's file, and the node that got it, and how many in a row.
     last_chunk: Option<(Name, usize, u32)>,
     last_batch: u64,
@@ -115,7 +119,9 @@ impl Nodes {
             beaten: now,
             wanted: 0,
             wanted_at: now,
+            has_finished: false,
             has_stopped: false,
+            remover: None,
             last_chunk: None,
             last_batch: 0,
         }
@@ -194,7 +200,7 @@ impl Nodes {
             &mut self.relay
         };
         let sent = match link {
-            Some(link) => link.send(rank as u32, &numbered),
+            Some(link) => link.queue(rank as u32, &numbered),
             None => Err(WireError::Closed),
         };
         if sent == Err(WireError::Garbage) {
@@ -220,14 +226,37 @@ impl Nodes {
         wait_for(&links, timeout);
     }
 
+    /// Returns the node that removes entries. It counts them, for `--max-delete`. Another one knows
+    /// nothing of that count, so after its loss nothing more is removed.
+    fn choose_remover(&mut self) -> Option<usize> {
+        if let Some(rank) = self.remover
+            && self.nodes[rank].is_able()
+        {
+            return Some(rank);
+        }
+        let was_lost = self.remover.is_some();
+        let rank = self.nodes.iter().position(Node::is_able)?;
+        self.remover = Some(rank);
+        if was_lost {
+            self.send_to(rank, ToNode::KeepRest);
+        }
+        Some(rank)
+    }
+
     /// Chooses the node for a batch: the one with the least work for its size.
     fn choose(&mut self, batch: &[Arc<Job>]) -> Option<usize> {
+        let mirror = self.context.config.mirror;
+        if mirror.is_some_and(|mirror| mirror.limit.is_some())
+            && batch.iter().any(|job| job.removes())
+        {
+            return self.choose_remover();
+        }
         let file = match batch {
             [job] => job.chunked_file(),
             _ => None,
         };
         if let (Some(file), Some((last, rank, count))) = (file, &mut self.last_chunk)
-            && *last == file.temp
+            && Some(&*last) == file.temp.as_ref()
             && *count < CHUNKS_IN_A_ROW
             && self.nodes[*rank].free() > 0
         {
@@ -245,11 +274,11 @@ impl Nodes {
             // All are busy.
             .or_else(|| {
                 let mut able = in_turn;
-                able.find(|&rank| nodes[rank].is_ready() && nodes[rank].room.batches > 0)
+                able.find(|&rank| nodes[rank].is_able())
             })?;
         self.cursor = (from + 1) % all;
         if let Some(file) = file {
-            self.last_chunk = Some((file.temp.clone(), rank, 1));
+            self.last_chunk = file.temp.clone().map(|temp| (temp, rank, 1));
         }
         Some(rank)
     }
@@ -306,6 +335,7 @@ impl Engine for Nodes {
             if let Some(event) = self.events.pop_front() {
                 return Some(event);
             }
+            self.flush();
             if self.receive() {
                 continue;
             }

@@ -89,6 +89,11 @@ impl Node {
         matches!(self.state, State::Ready)
     }
 
+    /// Returns true if it takes batches at all.
+    pub(super) fn is_able(&self) -> bool {
+        self.is_ready() && self.room.batches > 0
+    }
+
     /// Returns true unless it is dead, or was given up.
     pub(super) fn can_hear(&self) -> bool {
         matches!(
@@ -121,7 +126,7 @@ impl Node {
         Figures {
             free: self.free(),
             idle: self.idle(),
-            able: usize::from(self.is_ready() && self.room.batches > 0),
+            able: usize::from(self.is_able()),
             busy: match self.state {
                 // Its jobs must be done again.
                 State::Ending { .. } => 1,

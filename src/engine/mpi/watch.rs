@@ -78,6 +78,10 @@ impl Nodes {
             self.has_stopped = true;
             self.send_to_all(|| ToNode::Stop);
         }
+        if !self.has_finished && scoreboard.is_finishing() {
+            self.has_finished = true;
+            self.send_to_all(|| ToNode::Finish);
+        }
         let wanted = scoreboard.wanted();
         let is_due = now.saturating_duration_since(self.wanted_at) >= WANT_AGAIN;
         if (wanted == 0) != (self.wanted == 0) || wanted > 0 && is_due {
@@ -131,7 +135,13 @@ impl Nodes {
                 self.send_to(rank, ToNode::Heartbeat);
             }
         }
+        self.flush();
+    }
+
+    /// Sends what is queued, as far as there is room.
+    pub(super) fn flush(&mut self) {
         for link in self.relay.iter_mut().chain(&mut self.local) {
+            // A closed connection is noticed when it is read.
             let _ = link.flush();
         }
     }

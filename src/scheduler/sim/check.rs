@@ -27,6 +27,9 @@ impl World {
             self.check_dirs(outcome, &printed);
         }
         self.check_sums(outcome, &printed);
+        if outcome.status == 0 && self.is_unsynced() {
+            self.broke(Rule::SyncedLast, "changed after the last sync");
+        }
         if !outcome.free_chunked_slots && !outcome.was_stopped {
             self.broke(Rule::ChunkedSlots, "not all are free");
         }
@@ -36,7 +39,10 @@ impl World {
     fn read(&mut self, outcome: &Outcome) -> Printed {
         let mut printed = Printed::default();
         for line in &outcome.err {
-            if line.ends_with("still waiting") || line.contains("none can be started") {
+            if line.ends_with("still waiting")
+                || line.contains("none can be started")
+                || line.contains(" failed for a reason that can pass; trying ")
+            {
                 continue;
             }
             if let Some(counts) = read_summary(line) {
@@ -50,6 +56,8 @@ impl World {
             match self.item(path, outcome) {
                 Some(Item::Dir(dir)) => _ = printed.failed_dirs.insert(dir),
                 Some(Item::Entry(entry)) => *printed.failed.entry(entry).or_default() += 1,
+                // A host that was lost.
+                None if line.ends_with(": lost") => {}
                 None => self.broke(Rule::Message, line.clone()),
             }
         }
@@ -98,6 +106,15 @@ impl World {
         inode.is_some_and(|inode| self.is_copy(inode, entry))
     }
 
+    /// Returns how many rounds of retries a directory and those above it may take.
+    fn rounds_until_listed(&self, dir: usize) -> u32 {
+        let dir = &self.tree.dirs[dir];
+        let above = dir
+            .parent
+            .map_or(0, |above| self.rounds_until_listed(above));
+        dir.passes + above
+    }
+
     fn has_died_twice(&self, dir: usize, name: Option<&[u8]>) -> bool {
         let place = (dir, name.map(<[u8]>::to_vec));
         self.deaths.get(&place).is_some_and(|&deaths| deaths >= 2)
@@ -120,7 +137,15 @@ impl World {
             if failures > 1 {
                 self.broke(Rule::FailsOnce, format!("{failures} of {shown}"));
             }
+            let rounds_above = self.rounds_until_listed(dir);
+            // A run that is stopped tries nothing again.
+            let most = if outcome.was_stopped {
+                0
+            } else {
+                outcome.retries
+            };
             let may_fail = matches!(trouble, Trouble::Fails | Trouble::ChunkFails(_))
+                || matches!(trouble, Trouble::Passes(times) if times + rounds_above > most)
                 || self.full.contains(&number)
                 || self.has_died_twice(dir, Some(&name))
                 || self.has_died_twice(dir, None);
@@ -131,10 +156,11 @@ impl World {
                     .find(|line| line.contains(&format!("{}: ", name.escape_ascii())));
                 self.broke(Rule::FailsForAReason, format!("{shown}: {message:?}"));
             }
-            // An entry at which a worker crashed is replaced whenever it is examined again.
+            // An entry at which a worker crashed is replaced whenever it is examined again. Of a lost
+            // host it is known late at which entries its workers were.
             let is_suspect = self.deaths.contains_key(&(dir, Some(name.clone())));
             let commits = self.commits.get(&number).copied().unwrap_or(0);
-            if commits > 1 && !is_suspect {
+            if commits > 1 && !is_suspect && !self.has_lost_host {
                 self.broke(Rule::CommittedOnce, shown.clone());
             }
             let lines = printed.lines.get(&number).copied().unwrap_or(0);
@@ -166,6 +192,14 @@ impl World {
             .collect();
         for (dir, name) in leftover {
             if outcome.was_stopped && outcome.is_left_behind || self.is_excused(dir, printed) {
+                continue;
+            }
+            // A lost worker may not have reported a file that has no times yet.
+            if self.has_losses && self.is_durable && !name.starts_with(TEMPORARY) {
+                continue;
+            }
+            // Nobody knows what a lost host was writing. In a run that stops, it may not be removed.
+            if self.has_lost_host && outcome.was_stopped {
                 continue;
             }
             let rule = if name.starts_with(TEMPORARY) {
@@ -202,7 +236,9 @@ impl World {
         for number in 0..self.tree.dirs.len() {
             let dir = self.dirs[number];
             let shown = self.tree.dirs[number].path.escape_ascii().to_string();
-            if printed.failed_dirs.contains(&number) && !self.has_died_twice(number, None) {
+            let is_passing = self.rounds_until_listed(number) > outcome.retries;
+            let may_fail = self.has_died_twice(number, None) || self.has_sync_failed || is_passing;
+            if printed.failed_dirs.contains(&number) && !may_fail {
                 let messages: Vec<_> = outcome
                     .err
                     .iter()
@@ -243,7 +279,8 @@ impl World {
             if sum > all + printed.failed_dirs.len() as u64 + 1 {
                 self.broke(Rule::SummaryAddsUp, shown);
             }
-            if outcome.status == 0 {
+            let entries = 0..self.tree.entries.len();
+            if outcome.status == 0 && !entries.into_iter().all(|entry| self.is_complete(entry)) {
                 self.broke(Rule::ExitStatus, "0 of a run that was stopped");
             }
             return;

@@ -16,8 +16,8 @@ use crate::protocol::Job;
 use crate::protocol::error::Death;
 
 /// Steps of all workers, and waits for nothing, after which a run counts as hung.
-const MOST_STEPS: u64 = 200_000;
-const MOST_WAITS: u64 = 20_000;
+pub(super) const MOST_STEPS: u64 = 200_000;
+pub(super) const MOST_WAITS: u64 = 20_000;
 
 /// A run that does not end.
 pub(super) struct Hung;
@@ -244,7 +244,7 @@ impl Engine for SimEngine {
                 resume_unwind(Box::new(Hung));
             }
             let scoreboard = env.context.scoreboard;
-            if scoreboard.is_stopping() {
+            if scoreboard.is_finishing() {
                 let destination = env.context.targets.list[0].destination_path.clone();
                 env.world.borrow_mut().begin_mirror(destination);
             }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use super::env::Env;
 use super::tree::{CHUNK, Sort, Trouble};
-use super::worker::{Outcome, State, Worker, Writing, stat};
+use super::worker::{ETIMEDOUT, Outcome, State, Worker, Writing, stat};
 use crate::copy::temp;
 use crate::fs::path::Name;
 use crate::fs::stat::{FileId, FileStat};
 use crate::protocol::entry::{Chunk, ChunkedFile, Decision, HardLinks};
 use crate::protocol::error::{CopyError, Death, Reason, Step};
+use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{JobKind, Line};
 use crate::scoreboard::WriteTarget;
 
@@ -24,6 +25,7 @@ impl Worker {
         let job = Arc::clone(&self.current().job);
         let is_listing = matches!(job.kind, JobKind::Directory { .. });
         if self.current().left == 0 || env.is_stopping() {
+            self.update.is_cut |= self.current().left > 0;
             if is_listing {
                 let current = self.current();
                 current.names.clear();
@@ -34,7 +36,7 @@ impl Worker {
             return State::EndJob;
         }
         let may_share = match &job.kind {
-            JobKind::HardLinks { .. } => false,
+            JobKind::HardLinks { .. } | JobKind::CommitSynced { .. } => false,
             JobKind::Entries { hard_links, .. } => *hard_links == HardLinks::Report,
             _ => true,
         };
@@ -76,11 +78,24 @@ impl Worker {
         let name = self.current().name.clone();
         let entry = env.world.borrow().tree.entry(dir, &name);
         let trouble = env.world.borrow().tree.entries[entry].trouble;
+        let fails = env.world.borrow_mut().fails_for_now(dir, &name);
         match &job.kind {
+            JobKind::Chunk { .. } if fails => failed(Step::Read, ETIMEDOUT),
+            JobKind::Commit { file, .. } if fails => {
+                if let Some(temp) = &file.temp {
+                    env.world.borrow_mut().remove(dir, temp.as_bytes());
+                }
+                failed(Step::Open, ETIMEDOUT)
+            }
+            JobKind::HardLinks { .. } if fails => failed(Step::Link, ETIMEDOUT),
             JobKind::Chunk { file, chunk } => {
                 State::Concluded(self.write_chunk(env, file, *chunk, trouble))
             }
             JobKind::Commit { file, changed } => self.commit(env, file, *changed, entry),
+            JobKind::CommitSynced { files } => {
+                let file = files.iter().find(|file| file.name.as_bytes() == name);
+                self.commit_synced(env, file.expect("a file of the job"), entry)
+            }
             JobKind::HardLinks { leader, .. } => {
                 if trouble == Trouble::Fails {
                     return failed(Step::Link, EACCES);
@@ -91,7 +106,7 @@ impl Worker {
                 drop(world);
                 self.link(env, target, entry)
             }
-            _ => self.copy(env, entry, trouble),
+            _ => self.copy(env, entry, trouble, fails),
         }
     }
 
@@ -103,7 +118,7 @@ impl Worker {
         env.world.borrow().existing(current.dir, &current.name)
     }
 
-    fn copy(&mut self, env: &mut Env, entry: usize, trouble: Trouble) -> State {
+    fn copy(&mut self, env: &mut Env, entry: usize, trouble: Trouble, fails: bool) -> State {
         let dir = self.dir();
         let name = self.current().name.clone();
         let sort = env.world.borrow().tree.entries[entry].sort;
@@ -120,6 +135,9 @@ impl Worker {
         if trouble == Trouble::Fails {
             return failed(Step::Open, EACCES);
         }
+        if fails {
+            return failed(Step::Open, ETIMEDOUT);
+        }
         let existing = self.existing(env);
         let is_same = existing.is_some_and(|inode| env.world.borrow().is_copy(inode, entry));
         if is_same && !self.is_suspect(&name) {
@@ -129,7 +147,7 @@ impl Worker {
             self.die(env, Death::Signal(11));
             return State::Free;
         }
-        let is_chunked = matches!(sort, Sort::Chunked(_)) && env.context.scoreboard.begin_chunked();
+        let is_chunked = matches!(sort, Sort::Chunked(_)) && env.board(self.number).begin_chunked();
         let (written_as, decision) = if is_chunked {
             self.temps += 1;
             self.slot.set_writing(WriteTarget::Chunked(self.temps));
@@ -154,7 +172,7 @@ impl Worker {
             Ok(inode) => inode,
             Err(failure) => {
                 if is_chunked {
-                    env.context.scoreboard.end_chunked();
+                    env.board(self.number).end_chunked();
                 }
                 self.slot.set_writing(WriteTarget::None);
                 return failure;
@@ -166,8 +184,9 @@ impl Worker {
             let id = |dev, ino| FileId { dev, ino };
             return State::Concluded(Ok(Outcome::Chunked(ChunkedFile {
                 name: Name::new(&name),
-                temp: Name::new(&written_as),
+                temp: Some(Name::new(&written_as)),
                 decision,
+                items: None,
                 id: id(2, inode),
                 stat: Box::new(FileStat {
                     size,
@@ -207,6 +226,12 @@ impl Worker {
         let entry = world.tree.entry(dir, &name);
         if !writing.is_link {
             world.write_all(writing.inode, entry);
+            if env.is_batched() {
+                let source = world.tree.source(entry);
+                drop(world);
+                return State::Concluded(Ok(self.leave_unsynced(&name, writing, source)));
+            }
+            world.sync_one(writing.inode);
             world.complete(writing.inode, entry);
         }
         if writing.name != name {
@@ -266,7 +291,7 @@ impl Worker {
         if trouble == Trouble::ChunkChanges(number) {
             return Err(CopyError::new(Step::Read, Reason::Changed));
         }
-        match world.existing(dir, file.temp.as_bytes()) {
+        match world.existing(dir, file.temp_name()) {
             None => Err(CopyError::new(Step::Write, Reason::System(ENOENT))),
             Some(inode) if inode != file.id.ino => {
                 Err(CopyError::new(Step::Write, Reason::Replaced))
@@ -282,7 +307,7 @@ impl Worker {
         let dir = self.dir();
         let name = self.current().name.clone();
         let mut world = env.world.borrow_mut();
-        let temp = file.temp.as_bytes();
+        let temp = file.temp_name();
         match world.existing(dir, temp) {
             None => {
                 // A worker renamed it and crashed before it could report that.
@@ -299,6 +324,18 @@ impl Worker {
                 if changed {
                     world.write_all(inode, entry);
                 }
+                if env.is_batched() {
+                    let source = world.tree.source(entry);
+                    drop(world);
+                    let writing = Writing {
+                        name: temp.to_vec(),
+                        inode,
+                        decision: Decision::Create,
+                        is_link: false,
+                    };
+                    return State::Concluded(Ok(self.leave_unsynced(&name, writing, source)));
+                }
+                world.sync_one(inode);
                 world.complete(inode, entry);
                 State::Written(Writing {
                     name: temp.to_vec(),
@@ -307,6 +344,76 @@ impl Worker {
                     is_link: true,
                 })
             }
+        }
+    }
+
+    /// Leaves a file that is written to a batch.
+    fn leave_unsynced(&mut self, name: &[u8], writing: Writing, source: u64) -> Outcome {
+        let id = |dev, ino| FileId { dev, ino };
+        Outcome::Unsynced(Unsynced {
+            name: Name::new(name),
+            temp: (writing.name != name).then(|| Name::new(&writing.name)),
+            id: id(2, writing.inode),
+            stat: Box::new(stat(id(1, source))),
+            decision: writing.decision,
+            failures: Vec::new(),
+            refusals: Vec::new(),
+        })
+    }
+
+    fn commit_synced(&mut self, env: &mut Env, file: &Unsynced, entry: usize) -> State {
+        let dir = self.dir();
+        let mut world = env.world.borrow_mut();
+        let written_as = file.temp.as_ref().unwrap_or(&file.name).as_bytes();
+        match world.existing(dir, written_as) {
+            Some(inode) if inode == file.id.ino => {
+                world.complete(inode, entry);
+                State::Written(Writing {
+                    name: written_as.to_vec(),
+                    inode,
+                    decision: file.decision,
+                    is_link: true,
+                })
+            }
+            _ => {
+                // A worker renamed it and crashed before it could report that.
+                let existing = world.existing(dir, file.name.as_bytes());
+                if existing.is_some_and(|inode| world.is_copy(inode, entry)) {
+                    return State::Concluded(Ok(Outcome::Done(Decision::Create)));
+                }
+                failed(Step::Rename, ENOENT)
+            }
+        }
+    }
+
+    /// Syncs and commits the job's files, as a worker does with very many of them.
+    fn settle_own(&mut self, env: &mut Env) {
+        let files = std::mem::take(&mut self.current().unsynced);
+        if !env.sync() {
+            env.context.scoreboard.sync_alone();
+            self.update.sync_error = Some(CopyError::new(Step::Sync, Reason::System(EIO)));
+            return;
+        }
+        let dir = self.dir();
+        for file in files {
+            if env.rng.chance(env.faults.crash) {
+                return self.die(env, Death::Signal(9));
+            }
+            let mut world = env.world.borrow_mut();
+            let entry = world.tree.entry(dir, file.name.as_bytes());
+            world.complete(file.id.ino, entry);
+            if let Some(temp) = &file.temp {
+                world.rename(dir, temp.as_bytes(), file.name.as_bytes());
+            }
+            drop(world);
+            self.slot.add_outcome(file.decision.outcome());
+            self.update.lines.push(Line {
+                name: Some(file.name),
+                decision: file.decision,
+                items: None,
+                size: None,
+            });
+            self.update.settled_unsynced += 1;
         }
     }
 
@@ -327,7 +434,12 @@ impl Worker {
                 self.slot.add_outcome(decision.outcome());
                 if decision.changes() {
                     let name = Some(Name::new(&name));
-                    self.update.lines.push(Line { name, decision });
+                    self.update.lines.push(Line {
+                        name,
+                        decision,
+                        items: None,
+                        size: None,
+                    });
                 }
             }
             Ok(Outcome::HardLink) => {
@@ -343,6 +455,14 @@ impl Worker {
             Ok(Outcome::Chunked(file)) => {
                 self.update.chunked.push(file);
                 is_urgent = true;
+            }
+            Ok(Outcome::Unsynced(file)) => {
+                if file.temp.is_none() {
+                    self.slot.set_writing(WriteTarget::None);
+                }
+                is_urgent = file.temp.is_some();
+                self.current().unsynced.push(file.clone());
+                self.update.unsynced.push(file);
             }
             Ok(Outcome::Chunk) => {}
             Err(error) => self.fail_with(env, Some(&name), error),
@@ -365,6 +485,12 @@ impl Worker {
         }
         if is_urgent {
             self.slot.set_writing(WriteTarget::None);
+        }
+        if self.current().unsynced.len() >= env.batch / 4 {
+            self.settle_own(env);
+            if self.death.is_some() {
+                return State::Free;
+            }
         }
         State::Pick
     }

@@ -5,10 +5,12 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::hosts::host_of;
 use super::model::World;
 use super::tree::Rng;
 use crate::context::Context;
 use crate::protocol::Report;
+use crate::scoreboard::Scoreboard;
 
 /// Workers that a run may use up.
 pub(super) const SLOTS: usize = 128;
@@ -31,6 +33,10 @@ pub(super) struct Faults {
     /// Steps until a signal is sent, and until the destination is full.
     pub(super) signal_at: Option<u64>,
     pub(super) full_at: Option<u64>,
+    /// Probability that a sync fails.
+    pub(super) sync: f64,
+    /// Probability, after each turn of a worker, that a host is lost.
+    pub(super) host_loss: f64,
     /// How many processes can be started.
     pub(super) starts: usize,
 }
@@ -46,13 +52,39 @@ pub(super) struct Env {
     pub(super) is_process: bool,
     /// Entries that are listed at a time.
     pub(super) batch: usize,
+    /// The scoreboard of each host, if there are several.
+    pub(super) boards: Vec<Scoreboard>,
     /// Reports that were sent and not received, in order.
     pub(super) sent: VecDeque<(usize, Report)>,
 }
 
 impl Env {
+    /// Returns the scoreboard that a worker has.
+    pub(super) fn board(&self, worker: usize) -> Scoreboard {
+        let host = host_of(worker, self.boards.len());
+        let board = host.and_then(|host| self.boards.get(host));
+        board.copied().unwrap_or(self.context.scoreboard)
+    }
+
+    /// Returns true if no more entries are to be begun.
     pub(super) fn is_stopping(&self) -> bool {
-        self.context.scoreboard.is_stopping()
+        self.context.scoreboard.is_finishing()
+    }
+
+    /// Returns true if files are synced in batches.
+    pub(super) fn is_batched(&self) -> bool {
+        self.context.targets.list[0].batch.is_some() && !self.context.scoreboard.must_sync_alone()
+    }
+
+    /// Syncs everything. Returns false if that fails.
+    pub(super) fn sync(&mut self) -> bool {
+        let mut world = self.world.borrow_mut();
+        if self.rng.chance(self.faults.sync) {
+            world.has_sync_failed = true;
+            return false;
+        }
+        world.sync();
+        true
     }
 
     pub(super) fn is_full(&self) -> bool {

@@ -5,9 +5,12 @@
 //! the destination and by what was printed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 use std::path::PathBuf;
 
-use super::tree::{Before, CHUNK, Dir, Entry, Tree, join};
+use crate::fs::path::Name;
+
+use super::tree::{Before, CHUNK, Dir, Entry, Tree, Trouble, join};
 
 /// Where temporary names begin.
 pub(super) const TEMPORARY: &[u8] = b".pcopy.";
@@ -20,6 +23,8 @@ pub(super) struct Inode {
     pub(super) is_complete: bool,
     /// Offsets of the chunks that have been written.
     chunks: BTreeSet<u64>,
+    /// Everything that was written is on disk.
+    is_synced: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,6 +88,10 @@ pub(super) enum Rule {
     Total,
     /// Whatever limits the chunked files at one time is free again.
     ChunkedSlots,
+    /// With `--fsync`, a file is on disk before it looks complete.
+    SyncedFirst,
+    /// With `--fsync`, everything is on disk at the end of a run that succeeds.
+    SyncedLast,
     /// A message is about something that exists.
     Message,
 }
@@ -106,6 +115,8 @@ pub(super) struct Outcome {
     /// A worker could not be ended and still holds its item.
     pub(super) is_left_behind: bool,
     pub(super) free_chunked_slots: bool,
+    /// How often what can pass was tried again.
+    pub(super) retries: u32,
     /// The first parts of paths in messages.
     pub(super) roots: Vec<String>,
 }
@@ -118,7 +129,15 @@ pub(super) struct World {
     pub(super) inodes: HashMap<u64, Inode>,
     last_inode: u64,
     clock: u64,
+    /// The run has `--fsync`.
+    pub(super) is_durable: bool,
+    /// When everything was synced last.
+    synced: u64,
+    /// A sync has failed, or may have.
+    pub(super) has_sync_failed: bool,
     claims: Vec<Claim>,
+    /// How often entries and directories have failed for a reason that passes.
+    passed: HashMap<(usize, Vec<u8>), u32>,
     /// How many workers died at an entry or directory.
     pub(super) deaths: HashMap<(usize, Option<Vec<u8>>), u32>,
     /// Entries that failed since the destination was full.
@@ -128,6 +147,8 @@ pub(super) struct World {
     pub(super) missed: HashSet<usize>,
     /// Some worker was lost.
     pub(super) has_losses: bool,
+    /// All workers of a host were.
+    pub(super) has_lost_host: bool,
     pub(super) broken: Vec<Broken>,
     /// A real directory in which the scheduler itself removes what is incomplete.
     mirror: Option<PathBuf>,
@@ -136,7 +157,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(tree: Tree) -> Self {
+    pub(super) fn new(tree: Tree, is_durable: bool) -> Self {
         let dir = |dir: &Dir| DestinationDir {
             exists: dir.existed || dir.parent.is_none(),
             is_new: !dir.existed,
@@ -149,12 +170,17 @@ impl World {
             inodes: HashMap::new(),
             last_inode: 0,
             clock: 0,
+            is_durable,
+            synced: 0,
+            has_sync_failed: false,
             claims: Vec::new(),
+            passed: HashMap::new(),
             deaths: HashMap::new(),
             full: HashSet::new(),
             commits: HashMap::new(),
             missed: HashSet::new(),
             has_losses: false,
+            has_lost_host: false,
             broken: Vec::new(),
             mirror: None,
             mirrored: BTreeSet::new(),
@@ -257,7 +283,9 @@ impl World {
     }
 
     pub(super) fn write_chunk(&mut self, inode: u64, offset: u64) {
-        self.inodes.get_mut(&inode).unwrap().chunks.insert(offset);
+        let inode = self.inodes.get_mut(&inode).unwrap();
+        inode.chunks.insert(offset);
+        inode.is_synced = false;
     }
 
     /// Writes all of a file.
@@ -275,9 +303,35 @@ impl World {
             // A commit is done again if its report was lost.
             return;
         }
+        let is_unsafe = self.is_durable && !inode.is_synced;
         inode.is_complete = inode.chunks.len() as u64 == size.div_ceil(CHUNK);
         *self.commits.entry(entry).or_default() += 1;
+        self.clock += 1;
         self.trace(|| format!("complete {}", self.tree.entries[entry].name.escape_ascii()));
+        if is_unsafe {
+            let name = self.tree.entries[entry].name.escape_ascii().to_string();
+            self.broke(Rule::SyncedFirst, name);
+        }
+    }
+
+    /// Writes one file to disk.
+    pub(super) fn sync_one(&mut self, inode: u64) {
+        self.inodes.get_mut(&inode).unwrap().is_synced = true;
+    }
+
+    /// Writes everything to disk.
+    pub(super) fn sync(&mut self) {
+        for inode in self.inodes.values_mut() {
+            inode.is_synced = true;
+        }
+        self.clock += 1;
+        self.synced = self.clock;
+        self.trace(|| "sync".to_owned());
+    }
+
+    /// Returns true if something was changed after the last sync.
+    pub(super) fn is_unsynced(&self) -> bool {
+        self.is_durable && self.clock > self.synced
     }
 
     pub(super) fn rename(&mut self, dir: usize, from: &[u8], to: &[u8]) {
@@ -316,6 +370,25 @@ impl World {
         }
     }
 
+    /// Removes the temporary files of these workers, except some.
+    pub(super) fn remove_temps(&mut self, dir: usize, workers: &Range<u64>, keep: &[Name]) {
+        let is_theirs = |name: &[u8]| {
+            let worker = name.split(|&b| b == b'.').nth(3);
+            let worker = worker.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+            name.starts_with(TEMPORARY)
+                && worker.is_some_and(|worker| workers.contains(&worker))
+                && !keep.iter().any(|kept| kept.as_bytes() == name)
+        };
+        let names = self
+            .names
+            .keys()
+            .filter(|(of, name)| *of == dir && is_theirs(name));
+        let names: Vec<Vec<u8>> = names.map(|(_, name)| name.clone()).collect();
+        for name in names {
+            self.remove(dir, &name);
+        }
+    }
+
     /// Examines an entry again that was reported, and copies it if it is not there.
     pub(super) fn recheck(&mut self, dir: usize, name: &[u8], entry: usize) {
         if self
@@ -328,6 +401,7 @@ impl World {
         self.remove(dir, name);
         if let Some(inode) = self.create(dir, name, entry) {
             self.write_all(inode, entry);
+            self.sync_one(inode);
             self.complete(inode, entry);
         }
     }
@@ -385,6 +459,21 @@ impl World {
         self.trace_name("died at", dir, name.unwrap_or(b""));
         let place = (dir, name.map(<[u8]>::to_vec));
         *self.deaths.entry(place).or_default() += 1;
+    }
+
+    /// Returns true if an entry, or the directory itself, fails this time.
+    pub(super) fn fails_for_now(&mut self, dir: usize, name: &[u8]) -> bool {
+        let times = if name.is_empty() {
+            self.tree.dirs[dir].passes
+        } else {
+            match self.tree.entries[self.tree.entry(dir, name)].trouble {
+                Trouble::Passes(times) => times,
+                _ => 0,
+            }
+        };
+        let passed = self.passed.entry((dir, name.to_vec())).or_default();
+        *passed += 1;
+        *passed <= times
     }
 
     pub(super) fn failed_for_space(&mut self, entry: usize) {

@@ -71,6 +71,8 @@ pub(super) enum Trouble {
     ChunkChanges(u64),
     /// Processes crash at it.
     Crashes,
+    /// It fails so many times, for a reason that passes.
+    Passes(u32),
 }
 
 pub(super) struct Entry {
@@ -95,6 +97,8 @@ pub(super) struct Dir {
     pub(super) items: Vec<Item>,
     /// It is at the destination before the run.
     pub(super) existed: bool,
+    /// It cannot be listed, or not to its end, so many times.
+    pub(super) passes: u32,
 }
 
 /// The source.
@@ -116,6 +120,7 @@ impl Tree {
                 path: Vec::new(),
                 items: Vec::new(),
                 existed: root_existed,
+                passes: 0,
             }],
             entries: Vec::new(),
             groups: Vec::new(),
@@ -140,6 +145,7 @@ impl Tree {
                 path,
                 items: Vec::new(),
                 existed,
+                passes: 0,
             });
             tree.dirs[parent].items.push(Item::Dir(number));
         }
@@ -195,6 +201,21 @@ impl Tree {
             tree.groups.push(members);
         }
         tree
+    }
+
+    /// Makes some entries and directories fail for a while.
+    pub(super) fn add_passing_faults(&mut self, rng: &mut Rng) {
+        for entry in &mut self.entries {
+            let share = if entry.sort == Sort::Plain { 0.05 } else { 0.3 };
+            if entry.trouble == Trouble::Nothing && rng.chance(share) {
+                entry.trouble = Trouble::Passes(rng.range(1, 3) as u32);
+            }
+        }
+        for dir in &mut self.dirs {
+            if rng.chance(0.1) {
+                dir.passes = rng.range(1, 3) as u32;
+            }
+        }
     }
 
     fn random_before(&self, rng: &mut Rng, dir: usize) -> Before {

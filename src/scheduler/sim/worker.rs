@@ -13,18 +13,22 @@ use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::protocol::entry::{ChunkedFile, Decision};
 use crate::protocol::error::{CopyError, Death, Reason, Step};
+use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{
     Counts, EntryError, HardLinkEntry, Job, JobKind, JobUpdate, Line, Progress, Report,
 };
 use crate::scoreboard::{WorkerSlot, WriteTarget};
 
 const EEXIST: i32 = 17;
+const EIO: i32 = 5;
+pub(super) const ETIMEDOUT: i32 = 110;
 
 /// How an entry of a job ended.
 pub(super) enum Outcome {
     Done(Decision),
     HardLink,
     Chunked(ChunkedFile),
+    Unsynced(Unsynced),
     Chunk,
 }
 
@@ -69,7 +73,12 @@ pub(super) struct Current {
     /// What the slot had counted at the last update.
     counts: Counts,
     has_reported_children: bool,
+    may_be_retried: bool,
+    /// The listing fails after so many items.
+    list_fails_at: Option<usize>,
     ids: Option<DirIds>,
+    /// Files that are neither synced nor committed.
+    pub(super) unsynced: Vec<Unsynced>,
 }
 
 pub(super) struct Worker {
@@ -95,9 +104,14 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(number: usize, context: &'static Context) -> Self {
+        Self::of_host(number, context.scoreboard.slot(number))
+    }
+
+    /// Makes a worker that shows its state in this slot.
+    pub(super) fn of_host(number: usize, slot: WorkerSlot) -> Self {
         Self {
             number,
-            slot: context.scoreboard.slot(number),
+            slot,
             in_flight: 0,
             is_stuck: false,
             inbox: VecDeque::new(),
@@ -140,6 +154,12 @@ impl Worker {
         } else if self.death.is_none() {
             self.die(env, Death::Signal(9));
         }
+    }
+
+    /// Dies with its host, which is not the fault of an entry.
+    pub(super) fn vanish(&mut self, env: &mut Env) {
+        self.death = Some(Death::Host);
+        env.world.borrow_mut().lose(self.number);
     }
 
     pub(super) fn die(&mut self, env: &mut Env, death: Death) {
@@ -215,7 +235,7 @@ impl Worker {
             return State::EndBatch;
         };
         self.next += 1;
-        let claims = env.context.scoreboard.claims;
+        let claims = env.board(self.number).claims;
         if claims.claim(job.claim, job.id, self.number) {
             State::Claimed(job)
         } else {
@@ -241,7 +261,10 @@ impl Worker {
             kind: Kind::File,
             counts: self.slot.counts(),
             has_reported_children: false,
+            may_be_retried: false,
+            list_fails_at: None,
             ids: None,
+            unsynced: Vec::new(),
         });
         State::Open
     }
@@ -253,11 +276,22 @@ impl Worker {
         let mut world = env.world.borrow_mut();
         match &job.kind {
             JobKind::Directory { resume, .. } => {
+                self.current().may_be_retried |= resume.is_shared;
                 world.claim(number, dir, None, None);
+                if world.fails_for_now(dir, b"") {
+                    drop(world);
+                    if env.rng.chance(0.5) {
+                        self.fail(env, None, Step::OpenDirectory, ETIMEDOUT);
+                        return State::EndJob;
+                    }
+                    self.current().list_fails_at = Some(env.rng.below(10));
+                }
                 if job.origin.created && !resume.is_announced {
                     self.update.lines.push(Line {
                         name: None,
                         decision: Decision::MakeDirectory,
+                        items: None,
+                        size: None,
                     });
                 }
                 self.current().ids = Some(ids(dir));
@@ -283,18 +317,47 @@ impl Worker {
                 State::Begun
             }
             JobKind::Discard { file } => {
-                if world.existing(dir, file.temp.as_bytes()) == Some(file.id.ino) {
-                    world.remove(dir, file.temp.as_bytes());
+                if world.existing(dir, file.temp_name()) == Some(file.id.ino) {
+                    world.remove(dir, file.temp_name());
                 }
                 State::EndJob
             }
-            // Only after a machine is lost.
-            JobKind::RemoveTemps { .. } => State::EndJob,
+            JobKind::RemoveTemps { workers, keep } => {
+                world.remove_temps(dir, workers, keep);
+                State::EndJob
+            }
             JobKind::Remove { name } => {
                 world.remove(dir, name.as_bytes());
                 State::EndJob
             }
             JobKind::FinishDirectory { .. } => State::FinishDir,
+            JobKind::Delete { .. }
+            | JobKind::MakeRoom { .. }
+            | JobKind::EmptyDirectory
+            | JobKind::RemoveDirectory { .. } => unreachable!("nothing is deleted here"),
+            JobKind::Sync { .. } => {
+                drop(world);
+                if !env.sync() {
+                    self.fail(env, None, Step::Sync, EIO);
+                }
+                State::EndJob
+            }
+            JobKind::CommitSynced { files } => {
+                self.current().left = files.len();
+                for file in files {
+                    self.current().names.push(Kind::File, file.name.as_bytes());
+                }
+                State::Pick
+            }
+            JobKind::DiscardUnsynced { files } => {
+                for file in files {
+                    let name = file.temp.as_ref().unwrap_or(&file.name).as_bytes();
+                    if world.existing(dir, name) == Some(file.id.ino) {
+                        world.remove(dir, name);
+                    }
+                }
+                State::EndJob
+            }
         }
     }
 
@@ -316,7 +379,20 @@ impl Worker {
             }
             return State::Pick;
         }
-        if self.current().has_reported_children || self.update.has_children() || is_stopping {
+        self.update.is_cut = is_stopping;
+        if env.context.config.limits.retries > 0 {
+            self.update.progress = Progress::Listed {
+                entries: self.current().listed as u64,
+                own: Names::default(),
+            };
+        }
+        if self.current().list_fails_at.is_some() && !is_stopping {
+            self.fail(env, None, Step::ListDirectory, ETIMEDOUT);
+        }
+        let has_unsynced = !self.current().unsynced.is_empty();
+        let has_children = self.current().has_reported_children || self.update.has_children();
+        let may_be_retried = self.current().may_be_retried;
+        if has_children || has_unsynced || may_be_retried || is_stopping {
             let id = FileId {
                 dev: 1,
                 ino: self.dir() as u64 + 1,
@@ -340,6 +416,9 @@ impl Worker {
             let world = Rc::clone(&env.world);
             let mut world = world.borrow_mut();
             let listed = self.current().listed;
+            if self.current().list_fails_at.is_some_and(|at| listed >= at) {
+                return false;
+            }
             let Some(&item) = world.tree.dirs[dir].items.get(listed) else {
                 return false;
             };
@@ -421,13 +500,19 @@ impl Worker {
         if error.is_full_destination() {
             env.context.scoreboard.stop();
         }
-        let name = name.map(Name::new);
-        self.update.errors.push(EntryError::new(name, error));
+        self.current().may_be_retried |= error.may_pass() && env.context.config.limits.retries > 0;
+        self.update.errors.push(EntryError {
+            kind: name.map(|_| Kind::File),
+            ..EntryError::new(name.map(Name::new), error)
+        });
     }
 
     fn end_job(&mut self, env: &mut Env) -> State {
         env.world.borrow_mut().release(self.number, None);
         self.update.is_done = true;
+        if let JobKind::CommitSynced { .. } = self.current().job.kind {
+            self.update.progress = Progress::Settled(self.current().settled);
+        }
         self.put_update();
         if env.rng.chance(0.3) {
             self.send(env);
@@ -462,6 +547,9 @@ impl Worker {
             && self.update.counts == Counts::default()
             && !self.update.has_children()
             && self.update.errors.is_empty()
+            && self.update.unsynced.is_empty()
+            && self.update.settled_unsynced == 0
+            && self.update.sync_error.is_none()
             && self.update.lines.is_empty();
         if is_empty {
             return;

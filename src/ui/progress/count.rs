@@ -7,7 +7,7 @@
 //! It does not use walkdir, which would set the access time of every directory before a worker has
 //! read that for the copy, and could follow a link that has taken the place of a directory.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -19,10 +19,10 @@ use rustix::fs::{self, AtFlags, OFlags, RawDir};
 use rustix::io::{Errno, Result};
 
 use crate::context::Context;
+use crate::filter::{Chosen, DirFilter, Memory, Place};
 use crate::fs::open::open_dir;
 use crate::fs::path::{Kind, Names, RelPath};
 use crate::scoreboard::gate::Limit;
-use crate::targets::Target;
 
 /// Sizes are asked for until there are so many: a tenth of a second. They serve as an average then.
 const MAX_SIZES: u64 = 50_000;
@@ -127,6 +127,7 @@ struct Walk {
     sizes_time: Duration,
     are_sizes_cheap: bool,
     share: f64,
+    filters: Memory,
 }
 
 impl Walk {
@@ -140,19 +141,22 @@ impl Walk {
             sizes_time: Duration::ZERO,
             are_sizes_cheap: true,
             share: 0.0,
+            filters: Memory::default(),
         }
     }
 
     fn run(mut self) {
         let targets = &self.context.targets.list;
         let share = 1.0 / targets.len().max(1) as f64;
-        for target in targets {
+        for (number, target) in targets.iter().enumerate() {
             match &target.single {
                 Some(single) => {
-                    self.count(target.source.as_fd(), single.kind, &single.from);
+                    if self.context.targets.exclusion_of(target).is_none() {
+                        self.count(target.source.as_fd(), single.kind, &single.from);
+                    }
                     self.add_share(share);
                 }
-                None => self.walk(target, share),
+                None => self.walk(number, share),
             }
             if self.should_stop() {
                 return;
@@ -161,7 +165,7 @@ impl Walk {
         self.shared.is_complete.store(self.has_seen_all, Release);
     }
 
-    fn walk(&mut self, target: &Target, share: f64) {
+    fn walk(&mut self, target: usize, share: f64) {
         let mut levels = Vec::new();
         levels.extend(self.visit(target, RelPath::default(), share));
         while let Some(level) = levels.last_mut() {
@@ -179,7 +183,7 @@ impl Walk {
     }
 
     /// Counts the entries of a directory, and returns its subdirectories.
-    fn visit(&mut self, target: &Target, path: RelPath, share: f64) -> Option<Level> {
+    fn visit(&mut self, target: usize, path: RelPath, share: f64) -> Option<Level> {
         let mut names = Names::default();
         let before = Instant::now();
         if self.list(target, &path, &mut names).is_err() {
@@ -191,9 +195,39 @@ impl Walk {
         (!names.is_empty()).then_some(Level { path, names, share })
     }
 
-    fn list(&mut self, target: &Target, path: &RelPath, names: &mut Names) -> Result<()> {
+    fn list(&mut self, number: usize, path: &RelPath, names: &mut Names) -> Result<()> {
+        let context = self.context;
+        let target = &context.targets.list[number];
         let dir = open_dir(target.source.as_fd(), path)?;
         if self.context.config.one_file_system && fs::fstat(&dir)?.st_dev != target.device {
+            return Ok(());
+        }
+        let filter = context.targets.filter.as_ref().map(|filter| {
+            let place = Place {
+                target: number as u32,
+                root: target.source.as_fd(),
+                path,
+                dir: dir.as_fd(),
+                follows_links: false,
+            };
+            DirFilter::new(filter, &mut self.filters, &place).0
+        });
+        let filter = filter.as_ref();
+        if let Some(selection) = target.selection.as_deref()
+            && !selection.is_whole(path)
+        {
+            let mut cursor = selection.names_in(path);
+            while let Some((name, chosen)) = selection.next(&mut cursor) {
+                let name = CString::new(name).unwrap_or_default();
+                let stat = fs::statat(&dir, &*name, AtFlags::SYMLINK_NOFOLLOW);
+                if let Ok(stat) = stat {
+                    let kind = Kind::of(fs::FileType::from_raw_mode(stat.st_mode));
+                    self.note(&dir, kind, &name, filter, Some(chosen), names);
+                }
+                if self.should_stop() {
+                    return Err(Errno::CANCELED);
+                }
+            }
             return Ok(());
         }
         keep_access_time(&dir);
@@ -212,16 +246,45 @@ impl Walk {
                 }
                 known => Kind::of(known),
             };
-            if kind == Kind::Directory {
-                names.push(kind, name.to_bytes());
-            } else {
-                self.count(dir.as_fd(), kind, name);
-            }
+            self.note(&dir, kind, name, filter, None, names);
             if self.should_stop() {
                 return Err(Errno::CANCELED);
             }
         }
         Ok(())
+    }
+
+    /// Counts an entry, or adds a directory to `names`, unless a filter leaves it out.
+    fn note(
+        &mut self,
+        dir: &OwnedFd,
+        kind: Kind,
+        name: &CStr,
+        filter: Option<&DirFilter<'_>>,
+        chosen: Option<Chosen>,
+        names: &mut Names,
+    ) {
+        let is_dir = kind == Kind::Directory;
+        if let Some(filter) = filter {
+            let is_way = chosen.is_some_and(Chosen::is_way);
+            if filter.find(name.to_bytes(), is_dir, is_way).is_some() {
+                return;
+            }
+            // The limits of a link that is followed are those of its target, and not known here.
+            let is_followed = kind == Kind::Symlink && self.context.config.dereference;
+            if filter.needs_stat(kind)
+                && !is_followed
+                && let Ok(stat) = fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+                && filter.find_limit(&stat).is_some()
+            {
+                return;
+            }
+        }
+        if is_dir {
+            names.push(kind, name.to_bytes());
+        } else {
+            self.count(dir.as_fd(), kind, name);
+        }
     }
 
     /// Counts an entry that is no directory.

@@ -17,7 +17,7 @@ const MIN_COUNTING: Duration = Duration::from_millis(500);
 
 /// How well a total is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Precision {
+pub(in crate::ui) enum Precision {
     Exact,
     /// Not all sizes are known: an average stands for the others.
     About,

@@ -22,18 +22,18 @@ const SHORTEST_PATH: usize = 12;
 
 /// Everything that the bar shows.
 #[derive(Clone, Debug)]
-pub(super) struct Figures {
-    pub(super) percent: Option<u8>,
-    pub(super) files: u64,
-    pub(super) files_done: u64,
-    pub(super) bytes: u64,
-    pub(super) bytes_done: u64,
-    pub(super) precision: Precision,
+pub(in crate::ui) struct Figures {
+    pub(in crate::ui) percent: Option<u8>,
+    pub(in crate::ui) files: u64,
+    pub(in crate::ui) files_done: u64,
+    pub(in crate::ui) bytes: u64,
+    pub(in crate::ui) bytes_done: u64,
+    pub(in crate::ui) precision: Precision,
     /// Bytes in a second.
-    pub(super) rate: Option<u64>,
-    pub(super) time_left: Option<Duration>,
-    pub(super) failed: u64,
-    pub(super) workers: usize,
+    pub(in crate::ui) rate: Option<u64>,
+    pub(in crate::ui) time_left: Option<Duration>,
+    pub(in crate::ui) failed: u64,
+    pub(in crate::ui) workers: usize,
 }
 
 /// What the workers are at.

@@ -21,9 +21,10 @@ use super::output::print_message;
 use crate::context::Context;
 use crate::protocol::Counts;
 use count::Counter;
-use estimate::{Estimate, Known, Precision};
+pub(super) use estimate::Precision;
+use estimate::{Estimate, Known};
 pub(crate) use layout::Activity;
-use layout::Figures;
+pub(super) use layout::Figures;
 use rate::{Clock, Rate, Window};
 use screen::Screen;
 use style::Style;
@@ -58,6 +59,8 @@ enum Display {
     None,
     Lines,
     Bar(Style),
+    /// The caller prints the figures.
+    Figures,
 }
 
 /// Shows the progress of a run.
@@ -82,10 +85,13 @@ struct State {
 }
 
 impl Progress {
-    pub(super) fn new(is_wanted: bool) -> Self {
+    /// Prepares to show the progress, or with `is_for_programs` to return figures.
+    pub(super) fn new(is_wanted: bool, is_for_programs: bool) -> Self {
         let variable = |name: &str| std::env::var(name).ok();
         let display = if !is_wanted {
             Display::None
+        } else if is_for_programs {
+            Display::Figures
         } else if std::io::stderr().is_terminal() && !style::is_dumb(variable) {
             Display::Bar(Style::of(variable))
         } else {
@@ -113,22 +119,21 @@ impl Progress {
         match self.display {
             Display::None => None,
             // More often than lines are printed, to notice when the run is stopped.
-            Display::Lines | Display::Bar(_) => {
+            Display::Lines | Display::Bar(_) | Display::Figures => {
                 Some(Duration::from_secs(1) / u32::from(REDRAWS_PER_SECOND))
             }
         }
     }
 
-    /// Draws the progress, unless it was drawn less than a period ago.
+    /// Draws the progress, unless it was drawn less than a period ago. Returns the figures if the
+    /// caller must print them.
     pub(super) fn update(
         &self,
         context: &'static Context,
         status: impl FnOnce() -> Status,
         activity: impl FnOnce() -> Activity,
-    ) {
-        let Some(period) = self.period() else {
-            return;
-        };
+    ) -> Option<Figures> {
+        let period = self.period()?;
         let state = &mut *self.state.borrow_mut();
         let now = Instant::now();
         if state.clock.read(now)
@@ -140,16 +145,17 @@ impl Progress {
         let elapsed = state.clock.elapsed(now);
         let period = match self.display {
             Display::Lines if elapsed > LATER => LATER_LINE_PERIOD,
-            Display::Lines => LINE_PERIOD,
+            Display::Lines | Display::Figures => LINE_PERIOD,
             Display::None | Display::Bar(_) => period,
         };
         if elapsed < DRAW_AFTER || elapsed.saturating_sub(state.updated) < period {
-            return;
+            return None;
         }
         state.updated = elapsed;
         let figures = state.figures(context, status(), elapsed);
         match self.display {
             Display::None => {}
+            Display::Figures => return Some(figures),
             Display::Lines => print_message(&figures.plain()),
             Display::Bar(style) => {
                 let lines = figures.lines(&activity(), screen::size().0.into(), style);
@@ -157,6 +163,7 @@ impl Progress {
                 bar.set_message(lines.join("\n"));
             }
         }
+        None
     }
 
     /// Returns the time since the start of the run. If progress is shown, the time in which the run

@@ -71,7 +71,8 @@ impl Style {
 
 /// Returns true for a terminal that cannot move its cursor.
 pub(super) fn is_dumb(variable: impl Fn(&str) -> Option<String>) -> bool {
-    variable("TERM").is_some_and(|term| term == "dumb")
+    // One that is not named can do nothing either: a serial line, a service, an editor.
+    variable("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
 }
 
 #[cfg(test)]
@@ -80,7 +81,9 @@ mod tests {
 
     fn style(variables: &[(&str, &str)]) -> Style {
         Style::of(|name| {
-            let found = variables.iter().find(|(known, _)| *known == name);
+            let usual = [("TERM", "linux")];
+            let mut all = variables.iter().chain(&usual);
+            let found = all.find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())
         })
     }
@@ -95,6 +98,7 @@ mod tests {
             (&[("NO_COLOR", "")], true, false),
             (&[("TERM", "dumb"), ("LANG", "C.UTF-8")], false, true),
             (&[("TERM", "xterm")], true, false),
+            (&[("TERM", "")], false, false),
         ] {
             let expected = Style {
                 has_colour,

@@ -35,6 +35,7 @@ pub(crate) struct Fault {
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Kind {
     Eio(u64),
+    EioOpen(u64),
     HangRead,
     DeadRead,
     HangList,
@@ -47,6 +48,8 @@ pub(crate) enum Kind {
     ChangeOnce,
     Vanish,
     EioWrite(u64),
+    Flip(u64),
+    FlipOnce(u64),
     EioClose,
     LieChmod,
     LieChown,
@@ -85,10 +88,24 @@ impl Fault {
 
     /// Records that the fault happens, and returns true if this is the first time.
     ///
-    /// The first time counts for each inode, but for the whole mount with [`Kind::ChangeOnce`].
+    /// The first time counts for each inode, but for the whole mount with [`Kind::ChangeOnce`] and
+    /// [`Kind::FlipOnce`].
     pub(crate) fn is_first(&self, inode: u64) -> bool {
-        let inode = if self.kind == Kind::ChangeOnce { 0 } else { inode };
+        let is_for_all = matches!(self.kind, Kind::ChangeOnce | Kind::FlipOnce(_));
+        let inode = if is_for_all { 0 } else { inode };
         self.spent.lock().unwrap().insert(inode)
+    }
+}
+
+impl Fault {
+    /// Records an open, and returns true if it must fail.
+    pub(crate) fn fails_to_open(&self) -> bool {
+        let Kind::EioOpen(times) = self.kind else {
+            return false;
+        };
+        let mut spent = self.spent.lock().unwrap();
+        let opens = spent.len() as u64;
+        opens < times && spent.insert(opens)
     }
 }
 
@@ -132,12 +149,15 @@ impl Faults {
             b"refuse-rename" => (rest, Kind::RefuseRename),
             b"no-rename" => (rest, Kind::NoRename),
             b"vanish" => (rest, Kind::Vanish),
+            b"eio-open" => with_number().map(|(name, n)| (name, Kind::EioOpen(n)))?,
             b"eio" => with_number().map(|(name, n)| (name, Kind::Eio(n)))?,
             b"slow-read" => {
                 with_number().map(|(name, n)| (name, Kind::SlowRead(Duration::from_millis(n))))?
             }
             b"shrink" => with_number().map(|(name, n)| (name, Kind::Shrink(n)))?,
             b"grow" => with_number().map(|(name, n)| (name, Kind::Grow(n)))?,
+            b"flip" => with_number().map(|(name, n)| (name, Kind::Flip(n)))?,
+            b"flip-once" => with_number().map(|(name, n)| (name, Kind::FlipOnce(n)))?,
             b"eio-write" => with_number().map(|(name, n)| (name, Kind::EioWrite(n)))?,
             _ => bail!("unknown kind"),
         };

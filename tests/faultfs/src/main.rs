@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! faultfs SOURCE MOUNTPOINT [--delay-ms 0.5] [--head SEEK_MS,MIB_S] [--ttl-ms 1000]
+//!         [--flush-ms MS]
 //!         [--fault KIND:NAME[:ARG]]... [--no-permissions] [--keep]
 //! ```
 //!
@@ -21,6 +22,7 @@
 //! | fault | effect |
 //! |---|---|
 //! | `eio:NAME:OFFSET` | to read the byte at OFFSET, or any after it, fails with `EIO`; the pages before it can be read |
+//! | `eio-open:NAME:N` | to open the file or directory fails with `EIO`, the first N times |
 //! | `hang-read:NAME` | reads are never answered |
 //! | `dead-read:NAME` | the same, and only the unmount ends the wait |
 //! | `hang-list:NAME` | to list the directory is never answered |
@@ -33,6 +35,8 @@
 //! | `touch:NAME` | the same, after the first read of each open file |
 //! | `vanish:NAME` | the entry is listed, but its lookup fails with `ENOENT` |
 //! | `eio-write:NAME:OFFSET` | a write to the byte at OFFSET, or to any after it, fails with `EIO` |
+//! | `flip:NAME:OFFSET` | a write stores another bit in the byte at OFFSET; the writer's cache does not show it |
+//! | `flip-once:NAME:OFFSET` | the same, for the first write of the mount to such a byte |
 //! | `eio-close:NAME` | to close the file fails with `EIO`, as if late writes had failed |
 //! | `lie-chmod:NAME`, `lie-chown:NAME`, `lie-utimens:NAME` | the call succeeds and changes nothing |
 //! | `refuse-rename:NAME`, `no-rename:NAME` | to rename from or to NAME fails with `EPERM`, `ENOSYS` |
@@ -56,6 +60,11 @@
 //! contents of a file whenever it is opened. So each copy of a file reads it from the disk, once.
 //! The readahead is that of the kernel (128 KiB, the double for sequential readers).
 //!
+//! # A disk with a slow cache
+//!
+//! With `--flush-ms 5` a sync takes 5 ms longer, and syncs take turns, as a disk flushes its cache.
+//! An image of a file system in SOURCE, mounted through a loop device, is a disk of this kind.
+//!
 //! # Lesser file systems
 //!
 //! Options make the whole mount support less than Linux expects, like the disks of other systems
@@ -70,6 +79,7 @@
 //! | `--xattr-max N` | an attribute of more than N bytes fails with `E2BIG`, more than N in all with `ENOSPC` |
 //! | `--fill-holes` | holes are stored as zeros; no `SEEK_HOLE`, no `fallocate` |
 //! | `--volatile-inodes` | each lookup returns another inode number |
+//! | `--rename-links` | as on SMB, to rename one link of a file to another one removes the first; elsewhere that does nothing |
 //! | `--no-hard-links` | to create a hard link fails with `EPERM` |
 //!
 //! # Fidelity

@@ -1,5 +1,6 @@
 //! Open files and directories.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -90,6 +91,20 @@ impl Passthrough {
             return Err(io::Errno::NOSPC);
         }
         Ok(())
+    }
+
+    /// Returns the bytes that are stored if these are written.
+    pub(crate) fn stored<'a>(&self, handle: &Handle, offset: u64, data: &'a [u8]) -> Cow<'a, [u8]> {
+        let mut stored = Cow::Borrowed(data);
+        for fault in self.faults.of(&handle.inode.name()) {
+            let (Kind::Flip(bad) | Kind::FlipOnce(bad)) = fault.kind else { continue };
+            let is_in_data = bad >= offset && bad < offset + data.len() as u64;
+            let is_once = matches!(fault.kind, Kind::FlipOnce(_));
+            if is_in_data && (!is_once || fault.is_first(handle.inode.id)) {
+                stored.to_mut()[(bad - offset) as usize] ^= 0x10;
+            }
+        }
+        stored
     }
 
     /// Returns how many zeros a file system without holes writes before this offset.

@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
 
 use fuser::{FileAttr, Generation, INodeNo, ReplyAttr, ReplyEntry, Request};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, openat, statat};
@@ -31,6 +31,8 @@ pub(crate) struct Passthrough {
     pub(crate) faults: Faults,
     pub(crate) delayed: Delayed,
     pub(crate) head: Option<Head>,
+    /// When the last sync ends.
+    pub(crate) flushed: Mutex<Instant>,
     pub(crate) inodes: Inodes,
     pub(crate) handles: RwLock<HashMap<u64, Arc<Handle>>>,
     pub(crate) next_handle: AtomicU64,
@@ -53,6 +55,7 @@ impl Passthrough {
         let inodes = Inodes::new(source, settings.volatile_inodes)?;
         Ok(Passthrough {
             head: settings.head.map(Head::new),
+            flushed: Mutex::new(Instant::now()),
             settings,
             is_root: rustix::process::geteuid().is_root(),
             faults,
@@ -65,6 +68,10 @@ impl Passthrough {
 
     pub(crate) fn has_fault(&self, inode: &Inode, which: impl Fn(Kind) -> bool) -> bool {
         self.faults.of(&inode.name()).any(|fault| which(fault.kind))
+    }
+
+    pub(crate) fn fails_to_open(&self, inode: &Inode) -> bool {
+        self.faults.of(&inode.name()).any(|fault| fault.fails_to_open())
     }
 
     /// Returns how long the kernel may cache an inode's attributes.

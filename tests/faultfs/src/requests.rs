@@ -147,6 +147,10 @@ impl Filesystem for Passthrough {
             let new_name = &*self.stored_name(&new, new_name)?;
             let flags = fs::RenameFlags::from_bits_retain(flags.bits());
             fs::renameat_with(old.fd()?, name, new.fd()?, new_name, flags)?;
+            if self.settings.rename_links && flags.is_empty() {
+                // It is still there if both were the same file.
+                let _ = fs::unlinkat(old.fd()?, name, AtFlags::empty());
+            }
             self.inodes.renamed(&new, new_name);
             // Only an exchange leaves an entry there.
             self.inodes.renamed(&old, name);
@@ -157,6 +161,9 @@ impl Filesystem for Passthrough {
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = self.inodes.get(ino).and_then(|inode| {
+            if self.fails_to_open(&inode) {
+                return Err(io::Errno::IO);
+            }
             let file = inode.open(open_flags(flags.0))?;
             Ok(self.add_handle(inode, file))
         });
@@ -217,7 +224,7 @@ impl Filesystem for Passthrough {
             let handle = self.handle(handle)?;
             self.check_write(&handle, offset, data.len() as u64)?;
             handle.was_written.store(true, Ordering::Relaxed);
-            io::pwrite(&handle.file, data, offset)
+            io::pwrite(&handle.file, &self.stored(&handle, offset, data), offset)
         };
         answer!(self, reply, write(), written => reply.written(written as u32));
     }
@@ -243,7 +250,15 @@ impl Filesystem for Passthrough {
             true => fs::fdatasync(&handle.file),
             false => fs::fsync(&handle.file),
         });
-        answer!(self, reply, synced, () => reply.ok());
+        // One after another.
+        let now = Instant::now();
+        let mut flushed = self.flushed.lock().unwrap();
+        *flushed = (*flushed).max(now) + self.settings.flush;
+        let wait = self.settings.delay + flushed.saturating_duration_since(now);
+        self.delayed.after(wait, move || match synced {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        });
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {

@@ -15,6 +15,9 @@ pub(crate) struct Settings {
     /// Read as a disk with one head: milliseconds of a seek, MiB in a second
     #[arg(long, value_name = "SEEK_MS,MIB_S", value_parser = Speed::parse)]
     pub(crate) head: Option<Speed>,
+    /// How much longer it takes to sync a file, in milliseconds
+    #[arg(long = "flush-ms", value_name = "MS", default_value = "0", value_parser = milliseconds)]
+    pub(crate) flush: Duration,
     /// How long the kernel may cache names and attributes, in milliseconds
     #[arg(long = "ttl-ms", value_name = "MS", default_value = "1000", value_parser = milliseconds)]
     pub(crate) ttl: Duration,
@@ -42,6 +45,9 @@ pub(crate) struct Settings {
     /// Show another inode number at each lookup
     #[arg(long)]
     pub(crate) volatile_inodes: bool,
+    /// Let a rename of one link of a file to another one remove the first
+    #[arg(long)]
+    pub(crate) rename_links: bool,
     /// Refuse hard links
     #[arg(long)]
     pub(crate) no_hard_links: bool,

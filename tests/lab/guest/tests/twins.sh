@@ -5,6 +5,7 @@ echo a > /tmp/s/big; echo bbbb > /tmp/s/BIG; echo x > /tmp/s/same; echo y > /tmp
 mkdir /tmp/s/dir /tmp/s/DIR; echo 1 > /tmp/s/dir/f; echo 22 > /tmp/s/DIR/f
 three() {
     for m in thread process; do rm -rf $1/d
+        run "$2 $m dry run, new" pcopy -n --mode $m /tmp/s $1/d; mkdir $1/d; run "$2 $m dry run, empty" pcopy -n --mode $m /tmp/s $1/d; rm -rf $1/d
         for i in 1 2 3; do run "$2 $m run $i" pcopy -v --mode $m /tmp/s $1/d; sed 's/^/    v: /' /tmp/run.out; (cd $1/d; grep -r . . | sed 's/^/    now: /'); done
         run "$2 $m dry run" pcopy -n --mode $m /tmp/s $1/d; done
 }

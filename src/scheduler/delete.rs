@@ -1,0 +1,227 @@
+//! `--delete`: the last step of a run, after everything else is done.
+//!
+//! **Nothing is deleted before the run has seen its whole source.** While directories are copied,
+//! workers report what only the destination has, and this file keeps the names: as much memory as
+//! there is to delete, and none for the rest of the tree. When all directories are complete, the
+//! run decides once:
+//!
+//! - If it was stopped, or a side is full or gone, nothing is deleted.
+//! - If an entry failed or a directory could not be listed, nothing is deleted, anywhere. What
+//!   failed may be what was moved, and the destination may have the only copy under the old name.
+//! - Files that vanished or changed meanwhile (exit status 3) are no reason: their directories were
+//!   listed, so their names were seen, and no name that was seen is deleted. A directory that
+//!   vanished is a reason: nobody knows what was in it.
+//! - Metadata that could not be kept is no reason: the contents have arrived.
+//!
+//! Then two rounds follow. The first removes what is in the way of an entry of another type, and
+//! copies that entry. The second removes the rest. A worker looks at the source once more before
+//! each removal (`copy/delete.rs`). A directory is removed by the tree of pending counters too: its
+//! entries first, and at zero the directory itself.
+
+use std::collections::HashMap;
+
+use super::extraneous::{Deletion, Found};
+use super::tree::NodeKey;
+use super::{Phase, Scheduler};
+use crate::fs::path::{Kind, Name, Names, RelPath};
+use crate::fs::stat::DirIds;
+use crate::protocol::error::{CopyError, Reason, Step};
+use crate::protocol::{EntryError, Job, JobKind, JobUpdate};
+use crate::quote::quote;
+use crate::ui::{About, Kind as MessageKind, Side};
+use crate::worker::BATCH;
+
+/// With `--delete` there is one target.
+const TARGET: u32 = 0;
+
+/// How far deletion is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Round {
+    /// Everything is copied.
+    #[default]
+    Copy,
+    /// What is in the way is removed, and then the entries are copied.
+    MakeRoom,
+    Delete,
+}
+
+/// The state of deletion in a run.
+#[derive(Default)]
+pub(super) struct Deleting {
+    round: Round,
+    /// Not all of the source has arrived.
+    is_incomplete: bool,
+    is_source_empty: bool,
+    /// Entries that stay because of `--max-delete`.
+    over_limit: u64,
+}
+
+impl Scheduler {
+    /// Removes what only the destination has, if this run has seen its whole source.
+    pub(super) fn delete_extraneous(&mut self) {
+        if self.context.config.mirror.is_none() {
+            return;
+        }
+        let found = std::mem::take(&mut self.tree.found);
+        self.tick();
+        if !self.may_delete() {
+            return;
+        }
+        self.deleting.round = Round::MakeRoom;
+        let mut extraneous = Vec::new();
+        let mut obstructed: HashMap<RelPath, Names> = HashMap::new();
+        for found in found {
+            if !found.obstructed.is_empty() {
+                let names = obstructed.entry(found.path.clone()).or_default();
+                names.append(&found.obstructed);
+            }
+            if !found.extraneous.is_empty() {
+                extraneous.push(found);
+            }
+        }
+        for (path, names) in obstructed {
+            self.queue_room(path, names);
+        }
+        self.run_jobs();
+        self.tick();
+        if extraneous.is_empty() || !self.may_delete() {
+            return self.warn_over_limit();
+        }
+        self.deleting.round = Round::Delete;
+        for found in extraneous {
+            // The names come with the ids.
+            if let Some(ids) = found.ids {
+                self.queue_deletion(found.path, found.extraneous, ids);
+            }
+        }
+        self.run_jobs();
+        self.warn_over_limit();
+    }
+
+    /// Returns true if the run has seen its whole source. Otherwise says why nothing is deleted.
+    fn may_delete(&mut self) -> bool {
+        if self.phase != Phase::Running {
+            return false;
+        }
+        let more = match self.deleting.round {
+            Round::Copy => "nothing",
+            Round::MakeRoom | Round::Delete => "nothing more",
+        };
+        let line = if self.deleting.is_incomplete {
+            format!("{more} was deleted, because not everything could be copied (named above)")
+        } else if self.deleting.is_source_empty {
+            let source = self
+                .ui
+                .path(Side::Source, TARGET, &RelPath::default(), None);
+            let source = quote(&source);
+            format!("{source}: is empty, so nothing was deleted (--delete=force allows that)")
+        } else {
+            return true;
+        };
+        self.ui.say(MessageKind::Error, &line, &About::default());
+        self.summary.has_kept = true;
+        false
+    }
+
+    fn warn_over_limit(&mut self) {
+        let over = self.deleting.over_limit;
+        if let Some(limit) = self.context.config.mirror.and_then(|mirror| mirror.limit)
+            && over > 0
+        {
+            let verb = if over == 1 {
+                "entry stays"
+            } else {
+                "entries stay"
+            };
+            let line = format!("--max-delete={limit} is reached: {over} more {verb}");
+            self.ui.say(MessageKind::Error, &line, &About::default());
+            self.summary.has_kept = true;
+        }
+    }
+
+    fn queue_room(&mut self, path: RelPath, mut names: Names) {
+        let mut deletion = Deletion::making_room();
+        if !self.context.config.dry_run {
+            for (kind, name) in names.iter().filter(|(kind, _)| *kind != Kind::Directory) {
+                deletion.obstructed.push(kind, name.to_bytes());
+            }
+        }
+        let batches = names.len().div_ceil(BATCH);
+        let node = self.tree.open_again(TARGET, path, batches, deletion);
+        while !names.is_empty() {
+            let names = names.take_last(BATCH);
+            self.push(node, JobKind::MakeRoom { names });
+        }
+    }
+
+    fn queue_deletion(&mut self, path: RelPath, names: Names, ids: DirIds) {
+        let batches = names.len().div_ceil(BATCH);
+        let deletion = Deletion::default();
+        let node = self.tree.open_again(TARGET, path, batches, deletion);
+        self.push_deletion(node, names, ids);
+    }
+
+    /// Notes an error that shows that not all of the source has arrived.
+    pub(super) fn note_incomplete_source(&mut self, error: &EntryError) {
+        let is_directory = error.name.is_none();
+        self.deleting.is_incomplete |= is_directory || !error.error.is_moving_source();
+    }
+
+    /// Returns true if an error is only that something else is in a directory's way, and that can
+    /// be removed at the end.
+    pub(super) fn will_make_room(&mut self, job: &Job, error: &EntryError) -> bool {
+        let is_obstructed = error.name.is_none()
+            && matches!(job.kind, JobKind::Directory { .. })
+            && matches!(
+                error.error.reason,
+                Reason::FileInTheWay | Reason::LinkInTheWay
+            );
+        if !is_obstructed || !self.context.config.makes_room() || self.deleting.round != Round::Copy
+        {
+            return false;
+        }
+        let (path, name) = job.path.split_last();
+        if name.is_empty() {
+            return false;
+        }
+        self.tree.found.push(Found {
+            path,
+            ids: None,
+            extraneous: Names::default(),
+            obstructed: Names::one(Kind::Directory, name),
+        });
+        true
+    }
+
+    /// Notes what an update says about entries that only the destination has.
+    pub(super) fn note_deletion(
+        &mut self,
+        worker: usize,
+        dir: NodeKey,
+        job: &Job,
+        update: &mut JobUpdate,
+    ) {
+        self.deleting.is_source_empty |= update.is_source_empty;
+        self.deleting.over_limit += update.over_limit;
+        let obstructed = std::mem::take(&mut update.obstructed);
+        if self.deleting.round == Round::Copy {
+            let deletion = self.tree.dir_mut(dir).deletion();
+            deletion.extraneous.append(&update.extraneous);
+            deletion.obstructed.append(&obstructed);
+        } else {
+            for (_, name) in obstructed.iter() {
+                let error = CopyError::new(Step::Create, Reason::DirectoryInTheWay);
+                let name = Some(Name::new(name.to_bytes()));
+                self.report_error(worker, job, &EntryError::new(name, error));
+            }
+        }
+        if update.has_kept {
+            self.tree.dir_mut(dir).deletion().keep();
+        }
+        if !update.doomed.is_empty() {
+            self.tree.add_pending(dir, update.doomed.len());
+            let names = std::mem::take(&mut update.doomed);
+            self.push_doomed(dir, names);
+        }
+    }
+}
