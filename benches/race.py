@@ -36,6 +36,11 @@ disk        the same, to the same disk, until `sync -f` has ended
 fsync       the files of `slow` from tmpfs to ext4 on a real disk: pcopy --fsync,
             and the others until `sync -f` has ended; needs root
 fsync-flush the same on ext4 on a disk in RAM whose cache takes 5 ms to flush; needs root
+verify      60 files of 8 MiB from tmpfs to ext4 on a real disk, read back from there and
+            compared, until `sync -f` has ended; needs root
+checksum    compare a finished copy of the tree by contents; `b3sum` reads both sides
+            with one process for each core
+half        the tree without half of its files (--exclude)
 sparse      a file of 8 GiB with 64 MiB of data in 64 places, tmpfs
 memory      peak private memory of a copier and all its children on the tree,
             sampled from /proc/*/smaps_rollup
@@ -367,7 +372,17 @@ FULL = [*pcopy_programs([]), *COPIERS, FLOOR]
 AS_LITTLE = pcopy_programs(BARE) + COPIERS[:2]
 BIG = [Goal(0.85, "best peer")]
 EXACT = [program for jobs in (16, 64) for program in pcopy_programs([f"-j{jobs}"], f" -j{jobs}")]
-DURABLE = [Goal(1.1, f"pcopy-{mode}", (f"pcopy-{mode} --fsync",)) for mode in ("thread", "process")]
+
+
+def times_plain(limit: float, suffix: str) -> list[Goal]:
+    """Returns the goals of pcopy with an option, as a factor on pcopy without it in the same mode."""
+    return [Goal(limit, mode, (mode + suffix,)) for mode in ("pcopy-thread", "pcopy-process")]
+
+
+DURABLE = times_plain(1.1, " --fsync")
+# Half of the kernel's files, and half of those of a generated tree.
+HALF = [f"--exclude={rule}" for rule in ("/drivers", "/sound", "file-*[02468].c")]
+B3SUM = "find {src} {dst} -type f -print0 | xargs -0 -n 500 -P $(nproc) b3sum --num-threads 1"
 SYNCED = pcopy_programs([]) + pcopy_programs(["--fsync"], " --fsync") + COPIERS
 ROWS = [
     Row("tree", "tree", [Goal(1.05, "cpz"), Goal(0.5, "cp -a"), Goal(0.5, "cpx -a")], programs=FULL),
@@ -391,6 +406,12 @@ ROWS = [
     Row("disk", "tree", [Goal(0.9, "best peer")], "disk", measure=measure_durable),
     Row("fsync", "small", DURABLE, "durable", SYNCED, measure_durable, gib=1),
     Row("fsync-flush", "small", DURABLE, "flush", SYNCED, measure_durable, gib=3),
+    Row("verify", "photos", times_plain(2.2, " --verify"), "durable",
+        pcopy_programs([]) + pcopy_programs(["--verify"], " --verify"), measure_durable, gib=1),
+    Row("checksum", "tree", [Goal(1.2, "b3sum")], "finished",
+        pcopy_programs(["-c"]) + [Program("b3sum", ["sh", "-c", B3SUM])]),
+    Row("half", "tree", times_plain(0.6, " half"), programs=pcopy_programs([]) + pcopy_programs(HALF, " half"),
+        checked=False),
     Row("sparse", "sparse", [Goal(1.0, "best peer")], gib=10),
     Row("memory", "tree", [Goal(64)], measure=measure_memory, unit="MiB", rounds=0.6),
     Row("syscalls", "counted", [Goal(9, "", ("pcopy-thread",)), Goal(10, "", ("pcopy-process",))],
@@ -399,7 +420,7 @@ ROWS = [
         [Goal(1.15, "pcopy-process", ("pcopy-mpi alone",)), *(Goal(0.6, f"dcp -n{n}", (f"pcopy-mpi -n{n}",)) for n in (2, 4))],
         programs=[*pcopy_programs([]), *MPI]),
     Row("progress", "tree",
-        [Goal(1.01, f"pcopy-{mode}", (f"pcopy-{mode} bar",)) for mode in ("thread", "process")],
+        times_plain(1.01, " bar"),
         programs=pcopy_programs(["--progress=never"], "", True) + pcopy_programs(["--progress=always"], " bar", True), rounds=3),
 ]  # fmt: skip
 

@@ -13,6 +13,7 @@ use super::flags::Unsealed;
 use super::handle::{Handle, Subject};
 use super::metadata::{self, InitialMeta, SourceFile, Wanted};
 use super::temp::Unfinished;
+use super::times::times;
 use super::{Attempt, Copier, Entry, EntryResult, file_type};
 use crate::fs::devices;
 use crate::fs::path::Kind;
@@ -168,7 +169,7 @@ impl Copier {
         let sealed = Self::is_sealed(source.flags).then(|| new.fd.try_clone());
         sys::close(new.fd).at(Step::Close)?;
         if finished.are_times_set {
-            self.settle_times(dir, &new.unfinished, &source.stat)?;
+            self.recheck_times(dir, &new.unfinished, &source.stat)?;
         }
         // What an earlier run has sealed like this would refuse to be replaced.
         let replaced = (sealed.is_some() && finish.decision != Decision::Create)
@@ -228,7 +229,7 @@ impl Copier {
         let applied = self.apply(&subject, &wanted);
         self.set_unsealed_flags(new.fd.as_fd(), source.flags);
         if has_changed && !self.context.config.preserve.timestamps.is_wanted() {
-            let _ = fs::futimens(&new.fd, &metadata::times(&source.stat));
+            let _ = fs::futimens(&new.fd, &times(&source.stat));
         }
         let mut unsynced = None;
         if is_batched {

@@ -29,6 +29,7 @@ mod stream;
 pub(crate) mod temp;
 #[cfg(test)]
 mod tests;
+mod times;
 mod turn;
 mod twins;
 mod update;
