@@ -5,7 +5,6 @@
 //! knows nothing of the tree. What is its own affair it decides itself: it passes over a stuck
 //! worker, and starts more workers if these pay. Losses and timeouts are the lead's affair.
 
-use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +20,7 @@ use crate::engine::processes::Processes;
 use crate::engine::threads::Threads;
 use crate::engine::{Engine, Event, Sent};
 use crate::protocol::frames::{Link, Numbers, RELAY};
+use crate::protocol::job_map::JobMap;
 use crate::protocol::nodes::{FromNode, Room, Row, Start, ToNode};
 use crate::protocol::{Job, JobId, JobKind};
 use crate::scheduler::autoscale::{PERIOD, WorkerLimit};
@@ -63,7 +63,7 @@ pub(super) struct Node {
     link: Link,
     numbers: Numbers,
     rank: u32,
-    held: HashMap<JobId, Held>,
+    held: JobMap<Held>,
     last_batch: u64,
     /// What the lead knows of each worker.
     shown: Vec<Row>,
@@ -181,7 +181,7 @@ impl Node {
             link,
             numbers,
             rank,
-            held: HashMap::new(),
+            held: JobMap::default(),
             last_batch: 0,
             shown: Vec::new(),
             shown_at: now,

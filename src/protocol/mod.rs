@@ -9,6 +9,7 @@ pub(crate) mod entry;
 pub(crate) mod error;
 pub(crate) mod frames;
 pub(crate) mod items;
+pub(crate) mod job_map;
 pub(crate) mod metadata;
 pub(crate) mod nodes;
 pub(crate) mod unsynced;

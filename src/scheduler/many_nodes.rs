@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use rustix::process::getpid;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::Scheduler;
 use super::autoscale::WorkerLimit;
@@ -126,8 +127,9 @@ impl MadeUp {
     }
 }
 
-/// Returns jobs and seconds of a run with so many nodes over a tree of this depth.
-fn run(nodes: u32, depth: usize) -> (u64, f64) {
+/// Returns jobs, seconds, and the lead's processor time in seconds of a run with so many nodes over a
+/// tree of this depth.
+fn run(nodes: u32, depth: usize) -> (u64, f64, f64) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("src")).unwrap();
     let args = ["pcopy", "-q", "--mode=mpi"].map(OsString::from);
@@ -156,7 +158,8 @@ fn run(nodes: u32, depth: usize) -> (u64, f64) {
         depth,
         jobs: 0,
     };
-    let thread = std::thread::spawn(|| made_up.run());
+    let thread = std::thread::Builder::new().name("made-up nodes".to_owned());
+    let thread = thread.spawn(|| made_up.run()).unwrap();
     let [local, relay] = [local, relay].map(|end| Link::new(end, LONGEST_FROM_NODE));
     // This process is no child of itself, so there is none to wait for.
     let timeout = Duration::from_secs(600);
@@ -181,7 +184,7 @@ fn run(nodes: u32, depth: usize) -> (u64, f64) {
     engine.start(&start).unwrap();
     let limit = WorkerLimit::new(Some(engine.workers()));
     let signals = Signals::simulated(Arc::new(AtomicUsize::new(0)));
-    let started = Instant::now();
+    let (started, used) = (Instant::now(), processor_time());
     let mut scheduler = Scheduler::new(
         context,
         Box::new(engine),
@@ -190,9 +193,16 @@ fn run(nodes: u32, depth: usize) -> (u64, f64) {
         Outputs::default(),
     );
     scheduler.run_jobs();
-    let seconds = started.elapsed().as_secs_f64();
+    let (seconds, used) = (started.elapsed(), processor_time() - used);
     drop(scheduler);
-    (thread.join().unwrap(), seconds)
+    let jobs = thread.join().unwrap();
+    (jobs, seconds.as_secs_f64(), used.as_secs_f64())
+}
+
+/// Returns the processor time of this thread.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// The most memory of this process so far, in MiB.
@@ -206,7 +216,7 @@ fn peak_memory() -> u64 {
 #[test]
 fn each_directory_is_one_job_and_each_that_has_others_two() {
     for nodes in [1, 3, 40] {
-        let (jobs, _) = run(nodes, 3);
+        let (jobs, ..) = run(nodes, 3);
         assert_eq!(jobs, 1111 + 111);
     }
 }
@@ -214,11 +224,17 @@ fn each_directory_is_one_job_and_each_that_has_others_two() {
 #[test]
 #[ignore = "a measurement, for a quiet machine"]
 fn one_lead_keeps_a_thousand_nodes_busy() {
-    for nodes in [1, 10, 100, 1000] {
-        let (jobs, seconds) = run(nodes, DEPTH);
+    // PCOPY_NODES=10 is one of these runs, to look at it with perf(1).
+    let only: Option<u32> = std::env::var("PCOPY_NODES")
+        .ok()
+        .and_then(|it| it.parse().ok());
+    for nodes in only.map_or(vec![1, 10, 100, 1000], |nodes| vec![nodes]) {
+        let (jobs, seconds, used) = run(nodes, DEPTH);
         let rate = jobs as f64 / seconds;
         println!(
-            "{nodes} nodes: {jobs} jobs in {seconds:.1} s: {rate:.0} jobs/s, {} MiB",
+            "{nodes} nodes: {jobs} jobs in {seconds:.1} s: {rate:.0} jobs/s, {:.2} µs of the lead's \
+             processor for each, {} MiB",
+            used * 1e6 / jobs as f64,
             peak_memory()
         );
     }

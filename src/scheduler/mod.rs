@@ -40,7 +40,8 @@ use crate::context::Context;
 use crate::engine::{Engine, Event};
 use crate::fs::path::{Name, Names, RelPath};
 use crate::protocol::entry::{DirOrigin, HardLinks};
-use crate::protocol::{Counts, Job, JobId, JobKind};
+use crate::protocol::job_map::JobMap;
+use crate::protocol::{Counts, Job, JobKind};
 use crate::quote::quote;
 use crate::signals::Signals;
 use crate::ui::{
@@ -87,7 +88,7 @@ pub(crate) struct Scheduler {
     /// Files that wait to be synced.
     batches: Batches,
     /// Jobs that were sent and are not reported done.
-    running: HashMap<JobId, Running>,
+    running: JobMap<Running>,
     /// The counts that each worker has reported. `None` once it is lost.
     reported: Vec<Option<Counts>>,
     watchdog: Watchdog,
@@ -144,7 +145,7 @@ impl Scheduler {
             first_unlinked: None,
             batches: Batches::default(),
             queue: Queue::new(context.scoreboard.claims.capacity()),
-            running: HashMap::new(),
+            running: JobMap::default(),
             reported: Vec::new(),
             watchdog: Watchdog::new(now, config.stall_timeout, config.stall_warning),
             roots: Roots::default(),

@@ -149,22 +149,20 @@ impl Nodes {
     pub(super) fn on_report(&mut self, rank: usize, worker: u32, mut report: Report) -> Option<()> {
         let row = self.row(rank, worker)?;
         let claims = self.context.scoreboard.claims;
-        let node = &self.nodes[rank];
         // Without those of jobs that are not there, such as in the last words of a stuck worker
         // that was given up.
-        report
-            .updates
-            .retain(|update| node.jobs.contains_key(&update.job));
         self.change(rank, |node| {
-            for update in &report.updates {
-                let Some(sent) = node.jobs.get(&update.job) else {
-                    continue;
+            report.updates.retain(|update| {
+                let job = if update.is_done {
+                    node.end(update.job)
+                } else {
+                    node.job(update.job)
                 };
-                claims.hand_over(sent.job.claim, update.job, rank, row);
-                if update.is_done {
-                    node.end(update.job);
+                if let Some(job) = &job {
+                    claims.hand_over(job.claim, update.job, rank, row);
                 }
-            }
+                job.is_some()
+            });
         });
         self.events.push_back(Event::Report {
             worker: row,

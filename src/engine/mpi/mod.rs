@@ -49,6 +49,8 @@ const WANT_AGAIN: Duration = Duration::from_millis(4);
 /// A chunk of a file. On network file systems, machines that write close to each other take each
 /// other's locks.
 const CHUNK: u64 = 64 << 20;
+/// Jobs that are at all nodes together, if there are many nodes. Each costs about a kilobyte here.
+const MOST_JOBS: usize = 256 << 10;
 /// Nodes that are compared to find the one with the least work.
 const CANDIDATES: usize = 16;
 /// Neighbouring chunks that one node gets.
@@ -108,7 +110,9 @@ impl Nodes {
             local: Some(local),
             child: ChildProcess::open(child),
             relay: Some(relay),
-            nodes: (0..size).map(|_| Node::new(now)).collect(),
+            nodes: (0..size)
+                .map(|_| Node::new(now, MOST_JOBS / size.max(1) as usize))
+                .collect(),
             figures: Figures::default(),
             bound: Vec::new(),
             cursor: 0,

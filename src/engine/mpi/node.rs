@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::protocol::frames::Numbers;
+use crate::protocol::job_map::JobMap;
 use crate::protocol::nodes::Room;
 use crate::protocol::{Job, JobId};
 
@@ -47,9 +48,11 @@ pub(super) struct Node {
     /// The name of its machine; empty until it has said that.
     pub(super) host: String,
     pub(super) room: Room,
-    pub(super) jobs: HashMap<JobId, SentJob>,
+    pub(super) jobs: JobMap<SentJob>,
+    /// How many jobs it may have.
+    most_jobs: usize,
     /// The batches in flight, and how many jobs of each have not ended.
-    pub(super) batches: HashMap<u64, usize>,
+    pub(super) batches: JobMap<usize>,
     /// The row of each worker that has shown itself.
     pub(super) rows: HashMap<u32, usize>,
     /// Whether each worker has work.
@@ -61,13 +64,14 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, most_jobs: usize) -> Self {
         Self {
             state: State::Starting,
             host: String::new(),
             room: Room::default(),
-            jobs: HashMap::new(),
-            batches: HashMap::new(),
+            jobs: JobMap::default(),
+            most_jobs,
+            batches: JobMap::default(),
             rows: HashMap::new(),
             busy: Vec::new(),
             heard: now,
@@ -105,7 +109,7 @@ impl Node {
     /// Returns how many more batches it takes.
     pub(super) fn free(&self) -> usize {
         let batches = self.room.batches as usize;
-        if self.is_ready() {
+        if self.is_ready() && self.jobs.len() < self.most_jobs {
             batches.saturating_sub(self.batches.len())
         } else {
             0
@@ -145,6 +149,11 @@ impl Node {
         *self.batches.entry(batch).or_default() += 1;
         let job = Arc::clone(job);
         self.jobs.insert(job.id, SentJob { job, batch });
+    }
+
+    /// Returns a job that is there.
+    pub(super) fn job(&self, id: JobId) -> Option<Arc<Job>> {
+        Some(Arc::clone(&self.jobs.get(&id)?.job))
     }
 
     /// Notes that a job is no longer there, and returns it.
