@@ -11,6 +11,8 @@ fn main() {
     let commit = commit_of_checkout().or_else(commit_of_package);
     let commit = commit.unwrap_or_else(|| "unknown".to_owned());
     println!("cargo:rustc-env=PCOPY_COMMIT={commit}");
+    #[cfg(feature = "mpi")]
+    compile_shim();
 }
 
 /// Returns the commit if this is a checkout of pcopy, and not a directory in another repository.
@@ -54,4 +56,40 @@ fn git(args: &[&str]) -> Option<String> {
     let text = String::from_utf8(output.stdout).ok()?;
     let text = text.trim();
     (output.status.success() && !text.is_empty()).then(|| text.to_owned())
+}
+
+/// Compiles the calls of MPI with the MPI that is installed. `MPICC` names another one's compiler.
+#[cfg(feature = "mpi")]
+fn compile_shim() {
+    println!("cargo:rerun-if-changed=src/mpi/shim.c");
+    println!("cargo:rerun-if-env-changed=MPICC");
+    let mpicc = std::env::var("MPICC").unwrap_or_else(|_| "mpicc".to_owned());
+    // OpenMPI and MPICH both print the command of the compiler behind it.
+    let shown = Command::new(&mpicc).arg("-show").output();
+    let shown = shown.unwrap_or_else(|error| {
+        panic!("{mpicc}: {error}; the feature `mpi` needs OpenMPI or MPICH with its headers")
+    });
+    let command = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let mut build = cc::Build::new();
+    for word in command.split_whitespace() {
+        if let Some(path) = word.strip_prefix("-I") {
+            build.include(path);
+        } else if let Some(path) = word.strip_prefix("-L") {
+            println!("cargo:rustc-link-search=native={path}");
+        }
+    }
+    build.file("src/mpi/shim.c").compile("pcopy_mpi_shim");
+    // After the shim, which needs them.
+    for library in command
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("-l"))
+    {
+        println!("cargo:rustc-link-lib=dylib={library}");
+    }
+    for option in command
+        .split_whitespace()
+        .filter(|word| word.starts_with("-Wl,-rpath"))
+    {
+        println!("cargo:rustc-link-arg-bins={option}");
+    }
 }

@@ -46,6 +46,9 @@ memory      peak private memory of a copier and all its children on the tree,
             sampled from /proc/*/smaps_rollup
 syscalls    system calls on files and sockets for one small file: strace's
             count for 2,000 files minus its count for 1,000
+mpi         the tree by 2 and 4 ranks on this machine: mpirun pcopy --mode mpi,
+            and dcp; needs mpirun, and a pcopy built with --features mpi.
+            `pcopy-mpi alone` is 2 ranks, without the time of an empty mpirun
 progress    the tree with the progress bar drawn on a terminal, and without
 
 `floor` (floor.c, built if cc is installed) runs beside the copiers. It does the
@@ -109,10 +112,12 @@ class Program:
     name: str
     argv: list[str]
     on_terminal: bool = False
+    launcher: tuple[str, ...] = ()
+    beyond_launcher: bool = False
 
     def command(self, src: Path, dst: Path) -> list[str]:
         paths = {"src": src, "dst": dst, "parent": dst.parent}
-        return [word.format(**paths) for word in self.argv]
+        return [*self.launcher, *(word.format(**paths) for word in self.argv)]
 
     @property
     def is_pcopy(self) -> bool:
@@ -157,6 +162,16 @@ UPDATERS = [
 ]
 
 
+def launched(name: str, ranks: int, command: str, beyond_launcher: bool = False) -> Program:
+    mpirun = f"mpirun --allow-run-as-root --oversubscribe --bind-to none -n {ranks}"
+    return Program(name, command.split(), launcher=tuple(mpirun.split()), beyond_launcher=beyond_launcher)
+
+
+MPI = [
+    *(launched(f"pcopy-mpi -n{n}", n, "pcopy --mode=mpi {src} {dst}") for n in (2, 4)),
+    launched("pcopy-mpi alone", 2, "pcopy --mode=mpi {src} {dst}", beyond_launcher=True),
+    *(launched(f"dcp -n{n}", n, "dcp -p {src} {dst}") for n in (2, 4)),
+]
 FLOOR = Program("floor", ["floor", "{src}", "{dst}"])
 
 
@@ -247,6 +262,9 @@ def measure_seconds(program: Program, place: Arena) -> tuple[float, str]:
     if program.on_terminal:
         with terminal() as tty:
             return run(argv, tty), ""
+    if program.beyond_launcher:
+        nothing = run([*program.launcher, "true"], place.log)
+        return max(0.001, run(argv, place.log) - nothing), ""
     return run(argv, place.log), ""
 
 
@@ -398,6 +416,9 @@ ROWS = [
     Row("memory", "tree", [Goal(64)], measure=measure_memory, unit="MiB", rounds=0.6),
     Row("syscalls", "counted", [Goal(9, "", ("pcopy-thread",)), Goal(10, "", ("pcopy-process",))],
         measure=measure_syscalls, unit="calls", rounds=0.2, gib=1, checked=False),
+    Row("mpi", "tree",
+        [Goal(1.15, "pcopy-process", ("pcopy-mpi alone",)), *(Goal(0.6, f"dcp -n{n}", (f"pcopy-mpi -n{n}",)) for n in (2, 4))],
+        programs=[*pcopy_programs([]), *MPI]),
     Row("progress", "tree",
         times_plain(1.01, " bar"),
         programs=pcopy_programs(["--progress=never"], "", True) + pcopy_programs(["--progress=always"], " bar", True), rounds=3),
@@ -561,7 +582,7 @@ def run_row(row: Row, args: argparse.Namespace) -> Result:
     if args.old:
         ours = [p for p in row.programs if p.is_pcopy and p.is_selected(args.only)]
         programs += [p.with_path(args.old).renamed("pcopy-", "pcopy-old-") for p in ours]
-    programs = [program for program in programs if shutil.which(program.argv[0])]
+    programs = [p for p in programs if shutil.which(p.argv[0]) and all(map(shutil.which, p.launcher[:1]))]
     try:
         if not programs:
             raise Skip("no program to run")
@@ -586,8 +607,10 @@ def build(rows: list[Row], args: argparse.Namespace) -> None:
     args.built = Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target")) / "release"
     args.pcopy = args.built / "pcopy"
     cargo = ["cargo", "build", "--release"]
+    with_mpi = any(program.launcher for row in rows for program in row.programs) and shutil.which("mpicc")
+    features = ["--features", "mpi"] if with_mpi else []
     if any(program.is_pcopy and program.is_selected(args.only) for row in rows for program in row.programs):
-        subprocess.run([*cargo, "--bin", "pcopy"], cwd=PROJECT, check=True)
+        subprocess.run([*cargo, *features, "--bin", "pcopy"], cwd=PROJECT, check=True)
     if any(row.place in DEVICES or row.place == "flush" for row in rows):
         # If this fails, only the rows on such devices are skipped.
         subprocess.run([*cargo, "-p", "faultfs"], cwd=PROJECT, check=False)

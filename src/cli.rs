@@ -7,6 +7,7 @@ pub mod filter;
 pub mod limits;
 pub(crate) mod links;
 pub(crate) mod mirror;
+mod mpi;
 pub mod report;
 pub(crate) mod size;
 
@@ -19,6 +20,7 @@ use crate::environment::Environment;
 pub use crate::environment::When;
 use crate::foreign;
 pub use contents::{Algorithm, Contents};
+pub use mpi::{MpiOptions, MpiWorkers};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -100,13 +102,14 @@ pub struct Cli {
     /// Run workers as threads or as processes
     ///
     /// Threads start faster. Processes are safer: a worker that crashes, is killed or runs out of
-    /// memory is replaced. With --stall-timeout, so is one that hangs.
+    /// memory is replaced. With --stall-timeout, so is one that hangs. mpi: on all hosts on which
+    /// mpirun or srun has started pcopy, once on each.
     #[arg(
         long,
         value_enum,
         hide_possible_values = true,
-        value_name = "thread|process",
-        help = "Run workers as threads or as processes [default: thread]"
+        value_name = "thread|process|mpi",
+        help = "Run workers as threads, as processes, or on many hosts [default: thread]"
     )]
     pub mode: Option<Mode>,
 
@@ -294,6 +297,10 @@ pub struct Cli {
     #[arg(long, hide = true)]
     pub debug: bool,
 
+    /// Options of `--mode mpi`.
+    #[command(flatten)]
+    pub mpi: MpiOptions,
+
     /// What the environment says.
     #[arg(skip)]
     pub environment: Environment,
@@ -369,6 +376,8 @@ pub enum Mode {
     Thread,
     /// As forked processes.
     Process,
+    /// On all hosts on which mpirun or srun has started pcopy.
+    Mpi,
 }
 
 /// Which existing entries to replace.

@@ -8,6 +8,7 @@ mod filter;
 mod limits;
 mod links;
 mod mirror;
+mod mpi;
 mod report;
 mod time;
 
@@ -30,6 +31,7 @@ pub use filter::{FileLimits, FilterSettings, Moment, RuleOption, Size};
 pub use limits::Limits;
 pub use links::{Linking, Links};
 pub use mirror::Mirror;
+pub use mpi::{Decided, MpiSettings};
 pub use report::Report;
 
 /// The settings of a run.
@@ -43,6 +45,8 @@ pub struct Config {
     pub mkpath: bool,
     /// How workers run.
     pub mode: Mode,
+    /// Settings of a run on many machines.
+    pub mpi: MpiSettings,
     /// The maximum number of workers. `None`: as many as make the run faster.
     pub jobs: Option<usize>,
     /// Show a progress bar.
@@ -225,7 +229,9 @@ impl Config {
             Some(When::Always) if cli.quiet || cli.dry_run => When::Never,
             progress => progress.unwrap_or_default(),
         };
+        let mpi = MpiSettings::new(&cli)?;
         Ok(Self {
+            mpi,
             sources,
             destination,
             mkpath: cli.mkpath,
@@ -282,7 +288,13 @@ impl Config {
     pub(crate) fn can_batch(&self) -> bool {
         let has_limits = self.limits.retries > 0 || self.limits.stop_after.is_some();
         let has_lists = self.itemize || self.report.failed_to.is_some();
-        !(self.contents.reads_everything() || self.backup.is_some() || has_limits || has_lists)
+        // syncfs(2) writes what this machine has, and not what others have.
+        let is_alone = self.mode != Mode::Mpi;
+        is_alone
+            && !(self.contents.reads_everything()
+                || self.backup.is_some()
+                || has_limits
+                || has_lists)
     }
 
     /// Returns true if entries are named that a filter leaves out.

@@ -15,6 +15,7 @@ mod fs;
 mod killed;
 mod lock;
 pub mod manual;
+mod mpi;
 mod protocol;
 mod quote;
 mod run_number;
@@ -34,6 +35,7 @@ use engine::processes::Processes;
 use engine::threads::Threads;
 use killed::Presence;
 use lock::Lock;
+use mpi::Ended;
 use scheduler::Scheduler;
 use scheduler::autoscale::WorkerLimit;
 use scoreboard::Scoreboard;
@@ -50,6 +52,17 @@ const REPLACEMENTS: usize = 4096;
 /// # Errors
 /// If the run cannot start. Later errors are printed entry by entry and decide the exit status.
 pub fn run(config: Config) -> Result<i32> {
+    match config.mode {
+        Mode::Thread | Mode::Process => run_here(config),
+        Mode::Mpi => match mpi::run(config)? {
+            Ended::Alone(config) => run_here(*config),
+            Ended::Status(status) => Ok(status),
+        },
+    }
+}
+
+/// Runs a copy on this machine alone.
+fn run_here(config: Config) -> Result<i32> {
     let mut outputs = Outputs::open(&config.report)?;
     let Prepared {
         presence: _presence,
@@ -110,7 +123,7 @@ fn prepare(config: Config, outputs: &Outputs) -> Result<Prepared> {
         .map(|list| Manifest::begin(context, &list))
         .transpose()?;
     let engine: Box<dyn Engine> = match context.config.mode {
-        Mode::Thread => Box::new(Threads::new(context, limit.max(), limit.limit())?),
+        Mode::Thread | Mode::Mpi => Box::new(Threads::new(context, limit.max(), limit.limit())?),
         // This forks the fork server, so no thread may exist yet.
         Mode::Process => {
             let limit = limit.limit();

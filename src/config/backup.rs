@@ -4,6 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
 
 use crate::cli::Cli;
 use crate::environment::Control;
@@ -20,7 +21,7 @@ pub struct Backup {
 }
 
 /// How backups are named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BackupNaming {
     /// With the suffix.
     Simple,

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 use rustix::fs::FileType;
+use serde::{Deserialize, Serialize};
 
 use super::{Keep, Links, Preserve};
 use crate::cli::Cli;
@@ -16,7 +17,7 @@ use crate::quote::quote;
 const BITS: u32 = 0o7777;
 
 /// The metadata that entries get instead of the source's.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changes {
     modes: Vec<ModeChange>,
     uid: Option<u32>,
@@ -24,7 +25,7 @@ pub struct Changes {
 }
 
 /// One item of `--chmod`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct ModeChange {
     /// `D` and `F` in front: directories only, or everything else only.
     only: Option<Only>,
@@ -38,13 +39,13 @@ struct ModeChange {
     copied: Option<(u32, u32, Operator)>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Only {
     Directories,
     Others,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Operator {
     Add,
     Remove,
@@ -105,7 +106,7 @@ impl ModeChange {
             _ => {}
         }
         if let Some((shift, classes, operator)) = self.copied {
-            let bits = (mode >> shift & 7) * classes;
+            let bits = (mode.unbounded_shr(shift) & 7).wrapping_mul(classes);
             return match operator {
                 Operator::Add => mode | bits,
                 Operator::Remove => mode & !bits,

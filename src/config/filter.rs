@@ -35,6 +35,8 @@ pub struct FilterSettings {
     pub parents: bool,
     /// Create nothing.
     pub existing: bool,
+    /// The contents of files with rules, if they were read before.
+    pub(crate) rule_files: Vec<Vec<u8>>,
 }
 
 /// FileLimits of size and age.
@@ -128,6 +130,7 @@ impl FilterSettings {
             // A list has paths below SRC, and these are kept in any case.
             parents: filters.parents && filters.files_from.is_none(),
             existing: filters.existing,
+            rule_files: Vec::new(),
         })
     }
 }

@@ -16,6 +16,7 @@ use super::dir::DirPair;
 use super::verify::open_copy;
 use super::{Copier, Entry, EntryResult, file_type};
 use crate::config::Overwrite;
+use crate::fs::devices;
 use crate::fs::path::Name;
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{Chunk, ChunkedFile, Decision};
@@ -137,6 +138,8 @@ impl Copier {
             && file_type(new) == FileType::RegularFile
             && old.size == new.size
             && old.id != new.id
+            && !devices::is_private(old.id.dev)
+            && !devices::is_private(new.id.dev)
             && !self.is_known_different
             && !self.context.targets.is_source(old.id)
             && self.is_divisible(new)

@@ -15,6 +15,7 @@ use super::partial::Resumed;
 use super::temp::Unfinished;
 use super::{Attempt, Copier, Entry, EntryResult, is_name_taken};
 use crate::config::{Reflink, Sparse};
+use crate::fs::devices;
 use crate::fs::path::Name;
 use crate::fs::stat::{FileId, FileStat};
 use crate::fs::sys;
@@ -169,6 +170,10 @@ impl Copier {
         } else {
             let method = CopyMethod::for_chunks(&new);
             self.copy_part(dir, files, stat, range, method, &temp)?;
+        }
+        if devices::is_shared() {
+            // A machine may write late, and with its own clock. The times are set after this.
+            fs::fdatasync(&new).at(Step::Sync)?;
         }
         sys::close(new).at(Step::Close)
     }

@@ -113,7 +113,7 @@ impl Copier {
         let is_crossed = self.context.config.one_file_system && {
             let target = &self.context.targets.list[dir.target];
             let root = target.destination.as_ref().map(fs::fstat);
-            !matches!(root, Some(Ok(root)) if root.st_dev == dir.devices().destination)
+            !matches!(root, Some(Ok(root)) if FileId::of(&root).dev == dir.devices().destination)
         };
         if is_crossed {
             return Ok(());

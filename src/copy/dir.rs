@@ -3,11 +3,13 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{self, Access, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::context::Context;
+use crate::fs::devices;
 use crate::fs::open::{DIRECTORY, ENTRY, open_dir, open_dir_following_links};
 use crate::fs::path::RelPath;
 use crate::fs::proc::magic_link;
@@ -18,6 +20,9 @@ use crate::protocol::entry::DirOrigin;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
 use super::handle::Handle;
+
+/// How long a directory that another machine has made may take to appear.
+const APPEAR_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A source directory and its destination.
 pub(crate) struct DirPair {
@@ -141,7 +146,14 @@ impl DirPair {
         let destination = match &target.destination {
             // The "created" directories of a dry run do not exist.
             Some(root) if !(config.dry_run && origin.created) => {
-                open_destination(root.as_fd(), path, config.dry_run, &mut closed_mode)?
+                let is_made = origin.created;
+                open_made(
+                    root.as_fd(),
+                    path,
+                    config.dry_run,
+                    &mut closed_mode,
+                    is_made,
+                )?
             }
             _ => None,
         };
@@ -453,6 +465,33 @@ impl Owner {
 fn is_accessible(dir: BorrowedFd<'_>) -> bool {
     let access = Access::WRITE_OK | Access::EXEC_OK;
     fs::accessat(dir, c".", access, AtFlags::empty()) != Err(Errno::ACCESS)
+}
+
+/// Opens a destination directory as [`open_destination`] does. If another machine has made it, it
+/// may take a while to appear here: a client of NFS remembers that a name did not exist.
+fn open_made(
+    root: BorrowedFd<'_>,
+    path: &RelPath,
+    dry_run: bool,
+    closed_mode: &mut Option<u32>,
+    is_made: bool,
+) -> Result<Option<OwnedFd>, CopyError> {
+    let deadline = Instant::now() + APPEAR_TIMEOUT;
+    let mut pause = Duration::from_millis(10);
+    loop {
+        match open_destination(root, path, dry_run, closed_mode) {
+            Err(error)
+                if is_made
+                    && devices::is_shared()
+                    && error.reason == Errno::NOENT.into()
+                    && Instant::now() + pause < deadline =>
+            {
+                std::thread::sleep(pause);
+                pause *= 2;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Opens a destination directory. Returns `None` if it does not exist and this is a dry run.

@@ -15,6 +15,7 @@ use super::metadata::{self, InitialMeta, SourceFile, Wanted};
 use super::temp::Unfinished;
 use super::times::times;
 use super::{Attempt, Copier, Entry, EntryResult, file_type};
+use crate::fs::devices;
 use crate::fs::path::Kind;
 use crate::fs::proc::magic_link;
 use crate::fs::stat::{FileId, FileStat};
@@ -88,6 +89,7 @@ impl Copier {
         self.note_size(stat.size);
         let mut source = self.source_file(dir, fd, stat);
         if self.is_chunkable(&source.stat)
+            && !devices::is_private(dir.devices().destination)
             && let Some(result) = self.begin_chunked(dir, entry, &mut source, decision)?
         {
             return Ok(result);

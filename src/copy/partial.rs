@@ -26,7 +26,7 @@ use super::verify::open_copy;
 use super::{Copier, file_type};
 use crate::fs::path::Name;
 use crate::fs::stat::{FileId, FileStat};
-use crate::protocol::entry::{CHUNK_ALIGNMENT, Chunk, ChunkedFile};
+use crate::protocol::entry::{CHUNK_ALIGNMENT, CHUNK_SIZE, Chunk, ChunkedFile};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
 /// Steps of a chunk.
@@ -186,7 +186,7 @@ struct Marks {
 
 impl Marks {
     fn read(copy: &OwnedFd, stat: &FileStat, chunk: Chunk) -> Self {
-        let number = chunk.offset / ChunkedFile::chunk_length(stat);
+        let number = chunk.offset / ChunkedFile::chunk_length(stat, CHUNK_SIZE);
         let offset = stat.size + MARKS_AFTER + number * STEPS;
         let mut read = vec![0; STEPS as usize];
         let count = rustix::io::pread(copy, &mut read[..], offset).unwrap_or(0);
@@ -218,7 +218,7 @@ impl Marks {
 
 /// Divides a chunk into steps.
 fn steps(stat: &FileStat, chunk: Chunk) -> impl Iterator<Item = Range<u64>> {
-    let length = ChunkedFile::chunk_length(stat)
+    let length = ChunkedFile::chunk_length(stat, CHUNK_SIZE)
         .div_ceil(STEPS)
         .next_multiple_of(CHUNK_ALIGNMENT);
     let end = chunk.offset + chunk.length;
@@ -288,7 +288,7 @@ mod tests {
             let none = OwnedFd::from(tempfile::tempfile().unwrap());
             let mut end = 0;
             let mut last_mark = size;
-            for chunk in file.chunks().into_iter().take(1000) {
+            for chunk in file.chunks(CHUNK_SIZE).into_iter().take(1000) {
                 let marks = Marks::read(&none, &file.stat, chunk);
                 for (index, step) in steps(&file.stat, chunk).enumerate() {
                     prop_assert_eq!(step.start, end);

@@ -17,6 +17,7 @@
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -43,6 +44,7 @@ const MAX_IDLE: Duration = Duration::from_secs(60 * 60);
 /// keeps its name while the worker goes on to other entries.
 pub(crate) fn name(context: &Context, worker: usize, number: u32) -> CString {
     let run = context.run().digits();
+    let worker = context.scoreboard.named(worker);
     let name = format!(".pcopy.{run}.{worker}.{number}.tmp");
     CString::new(name).unwrap_or_default()
 }
@@ -55,6 +57,7 @@ pub(super) fn partial_name(
     origin: Origin,
 ) -> CString {
     let (run, origin) = (context.run().digits(), origin.text());
+    let worker = context.scoreboard.named(worker);
     let name = format!(".pcopy.{run}.{worker}.{number}.{origin}.tmp");
     CString::new(name).unwrap_or_default()
 }
@@ -142,6 +145,46 @@ pub(crate) fn remove_leftovers(
         if is_stale(run, destination, &name) && !origin.is_some_and(is_wanted) {
             let _ = fs::unlinkat(destination, &name, AtFlags::empty());
         }
+    }
+}
+
+/// Removes the temporary files of this run that these workers have made, except some. The workers
+/// must be dead.
+pub(crate) fn remove_of_workers(
+    context: &Context,
+    dir: &DirPair,
+    own_cwd: bool,
+    (workers, keep): (&Range<u64>, &[Name]),
+    mut heartbeat: impl FnMut(),
+) {
+    let Ok(destination) = dir.destination() else {
+        return;
+    };
+    if context.config.dry_run {
+        return;
+    }
+    let run = context.run().digits();
+    let mut theirs = Vec::new();
+    let mut listing = Listing::of(list::path_to(destination, own_cwd));
+    while let Some((_, name)) = listing.read() {
+        heartbeat();
+        let bytes = name.to_bytes();
+        let numbers = bytes
+            .strip_prefix(b".pcopy.")
+            .and_then(|rest| rest.strip_prefix(run.as_bytes()))
+            .and_then(|rest| rest.strip_prefix(b"."))
+            // The lead's own (`ui/manifest.rs`).
+            .filter(|rest| !rest.starts_with(b"0.0."));
+        let worker = numbers
+            .and_then(|rest| rest.split(|&b| b == b'.').next())
+            .and_then(|number| std::str::from_utf8(number).ok()?.parse::<u64>().ok());
+        let is_kept = || keep.iter().any(|kept| kept.as_bytes() == bytes);
+        if is_temporary(name) && worker.is_some_and(|it| workers.contains(&it)) && !is_kept() {
+            theirs.push(name.to_owned());
+        }
+    }
+    for name in theirs {
+        let _ = fs::unlinkat(destination, &name, AtFlags::empty());
     }
 }
 

@@ -12,7 +12,7 @@ use crate::cli::Cli;
 use crate::config::Config;
 use crate::context::Identity;
 use crate::fs::path::{Name, RelPath};
-use crate::protocol::entry::{Chunk, DirOrigin};
+use crate::protocol::entry::{CHUNK_SIZE, Chunk, DirOrigin};
 use crate::scoreboard::{Scoreboard, WriteTarget};
 use crate::targets::Targets;
 
@@ -174,7 +174,7 @@ fn a_chunked_file_has_a_temporary_name_until_it_is_committed() {
     assert!(!setup.path("dst/large").exists());
 
     let mut dir = setup.open(RETRIED);
-    for chunk in file.chunks() {
+    for chunk in file.chunks(CHUNK_SIZE) {
         setup
             .copier
             .copy_chunk(&mut dir, c"large", &file, chunk)
@@ -214,7 +214,7 @@ fn a_large_file_is_compared_before_anything_is_created() {
     let compare = |setup: &mut Setup, dir: &mut DirPair, chunk| {
         setup.copier.copy_chunk(dir, c"large", &file, chunk)
     };
-    for chunk in file.chunks() {
+    for chunk in file.chunks(CHUNK_SIZE) {
         compare(&mut setup, &mut dir, chunk).unwrap();
     }
     let inode = setup.inode("dst/large");
@@ -226,7 +226,7 @@ fn a_large_file_is_compared_before_anything_is_created() {
     assert_eq!(setup.inode("dst/large"), inode);
     // The last byte differs.
     setup.write("dst/large", [&contents[1..], b"y"].concat());
-    let chunks = file.chunks();
+    let chunks = file.chunks(CHUNK_SIZE);
     compare(&mut setup, &mut dir, chunks[0]).unwrap();
     let differs = compare(&mut setup, &mut dir, chunks[1]).unwrap_err();
     assert_eq!(differs.reason, Reason::Differs);
@@ -246,7 +246,7 @@ fn a_retry_goes_on_with_the_partial_file_of_this_run() {
     let mut setup = Setup::new(&["-j1", "--partial"]);
     let first = setup.begin_chunked();
     let mut dir = setup.open(RETRIED);
-    let chunks = first.chunks();
+    let chunks = first.chunks(CHUNK_SIZE);
     let copier = &mut setup.copier;
     copier
         .copy_chunk(&mut dir, c"large", &first, chunks[0])
@@ -275,7 +275,7 @@ fn a_retry_goes_on_with_the_partial_file_of_this_run() {
 }
 
 fn chunks_length(file: &ChunkedFile) -> u64 {
-    ChunkedFile::chunk_length(&file.stat)
+    ChunkedFile::chunk_length(&file.stat, CHUNK_SIZE)
 }
 
 #[test]

@@ -140,7 +140,7 @@ impl ReportSink for Socket<'_> {
 }
 
 /// Prepares a forked process.
-fn become_child(name: &str, title: &str, parent: Pid) {
+pub(crate) fn become_child(name: &str, title: &str, parent: Pid) {
     // No process outlives the parent, whatever ends it.
     let died_with = set_parent_process_death_signal(Some(Signal::KILL));
     if died_with.is_err() || getppid() != Some(parent) {

@@ -2,14 +2,19 @@
 //! on forked processes.
 
 mod fork_server;
+pub(crate) mod mpi;
 pub(crate) mod processes;
 pub(crate) mod threads;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::fs::path::Name;
+use crate::protocol::entry::CHUNK_SIZE;
 use crate::protocol::error::Death;
-use crate::protocol::{Job, Report};
+use crate::protocol::{Job, JobId, Report};
+pub(crate) use fork_server::become_child;
 
 /// How long a killed worker may take to die before it is given up. Even on a busy machine, only a
 /// worker that hangs in a call to a dead disk or server takes longer.
@@ -53,6 +58,19 @@ pub(crate) trait Engine {
 
     /// Gives up a worker that was killed and does not die. Reports it as lost.
     fn abandon(&mut self, worker: usize);
+
+    /// Returns how many bytes a chunk of a file has.
+    fn chunk_size(&self) -> u64 {
+        CHUNK_SIZE
+    }
+
+    /// Notes that a chunked file with this temporary name was committed or discarded.
+    fn end_chunked(&mut self, _temp: &Name) {}
+
+    /// Returns which hosts take part; `None` if it is this one.
+    fn hosts(&self) -> Option<Hosts> {
+        None
+    }
 
     /// Ends all workers: waits for `timeout`, kills them, and waits for `kill_timeout`. Returns
     /// how many are still there.
@@ -110,4 +128,32 @@ pub(crate) enum Event {
         death: Death,
         is_left_behind: bool,
     },
+    /// Jobs that were sent and that no worker will claim. They can be claimed again.
+    Returned {
+        jobs: Vec<JobId>,
+    },
+    /// A host is lost with all its workers.
+    NodeLost(LostNode),
+}
+
+/// The hosts of a run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hosts {
+    pub(crate) all: usize,
+    /// Workers on all of them.
+    pub(crate) workers: usize,
+    pub(crate) lost: usize,
+}
+
+/// A host that is lost. It is dead.
+pub(crate) struct LostNode {
+    /// The row of the node itself. It has claimed the jobs that none of its workers has begun, as
+    /// far as that is known.
+    pub(crate) node: usize,
+    /// The rows of its workers.
+    pub(crate) workers: Vec<usize>,
+    /// Their numbers in temporary names.
+    pub(crate) names: Range<u64>,
+    /// Says which host it was, and why it is lost.
+    pub(crate) why: String,
 }

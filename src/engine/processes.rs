@@ -70,7 +70,7 @@ struct Ending {
 
 /// A child of this process. Its pidfd (Linux 5.4) identifies exactly this process. So does its PID
 /// until the process is reaped, and only this file reaps it.
-struct ChildProcess {
+pub(super) struct ChildProcess {
     pid: Pid,
     pidfd: Option<OwnedFd>,
 }
@@ -78,7 +78,7 @@ struct ChildProcess {
 impl ChildProcess {
     /// Opens the process of this number. Returns `None` if it is no child of this process: the
     /// number comes from memory that a damaged worker may have overwritten.
-    fn open(pid: Pid) -> Option<Self> {
+    pub(super) fn open(pid: Pid) -> Option<Self> {
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         if waitid(WaitId::Pid(pid), look).is_err_and(|errno| errno == Errno::CHILD) {
             return None;
@@ -88,7 +88,7 @@ impl ChildProcess {
         Some(Self { pid, pidfd })
     }
 
-    fn kill(&self) -> bool {
+    pub(super) fn kill(&self) -> bool {
         match &self.pidfd {
             Some(pidfd) => pidfd_send_signal(pidfd, Signal::KILL).is_ok(),
             None => kill_process(self.pid, Signal::KILL).is_ok(),
@@ -96,7 +96,7 @@ impl ChildProcess {
     }
 
     /// Returns how the process ended; `None` if it still runs.
-    fn reap(&self) -> Option<Death> {
+    pub(super) fn reap(&self) -> Option<Death> {
         let ended = match &self.pidfd {
             Some(pidfd) => {
                 let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;

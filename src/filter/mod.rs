@@ -10,6 +10,7 @@ mod limits;
 mod rules;
 mod selection;
 
+use std::borrow::Cow;
 use std::ffi::CString;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -73,16 +74,21 @@ impl fmt::Display for Exclusion<'_> {
 }
 
 impl Filter {
-    /// Reads the files with rules. Returns `None` if everything is copied.
+    /// Reads the files with rules, unless they were read before. Returns `None` if everything is
+    /// copied.
     pub(crate) fn load(settings: &FilterSettings) -> Result<Option<Self>> {
         let mut rules = Rules::default();
+        let mut known = settings.rule_files.iter();
         for option in &settings.rules {
             let (name, value) = (option.name, option.value.as_bytes());
             if !option.is_file {
                 rules.add(name, None, option.is_include, value);
                 continue;
             }
-            let text = files::read(name, &option.value)?;
+            let text = match known.next() {
+                Some(text) => Cow::Borrowed(text),
+                None => Cow::Owned(files::read(name, &option.value)?),
+            };
             for line in files::lines(&text, settings.from0) {
                 if !matches!(line[0], b'#' | b';') {
                     rules.add(name, Some(value), option.is_include, line);
@@ -160,6 +166,17 @@ impl Filter {
         let option = limits::find(&self.limits, stat?)?;
         Some(Exclusion::Option(option))
     }
+}
+
+/// Reads the files with rules, in order.
+///
+/// # Errors
+/// If one cannot be read.
+pub(crate) fn read_rule_files(settings: &FilterSettings) -> Result<Vec<Vec<u8>>> {
+    let files = settings.rules.iter().filter(|option| option.is_file);
+    files
+        .map(|option| files::read(option.name, &option.value))
+        .collect()
 }
 
 /// Reads the list of `--files-from`.

@@ -113,6 +113,32 @@ impl Selection {
         self.paths.len()
     }
 
+    /// Returns true if directories in the list are copied with everything below them.
+    pub(crate) fn is_recursive(&self) -> bool {
+        self.is_recursive
+    }
+
+    /// Returns the list as bytes: each path with a NUL at its end.
+    pub(crate) fn to_list(&self) -> Vec<u8> {
+        let mut list = Vec::with_capacity(self.bytes.len() + 2 * self.len());
+        for path in self.iter() {
+            list.extend_from_slice(match path.as_bytes() {
+                b"" => b".",
+                path => path,
+            });
+            list.push(0);
+        }
+        list
+    }
+
+    /// Makes the list that [`Selection::to_list`] has returned.
+    pub(crate) fn of_list(list: &[u8], is_recursive: bool) -> Result<Self, Outside> {
+        let paths = list
+            .split(|&byte| byte == 0)
+            .filter(|path| !path.is_empty());
+        Self::new(paths, is_recursive)
+    }
+
     fn path(&self, index: usize) -> &[u8] {
         let (start, length) = self.paths[index];
         &self.bytes[start..start + length as usize]

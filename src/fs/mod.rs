@@ -1,5 +1,6 @@
 //! Files and directories on Linux. Independent of the rest of pcopy.
 
+pub(crate) mod devices;
 pub(crate) mod errno;
 pub(crate) mod file_system;
 pub(crate) mod granularity;

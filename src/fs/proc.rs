@@ -1,7 +1,9 @@
 //! Paths through /proc, and what belongs to this process.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 use rustix::fs::Mode;
 
@@ -18,9 +20,43 @@ pub(crate) fn path_in(dir: BorrowedFd<'_>, name: &CStr) -> CString {
     CString::new(path).unwrap_or_default()
 }
 
+/// Decodes a path of the mount table, which has blanks, newlines and backslashes in octal.
+pub(crate) fn unescape_mount(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = rest
+            .get(1..4)
+            .filter(|_| first == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        match octal {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &rest[4..];
+            }
+            None => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
 /// Returns the umask. No other thread may create a file meanwhile: reading it means to set it.
 pub(crate) fn umask() -> u32 {
     let umask = rustix::process::umask(Mode::empty());
     rustix::process::umask(umask);
     umask.bits()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn octal_escapes_are_decoded() {
+        assert_eq!(unescape_mount(b"/a\\040b\\134"), PathBuf::from("/a b\\"));
+        assert_eq!(unescape_mount(b"/a\\9"), PathBuf::from("/a\\9"));
+    }
 }

@@ -3,6 +3,8 @@
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 
+use super::devices;
+
 /// A device and inode number: they identify a file, whatever its names are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct FileId {
@@ -11,9 +13,11 @@ pub(crate) struct FileId {
 }
 
 impl FileId {
+    /// Identifies a file by the stat of an entry. The device has the number that all machines of the
+    /// run know it by.
     pub(crate) fn of(stat: &Stat) -> Self {
         Self {
-            dev: stat.st_dev,
+            dev: devices::common(stat.st_dev),
             ino: stat.st_ino,
         }
     }

@@ -4,7 +4,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
@@ -204,6 +204,28 @@ pub(crate) fn duplicate(number: i32) -> rustix::io::Result<OwnedFd> {
     // the number is not open, the call fails (EBADF).
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_dupfd_cloexec(borrowed, 3)
+}
+
+/// Takes over an open descriptor that this process has inherited, and closes it at the next exec.
+/// `None` if the number is not open, or stands for a standard stream.
+pub(crate) fn adopt_descriptor(number: i32) -> Option<OwnedFd> {
+    if number < 3 {
+        return None;
+    }
+    // SAFETY: the call takes any number. It fails if the number is not open.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+        return None;
+    }
+    // SAFETY: the descriptor is open. Who started this process has handed it over, so that nothing
+    // else in it owns the number.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Sets the supplementary groups of this process, which must have one thread. Returns false if that
+/// is not allowed.
+pub(crate) fn set_groups(groups: &[u32]) -> bool {
+    // SAFETY: the pointer and the length are those of the slice, which the call only reads.
+    unsafe { libc::setgroups(groups.len(), groups.as_ptr()) == 0 }
 }
 
 /// Whether stdout was closed when the program was started.

@@ -8,7 +8,7 @@ use crate::fs::stat::{FileId, FileStat};
 
 /// Bytes of data in one chunk. Large enough that handing it out costs nothing, small enough that
 /// all workers end at about the same time.
-const CHUNK_SIZE: u64 = 16 << 20;
+pub(crate) const CHUNK_SIZE: u64 = 16 << 20;
 /// Chunks begin at multiples of this.
 pub(crate) const CHUNK_ALIGNMENT: u64 = 1 << 20;
 
@@ -151,20 +151,20 @@ impl ChunkedFile {
         self.temp.is_none()
     }
 
-    /// Returns the length of each chunk but the last. Those of a sparse file are longer, so that each
-    /// holds about as much data.
-    pub(crate) fn chunk_length(stat: &FileStat) -> u64 {
-        let count = stat.allocated.min(stat.size).div_ceil(CHUNK_SIZE).max(1);
+    /// Returns the length of each chunk but the last, if `size` bytes are wanted. Those of a sparse
+    /// file are longer, so that each holds about as much data.
+    pub(crate) fn chunk_length(stat: &FileStat, size: u64) -> u64 {
+        let count = stat.allocated.min(stat.size).div_ceil(size).max(1);
         stat.size
             .div_ceil(count)
             .max(1)
             .next_multiple_of(CHUNK_ALIGNMENT)
     }
 
-    /// Divides the file into chunks.
-    pub(crate) fn chunks(&self) -> Vec<Chunk> {
+    /// Divides the file into chunks of about `chunk_size` bytes.
+    pub(crate) fn chunks(&self, chunk_size: u64) -> Vec<Chunk> {
         let size = self.stat.size;
-        let length = Self::chunk_length(&self.stat);
+        let length = Self::chunk_length(&self.stat, chunk_size);
         (0..size)
             .step_by(length as usize)
             .map(|offset| Chunk {
@@ -225,7 +225,7 @@ mod tests {
         fn chunks_cover_the_file_once(size in 1_u64..1 << 40, part in 1_u64..=64) {
             let file = ChunkedFile::sample("n", size, size / part);
             let mut end = 0;
-            for chunk in file.chunks() {
+            for chunk in file.chunks(CHUNK_SIZE) {
                 prop_assert_eq!(chunk.offset, end);
                 prop_assert!(chunk.length > 0);
                 end += chunk.length;

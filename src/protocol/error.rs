@@ -299,6 +299,9 @@ pub(crate) enum Death {
     /// Its status was lost: another process reaped it, or it could not be killed.
     #[error("unknown status")]
     Unknown,
+    /// Its whole machine was lost, which is not the fault of an entry.
+    #[error("its host was lost")]
+    Host,
 }
 
 /// Returns the system's text for an errno, without the number.

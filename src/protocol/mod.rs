@@ -7,13 +7,16 @@
 
 pub(crate) mod entry;
 pub(crate) mod error;
+pub(crate) mod frames;
 pub(crate) mod items;
+pub(crate) mod job_map;
 pub(crate) mod metadata;
+pub(crate) mod nodes;
 pub(crate) mod unsynced;
 pub(crate) mod wire;
 
 use std::collections::HashSet;
-use std::ops::{Add, AddAssign, Sub};
+use std::ops::{Add, AddAssign, Range, Sub};
 
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +87,14 @@ pub(crate) enum JobKind {
     DiscardUnsynced { files: Vec<Unsynced> },
     /// Remove an incomplete file that a crashed worker left.
     Remove { name: Name },
+    /// Remove the temporary files of workers that were lost with their machine. Nobody knows which
+    /// there are.
+    RemoveTemps {
+        /// The workers' numbers in temporary names.
+        workers: Range<u64>,
+        /// Files in progress.
+        keep: Vec<Name>,
+    },
     /// Remove these entries, which the source did not have when its directory was listed.
     Delete {
         names: Names,
@@ -105,6 +116,27 @@ pub(crate) enum JobKind {
         /// The source directory's stat before it was listed.
         stat: FileStat,
     },
+}
+
+impl Job {
+    /// Returns true if the job removes entries of the destination.
+    pub(crate) fn removes(&self) -> bool {
+        matches!(
+            self.kind,
+            JobKind::Delete { .. }
+                | JobKind::MakeRoom { .. }
+                | JobKind::EmptyDirectory
+                | JobKind::RemoveDirectory { .. }
+        )
+    }
+
+    /// Returns the file that the job copies a chunk of.
+    pub(crate) fn chunked_file(&self) -> Option<&ChunkedFile> {
+        match &self.kind {
+            JobKind::Chunk { file, .. } => Some(file),
+            _ => None,
+        }
+    }
 }
 
 /// The reported progress of a listing that is repeated.

@@ -28,7 +28,7 @@ use crate::scoreboard::{GateState, Scoreboard, WorkerSlot};
 /// The maximum number of workers without `-j`. Measured in `benches/README.md`.
 const MAX: usize = 64;
 /// How often to look.
-pub(super) const PERIOD: Duration = Duration::from_millis(20);
+pub(crate) const PERIOD: Duration = Duration::from_millis(20);
 /// The same at the start, as long as workers wait for a device of which nothing is known yet. Two
 /// workers on a file system that could serve 64 would lose most of the first tenth of a second.
 const QUICK_PERIOD: Duration = Duration::from_millis(5);
@@ -55,9 +55,9 @@ struct Automatic {
 
 /// What has changed.
 #[derive(Debug, Default)]
-pub(super) struct Changes {
+pub(crate) struct Changes {
     /// The new limit of workers.
-    pub(super) workers: Option<usize>,
+    pub(crate) workers: Option<usize>,
     /// The decision as a line for `--debug`.
     pub(super) decision: Option<String>,
 }
@@ -103,7 +103,7 @@ impl WorkerLimit {
 
     /// Allows one more worker in the place of a stuck one, however busy the machine is. Returns
     /// the new limit if it changes.
-    pub(super) fn replace_stuck(&mut self) -> Option<usize> {
+    pub(crate) fn replace_stuck(&mut self) -> Option<usize> {
         if self.limit >= self.max {
             return None;
         }
@@ -113,7 +113,7 @@ impl WorkerLimit {
 
     /// Looks at the workers of the first `started` slots, if it is time to, while `busy` batches
     /// are in flight. Sets the limit of the gate.
-    pub(super) fn update(
+    pub(crate) fn update(
         &mut self,
         now: Instant,
         busy: usize,

@@ -172,13 +172,18 @@ impl Queue {
         })
     }
 
-    /// Drops all queued work except finishing directories. Returns the jobs whose files must be
+    /// Drops all queued work except tidying up directories and finishing them. Returns the jobs whose files must be
     /// removed.
     pub(super) fn drop_rest(&mut self) -> Vec<NewJob> {
         let mut removals = std::mem::take(&mut self.urgent);
         for queued in std::mem::take(&mut self.entries) {
             match queued {
-                Queued::Job(job) if matches!(job.kind, JobKind::FinishDirectory { .. }) => {
+                Queued::Job(job)
+                    if matches!(
+                        job.kind,
+                        JobKind::FinishDirectory { .. } | JobKind::RemoveTemps { .. }
+                    ) =>
+                {
                     self.entries.push(Queued::Job(job));
                 }
                 Queued::Job(job) if matches!(job.kind, JobKind::Remove { .. }) => {

@@ -17,6 +17,9 @@ mod dispatch;
 mod extraneous;
 mod failures;
 mod hard_links;
+#[cfg(test)]
+mod many_nodes;
+mod nodes;
 mod refusals;
 mod report;
 mod retry;
@@ -28,7 +31,7 @@ mod sim;
 mod tests;
 mod throughput;
 mod tree;
-mod watchdog;
+pub(crate) mod watchdog;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -37,7 +40,8 @@ use crate::context::Context;
 use crate::engine::{Engine, Event};
 use crate::fs::path::{Name, Names, RelPath};
 use crate::protocol::entry::{DirOrigin, HardLinks};
-use crate::protocol::{Counts, Job, JobId, JobKind};
+use crate::protocol::job_map::JobMap;
+use crate::protocol::{Counts, Job, JobKind};
 use crate::quote::quote;
 use crate::signals::Signals;
 use crate::ui::{
@@ -84,7 +88,7 @@ pub(crate) struct Scheduler {
     /// Files that wait to be synced.
     batches: Batches,
     /// Jobs that were sent and are not reported done.
-    running: HashMap<JobId, Running>,
+    running: JobMap<Running>,
     /// The counts that each worker has reported. `None` once it is lost.
     reported: Vec<Option<Counts>>,
     watchdog: Watchdog,
@@ -141,7 +145,7 @@ impl Scheduler {
             first_unlinked: None,
             batches: Batches::default(),
             queue: Queue::new(context.scoreboard.claims.capacity()),
-            running: HashMap::new(),
+            running: JobMap::default(),
             reported: Vec::new(),
             watchdog: Watchdog::new(now, config.stall_timeout, config.stall_warning),
             roots: Roots::default(),
@@ -232,6 +236,8 @@ impl Scheduler {
                 self.summary.left_behind += u64::from(is_left_behind);
                 self.on_worker_lost(worker, death);
             }
+            Some(Event::Returned { jobs }) => self.on_returned(&jobs),
+            Some(Event::NodeLost(node)) => self.on_node_lost(&node),
             None => {}
         }
     }
@@ -425,13 +431,13 @@ impl Scheduler {
     }
 
     fn end(&mut self) -> i32 {
+        self.note_workers();
         self.summary.left_behind = self.summary.left_behind.max(self.shut_down());
         self.ui.end();
         if self.phase != Phase::Running && self.tree.is_empty() && !self.has_cut {
             // Everything was begun before the time was over.
             self.summary.time_limit = None;
         }
-        self.summary.workers = self.engine.started();
         self.summary.is_listed = !self.has_unlisted && !self.tree.has_more_listings_than(0);
         self.conclude_refusals();
         if let Some(first) = &self.first_unlinked {

@@ -397,7 +397,7 @@ impl Scheduler {
     }
 
     fn begin_chunked(&mut self, dir: NodeKey, file: ChunkedFile, leads: Option<FileId>) {
-        let chunks = file.chunks();
+        let chunks = file.chunks(self.engine.chunk_size());
         let node = self.tree.open_chunked(dir, file, chunks.len(), leads);
         self.push_chunks(node, chunks);
     }
@@ -431,6 +431,9 @@ impl Scheduler {
         };
         if !file.file.is_comparison() {
             self.context.scoreboard.end_chunked();
+        }
+        if let Some(temp) = &file.file.temp {
+            self.engine.end_chunked(temp);
         }
         let is_deferred = file.is_deferred;
         match file.leads.take() {

@@ -30,7 +30,7 @@ enum GivenUp {
 
 impl Scheduler {
     pub(super) fn on_worker_lost(&mut self, worker: usize, death: Death) {
-        self.summary.replaced += 1;
+        self.summary.replaced += u64::from(death != Death::Host);
         self.context.scoreboard.gate.revoke(worker);
         *self.reported_by(worker) = None;
         let stalled = self.watchdog.forget(worker, self.engine.now());
@@ -81,6 +81,7 @@ impl Scheduler {
         }
         if matches!(target, WriteTarget::Chunked(_)) {
             self.context.scoreboard.end_chunked();
+            self.engine.end_chunked(&name);
         }
         self.push_removal(running.node, name);
     }
@@ -135,7 +136,9 @@ impl Scheduler {
                 is_incomplete,
             });
         }
-        if self.tree.add_strike(running.node, site) {
+        // The fault of the host. There are fewer hosts each time, so this ends.
+        let is_innocent = reason == Reason::Crashed(Death::Host);
+        if is_innocent || self.tree.add_strike(running.node, site) {
             return self.retry(running, GivenUp::Nothing);
         }
         if let JobKind::Sync { .. } = running.job.kind {

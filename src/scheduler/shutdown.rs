@@ -239,6 +239,18 @@ impl Scheduler {
                 Some(Event::Lost { worker, .. }) => {
                     tidying.retain(|&id| self.claim_of(id) != Some(Claim::By(worker)));
                 }
+                Some(Event::NodeLost(node)) => {
+                    let is_its = |claim| match claim {
+                        Some(Claim::By(by)) => by == node.node || node.workers.contains(&by),
+                        _ => false,
+                    };
+                    tidying.retain(|&id| !is_its(self.claim_of(id)));
+                }
+                Some(Event::Returned { jobs }) => {
+                    for id in jobs.into_iter().filter(|id| tidying.contains(id)) {
+                        self.queue.push_again(id);
+                    }
+                }
                 None => {}
             }
         }

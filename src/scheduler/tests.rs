@@ -12,7 +12,7 @@ use super::*;
 use crate::cli::Cli;
 use crate::config::Config;
 use crate::context::Identity;
-use crate::engine::Sent;
+use crate::engine::{LostNode, Sent};
 use crate::fs::path::Kind;
 use crate::fs::stat::FileId;
 use crate::protocol::entry::ChunkedFile;
@@ -515,4 +515,51 @@ fn a_run_without_workers_ends() {
     stage.run.dispatch();
     assert_eq!(stage.run.summary.exit_status(false), 1);
     assert_ne!(stage.run.phase, Phase::Running);
+}
+
+#[test]
+fn a_lost_host_is_no_fault_of_an_entry_and_leaves_no_temporary_files() {
+    let mut stage = Stage::new();
+    let mut listing = stage.job();
+    for _ in 0..3 {
+        let slot = stage.begin(1, &listing);
+        slot.begin_entry(b"a");
+        slot.set_writing(WriteTarget::Temp(1));
+        stage.run.on_node_lost(&LostNode {
+            node: 0,
+            workers: vec![1],
+            names: 0..4096,
+            why: "node 1 on host: lost".to_owned(),
+        });
+        let mut has_removed = false;
+        listing = loop {
+            let job = stage.job();
+            match &job.kind {
+                JobKind::Directory { .. } => break job,
+                JobKind::RemoveTemps { workers, .. } => has_removed |= *workers == (0..4096),
+                _ => {}
+            }
+            stage.run_job(2, &job);
+        };
+        assert!(has_removed, "nobody knows which there are");
+        assert_eq!(listing.suspects, [name("a")]);
+    }
+    assert_eq!(
+        (stage.run.summary.failed, stage.run.summary.replaced),
+        (0, 0)
+    );
+}
+
+#[test]
+fn a_job_that_a_node_gives_back_is_sent_again() {
+    let mut stage = Stage::new();
+    let job = stage.job();
+    stage.claim(0, &job);
+    let claims = stage.run.context.scoreboard.claims;
+    claims.publish(job.claim, job.id);
+    stage.run.on_returned(&[job.id]);
+    let again = stage.job();
+    assert_eq!(again.id, job.id);
+    stage.run_job(1, &again);
+    assert!(stage.run.tree.is_empty());
 }

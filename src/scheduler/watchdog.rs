@@ -12,7 +12,7 @@ const SLOW_AFTER: Duration = Duration::from_secs(1);
 
 /// A change that the watchdog has noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stall {
+pub(crate) enum Stall {
     /// No progress for [`SLOW_AFTER`]: other workers get its unclaimed jobs.
     Slow,
     /// It makes progress again.
@@ -27,7 +27,7 @@ pub(super) enum Stall {
 
 /// Watches all workers.
 #[derive(Debug)]
-pub(super) struct Watchdog {
+pub(crate) struct Watchdog {
     timeout: Option<Duration>,
     warn_after: Duration,
     checked: Instant,
@@ -46,7 +46,7 @@ struct Watched {
 
 impl Watchdog {
     /// Warns of workers without progress for `warn_after`, and has them killed after `timeout`.
-    pub(super) fn new(now: Instant, timeout: Option<Duration>, warn_after: Duration) -> Self {
+    pub(crate) fn new(now: Instant, timeout: Option<Duration>, warn_after: Duration) -> Self {
         Self {
             timeout,
             warn_after,
@@ -57,7 +57,7 @@ impl Watchdog {
 
     /// Checks the first `workers` workers, if it is time to. A worker that has work must show
     /// progress, even if it has not begun any of it: it may have been stopped before.
-    pub(super) fn check(
+    pub(crate) fn check(
         &mut self,
         now: Instant,
         scoreboard: Scoreboard,
@@ -125,7 +125,7 @@ impl Watchdog {
     }
 
     /// Stops watching a worker. Returns the timeout if the worker was killed for it.
-    pub(super) fn forget(&mut self, worker: usize, now: Instant) -> Option<Duration> {
+    pub(crate) fn forget(&mut self, worker: usize, now: Instant) -> Option<Duration> {
         // It may have died before the first check.
         self.watch(worker + 1, now);
         let watched = self.workers.get_mut(worker)?;
@@ -134,7 +134,7 @@ impl Watchdog {
     }
 
     /// Returns the worker that has made no progress for the longest time, and that time.
-    pub(super) fn longest_stall(&self, now: Instant) -> Option<(usize, Duration)> {
+    pub(crate) fn longest_stall(&self, now: Instant) -> Option<(usize, Duration)> {
         let stalled = self.workers.iter().enumerate();
         let stalled = stalled.filter(|(_, it)| !it.is_gone && it.is_slow);
         let times = stalled.map(|(worker, it)| (worker, now.saturating_duration_since(it.since)));
@@ -142,7 +142,7 @@ impl Watchdog {
     }
 
     /// Returns how many workers have made no progress for at least `time`.
-    pub(super) fn stalled(&self, now: Instant, time: Duration) -> usize {
+    pub(crate) fn stalled(&self, now: Instant, time: Duration) -> usize {
         let is_stalled = |it: &&Watched| {
             !it.is_gone && it.is_slow && now.saturating_duration_since(it.since) >= time
         };

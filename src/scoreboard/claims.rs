@@ -62,6 +62,13 @@ impl Claims {
         claim_of(self.words[index as usize].get(), job)
     }
 
+    /// Hands a claimed job over to another worker. Returns false if `from` has not claimed it.
+    ///
+    /// Only for a table that no worker claims from: that of a lead, whose nodes have their own.
+    pub(crate) fn hand_over(&self, index: u32, job: JobId, from: usize, to: usize) -> bool {
+        self.words[index as usize].replace(claimed(job, from), claimed(job, to))
+    }
+
     /// Frees the word of a job that has ended.
     pub(crate) fn release(&self, index: u32) {
         self.words[index as usize].put(FREE);
@@ -182,5 +189,10 @@ mod tests {
         claims.release(1);
         assert_eq!(claims.look(1, 7), Claim::Ended);
         assert!(!claims.claim(9, 7, 0), "an index from a damaged message");
+        claims.publish(1, 8);
+        assert!(claims.claim(1, 8, 3));
+        assert!(!claims.hand_over(1, 8, 4, 5) && !claims.hand_over(1, 7, 3, 5));
+        assert!(claims.hand_over(1, 8, 3, 5));
+        assert_eq!(claims.look(1, 8), Claim::By(5));
     }
 }

@@ -33,7 +33,9 @@ const RUN: usize = 3;
 const BANDWIDTH: usize = 4;
 const DELETED: usize = 5;
 const SYNC_ALONE: usize = 6;
-const COMMON_WORDS: usize = 7;
+/// What is added to a worker's number in temporary names.
+const FIRST_NAMED: usize = 7;
+const COMMON_WORDS: usize = 8;
 
 /// The shared memory of one run.
 #[derive(Clone, Copy)]
@@ -112,6 +114,27 @@ impl Scoreboard {
         }
     }
 
+    /// Says that the workers here have numbers from this one on in temporary names.
+    pub(crate) fn set_first_named(&self, number: u64) {
+        self.common[FIRST_NAMED].store(number, Relaxed);
+    }
+
+    /// Says that this slot mirrors a worker that has another number in temporary names.
+    pub(crate) fn set_named(&self, worker: usize, number: u64) {
+        self.slot(worker).set_named(number);
+    }
+
+    /// Returns a worker's number in temporary names.
+    pub(crate) fn named(&self, worker: usize) -> u64 {
+        let own = || self.common[FIRST_NAMED].load(Relaxed) + worker as u64;
+        self.slot(worker).named().unwrap_or_else(own)
+    }
+
+    /// Returns how many more jobs idle workers would take at once.
+    pub(crate) fn wanted(&self) -> usize {
+        self.common[WANTED].load(Relaxed) as usize
+    }
+
     /// Sets how many more jobs idle workers would take at once.
     pub(crate) fn set_wanted(&self, jobs: usize) {
         self.common[WANTED].store(jobs as u64, Relaxed);
@@ -135,10 +158,15 @@ impl Scoreboard {
 
     /// Counts an entry that is about to be deleted. Returns false if `limit` entries are.
     pub(crate) fn begin_deletion(&self, limit: u64) -> bool {
-        let one_more = |deleted| (deleted < limit).then_some(deleted + 1);
+        let one_more = |deleted: u64| (deleted < limit).then(|| deleted + 1);
         self.common[DELETED]
             .fetch_update(Relaxed, Relaxed, one_more)
             .is_ok()
+    }
+
+    /// Allows no more deletions.
+    pub(crate) fn end_deletions(&self) {
+        self.common[DELETED].store(u64::MAX, Relaxed);
     }
 
     /// Takes back [`Scoreboard::begin_deletion`] for an entry that was not deleted.
@@ -165,6 +193,38 @@ mod tests {
         assert!(scoreboard.take_wanted());
         assert!(scoreboard.take_wanted());
         assert!(!scoreboard.take_wanted());
+    }
+
+    #[test]
+    fn each_worker_of_a_run_has_another_number_in_names() {
+        let scoreboard = Scoreboard::new(2, 1, 1).unwrap();
+        assert_eq!(scoreboard.named(1), 1);
+        scoreboard.set_first_named(4096);
+        assert_eq!(scoreboard.named(1), 4097);
+        scoreboard.set_named(1, 0);
+        assert_eq!((scoreboard.named(0), scoreboard.named(1)), (4096, 0));
+    }
+
+    #[test]
+    fn a_mirror_shows_what_the_worker_shows() {
+        let scoreboard = Scoreboard::new(2, 1, 1).unwrap();
+        let (worker, mirror) = (scoreboard.slot(0), scoreboard.slot(1));
+        worker.begin_job(7);
+        worker.begin_entry(b"a name of more than one word");
+        worker.set_writing(WriteTarget::Temp(3));
+        worker.add_bytes(5);
+        mirror.mirror(&worker.to_words());
+        assert_eq!(
+            (mirror.job(), mirror.entry()),
+            (worker.job(), worker.entry())
+        );
+        assert_eq!(
+            (mirror.writing(), mirror.counts()),
+            (worker.writing(), worker.counts())
+        );
+        // From a damaged node.
+        mirror.mirror(&[u64::MAX; 500]);
+        assert_eq!(mirror.pid(), None);
     }
 
     #[test]

@@ -43,6 +43,9 @@ const WORK: usize = THREAD + 4;
 const LISTED: usize = THREAD + 5;
 /// It waits until the disk has everything (`--fsync`).
 const SYNCING: usize = THREAD + 6;
+/// The worker's number in temporary names, plus one. Only rows that mirror a worker of another
+/// machine have it.
+const NAMED: usize = THREAD + 7;
 /// A file costs as much as so many bytes.
 const WORK_PER_FILE: u64 = 64 << 10;
 
@@ -331,6 +334,35 @@ impl WorkerSlot {
         for (index, count) in counts.to_array().into_iter().enumerate() {
             self.words[COUNTS + index].store(count, Relaxed);
         }
+    }
+
+    /// Returns what the worker shows to the parent, to be shown elsewhere too. Without the words that
+    /// mean something on this machine only.
+    pub(crate) fn to_words(self) -> Vec<u64> {
+        let name = self.words[NAME_LENGTH]
+            .load(Acquire)
+            .min(8 * NAME_WORDS as u64);
+        let used = NAME + (name as usize).div_ceil(8);
+        let words = [LISTED, SYNCING].into_iter().chain(0..used);
+        let words = words.map(|index| self.words[index].load(Relaxed));
+        words.collect()
+    }
+
+    /// Shows what [`WorkerSlot::to_words`] has returned elsewhere. Ignores words that are too many.
+    pub(crate) fn mirror(self, words: &[u64]) {
+        let shown = [LISTED, SYNCING].into_iter().chain(0..NAME + NAME_WORDS);
+        for (index, value) in shown.zip(words) {
+            self.words[index].store(*value, Relaxed);
+        }
+    }
+
+    /// Sets the number that the worker has in temporary names.
+    pub(super) fn set_named(&self, number: u64) {
+        self.words[NAMED].store(number + 1, Relaxed);
+    }
+
+    pub(super) fn named(&self) -> Option<u64> {
+        self.words[NAMED].load(Relaxed).checked_sub(1)
     }
 
     /// Adds without a locked instruction: each word has one writer.

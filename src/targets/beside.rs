@@ -22,9 +22,9 @@ use crate::protocol::error::Reason;
 #[derive(Default)]
 pub(super) struct Beside {
     /// The directory of `--backup-dir`.
-    pub(super) backup: Option<OwnedFd>,
+    pub(super) backup: Option<Arc<OwnedFd>>,
     /// The directories of `--link-dest`.
-    pub(super) snapshots: Vec<OwnedFd>,
+    pub(super) snapshots: Vec<Arc<OwnedFd>>,
     /// Those that do not exist.
     pub(super) missing: Vec<PathBuf>,
     ids: Vec<FileId>,
@@ -63,7 +63,7 @@ impl Beside {
                 }
                 beside.ids.push(backup);
             }
-            beside.backup = backup;
+            beside.backup = backup.map(Arc::new);
         }
         for dir in &config.links.snapshots {
             beside.add_snapshot(relative_to(named, dir), &root)?;
@@ -95,8 +95,22 @@ impl Beside {
             }
         }
         self.ids.push(id);
-        self.snapshots.push(snapshot);
+        self.snapshots.push(Arc::new(snapshot));
         Ok(())
+    }
+
+    /// Makes it of directories that are open.
+    pub(super) fn of_opened(
+        backup: Option<Arc<OwnedFd>>,
+        snapshots: Vec<Arc<OwnedFd>>,
+    ) -> Result<Self> {
+        let ids = backup.iter().chain(&snapshots).map(id_of);
+        Ok(Self {
+            ids: ids.collect::<Result<_>>()?,
+            backup,
+            snapshots,
+            missing: Vec::new(),
+        })
     }
 
     /// Returns true if this is one of the directories.

@@ -5,6 +5,7 @@ mod beside;
 mod mounts;
 mod overlap;
 mod parents;
+mod places;
 mod resolve;
 mod stream;
 
@@ -298,6 +299,13 @@ impl Targets {
         }
     }
 
+    /// Removes the directories that were just made, if nothing could be started.
+    pub(crate) fn remove_created(&self) {
+        for target in self.list.iter().filter(|target| target.created) {
+            let _ = fs::rmdir(&target.destination_path);
+        }
+    }
+
     /// Returns true if a file at the destination is a source too, so that it must not be replaced.
     pub(crate) fn is_source(&self, file: FileId) -> bool {
         self.overlap.is_source(file)
@@ -310,7 +318,7 @@ impl Targets {
     }
 
     /// Returns the directories of `--link-dest` that exist.
-    pub(crate) fn snapshots(&self) -> &[OwnedFd] {
+    pub(crate) fn snapshots(&self) -> &[Arc<OwnedFd>] {
         &self.beside.snapshots
     }
 

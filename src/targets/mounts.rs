@@ -1,13 +1,13 @@
 //! Finds the place of a directory in its file system, whatever it is mounted as.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use rustix::fs::{self, AtFlags, StatxFlags};
+
+use crate::fs::proc::unescape_mount;
 
 /// The place of a directory in its file system.
 ///
@@ -49,10 +49,10 @@ impl Mounts {
             let fields: Vec<&[u8]> = line.splitn(6, |&b| b == b' ').collect();
             (fields.len() == 6 && fields[0] == mount.as_bytes()).then_some(fields)
         })?;
-        let below_mount = path.strip_prefix(unescape(line[4])).ok()?;
+        let below_mount = path.strip_prefix(unescape_mount(line[4])).ok()?;
         Some(Place {
             device: String::from_utf8_lossy(line[2]).into_owned(),
-            path: unescape(line[3]).join(below_mount),
+            path: unescape_mount(line[3]).join(below_mount),
         })
     }
 
@@ -94,40 +94,11 @@ pub(super) fn mount_id(dir: BorrowedFd<'_>) -> Option<u64> {
     (statx.stx_mask & wanted.bits() != 0).then_some(statx.stx_mnt_id)
 }
 
-/// Decodes a path of the mount table, which has blanks, newlines and backslashes in octal.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, tail)) = rest.split_first() {
-        let octal = rest
-            .get(1..4)
-            .filter(|_| first == b'\\')
-            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        match octal {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &rest[4..];
-            }
-            None => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-
-    #[test]
-    fn octal_escapes_are_decoded() {
-        assert_eq!(unescape(b"/a\\040b\\134"), PathBuf::from("/a b\\"));
-        assert_eq!(unescape(b"/a\\9"), PathBuf::from("/a\\9"));
-    }
 
     #[test]
     fn options_are_those_of_the_mount() {

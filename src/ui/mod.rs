@@ -35,7 +35,7 @@ pub(crate) use outputs::Outputs;
 pub(crate) use paths::Side;
 use progress::Progress;
 pub(crate) use progress::{Activity, Status};
-pub(crate) use summary::Summary;
+pub(crate) use summary::{Hosts, Summary};
 
 /// Prints all output of a run, with lines above the bar.
 pub(crate) struct Ui {

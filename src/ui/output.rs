@@ -11,7 +11,7 @@ use crate::protocol::error::error_text;
 use crate::quote::escape_hidden;
 
 /// Prints a message on stderr, with the program's name in front.
-pub(super) fn print_message(message: &str) {
+pub(crate) fn print_message(message: &str) {
     #[cfg(test)]
     if captured::keep(captured::Stream::Err, message) {
         return;

@@ -39,6 +39,8 @@ pub(crate) struct Summary {
     pub(crate) replaced: u64,
     /// Workers that could not be killed.
     pub(crate) left_behind: u64,
+    /// Hosts that took part, if there may be several.
+    pub(crate) hosts: Option<Hosts>,
     /// Something was or would be made, replaced or updated.
     pub(crate) is_different: bool,
     pub(crate) is_full: bool,
@@ -58,6 +60,15 @@ pub(crate) struct Summary {
     pub(crate) is_listed: bool,
     /// Workers that were started.
     pub(crate) workers: usize,
+}
+
+/// The hosts of a run on many machines.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hosts {
+    pub(crate) all: u64,
+    /// Workers on all of them.
+    pub(crate) workers: u64,
+    pub(crate) lost: u64,
 }
 
 impl Summary {
@@ -158,6 +169,13 @@ impl Summary {
             parts.push(time);
         } else if let Some(last) = parts.last_mut() {
             let _ = write!(last, " {time}");
+        }
+        if let Some(hosts) = &self.hosts {
+            let (all, workers) = (plural(hosts.all, "host"), plural(hosts.workers, "worker"));
+            parts.push(format!("{all} with {workers}"));
+            if hosts.lost > 0 {
+                parts.push(format!("{} lost", plural(hosts.lost, "host")));
+            }
         }
         match self.not_tried() {
             0 => {}

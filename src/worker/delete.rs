@@ -10,9 +10,10 @@ use super::current::Remaining;
 use super::{BATCH, ReportSink, Worker};
 use crate::copy::dir::DirPair;
 use crate::copy::{Fate, delete};
+use crate::fs::devices;
 use crate::fs::list::{self, Listing};
 use crate::fs::path::{Kind, Names};
-use crate::fs::stat::{DirIds, FileStat};
+use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::protocol::entry::{Decision, Outcome};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::protocol::{Job, Progress};
@@ -77,8 +78,10 @@ impl Worker {
     ) -> Result<(), CopyError> {
         let mut dir = self.open_again(job)?;
         let now = dir.ids();
-        // Not the inode numbers: those of many network file systems do not last.
-        let devices = |ids: DirIds| (ids.source.dev, ids.destination.map(|id| id.dev));
+        // Not the inode numbers: those of many network file systems do not last. And a device
+        // whose inode numbers differ between machines has another number on each.
+        let device = |id: FileId| Some(id.dev).filter(|&dev| !devices::is_private(dev));
+        let devices = |ids: DirIds| (device(ids.source), ids.destination.and_then(device));
         if devices(now) != devices(ids) {
             return Err(CopyError::new(Step::Delete, Reason::OtherDirectory));
         }

@@ -17,6 +17,7 @@ use rustix::fs;
 
 use crate::context::Context;
 use crate::copy::dir::DirPair;
+use crate::copy::temp;
 use crate::copy::{Attempt, Copier, Entry, EntryResult, Issues, LinkTarget, Stream, Unlinkable};
 use crate::filter::Memory;
 use crate::fs::path::{Kind, Name, Names};
@@ -131,6 +132,17 @@ impl Worker {
             JobKind::Remove { name } => self
                 .open(job)
                 .and_then(|dir| self.copier.remove_temp(&dir, name)),
+            JobKind::RemoveTemps { workers, keep } => self.open(job).map(|dir| {
+                let (slot, own_cwd) = (self.slot, self.has_own_cwd);
+                let heartbeat = || slot.heartbeat();
+                temp::remove_of_workers(
+                    self.context,
+                    &dir,
+                    own_cwd,
+                    (workers, &keep[..]),
+                    heartbeat,
+                );
+            }),
             JobKind::Delete { names, ids } => self.run_delete(job, names, *ids, sink),
             JobKind::MakeRoom { names } => self.run_make_room(job, names, sink),
             JobKind::EmptyDirectory => self.run_empty_directory(job, sink),

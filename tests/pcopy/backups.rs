@@ -82,7 +82,7 @@ both_modes!(backups_survive_deletion_and_hold_what_is_deleted, |env| {
     env.assert_same("src", "dst");
 });
 
-both_modes!(
+all_modes!(
     a_directory_of_backups_gets_what_is_replaced_and_deleted,
     |env| {
         old_and_new(env);

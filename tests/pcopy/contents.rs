@@ -62,7 +62,7 @@ both_modes!(the_same_contents_only_get_other_metadata, |env| {
     assert_eq!(run.stdout(), "", "{run}");
 });
 
-both_modes!(a_byte_that_differs_is_found_whatever_the_time_says, |env| {
+all_modes!(a_byte_that_differs_is_found_whatever_the_time_says, |env| {
     make_tree(env);
     env.pcopy(["src", "dst"]).ok();
     let changed = [
@@ -184,7 +184,7 @@ both_modes!(a_bit_that_was_flipped_once_is_repaired, |env| {
     env.assert_same("src", "real");
 });
 
-both_modes!(what_is_always_wrong_fails_and_does_not_stay, |env| {
+all_modes!(what_is_always_wrong_fails_and_does_not_stay, |env| {
     env.file("src/new", pattern(700_000, 1));
     env.file("src/old", pattern(9_000, 2));
     env.file("src/good", pattern(9_000, 3));
@@ -288,7 +288,7 @@ both_modes!(sha256sum_checks_the_list, |env| {
     }
 });
 
-both_modes!(a_list_has_only_what_arrived, |env| {
+all_modes!(a_list_has_only_what_arrived, |env| {
     env.file("real/good", "good");
     env.file("real/bad", pattern(9_000, 1));
     env.file("real/newer", "1").mtime(1, 1);

@@ -242,7 +242,7 @@ fn the_fork_server_may_crash() {
     env.assert_same("real", "dst-2");
 }
 
-both_modes!(no_process_outlives_a_killed_parent, |env| {
+all_modes!(no_process_outlives_a_killed_parent, |env| {
     let Some(_slow) = slow_tree(env, 1_000) else {
         return;
     };

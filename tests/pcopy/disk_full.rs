@@ -22,7 +22,7 @@ fn stopped_because_full(run: Run, reason: &str) {
     assert!(run.complaints().len() <= JOBS, "{run}");
 }
 
-both_modes!(
+all_modes!(
     a_full_destination_stops_the_run_and_leaves_only_whole_files,
     |env| {
         let Some(env) = env.mounted("mkdir mnt; mount -t tmpfs -o size=1m tmpfs mnt") else {
@@ -46,7 +46,7 @@ both_modes!(
     }
 );
 
-both_modes!(
+all_modes!(
     a_file_too_big_for_the_destination_is_not_left_there,
     |env| {
         let Some(env) = env.mounted("mkdir mnt; mount -t tmpfs -o size=1m tmpfs mnt") else {
@@ -64,7 +64,7 @@ both_modes!(
     }
 );
 
-both_modes!(a_file_without_space_keeps_the_old_one, |env| {
+all_modes!(a_file_without_space_keeps_the_old_one, |env| {
     let Some(env) = env.mounted("mkdir mnt; mount -t tmpfs -o size=1m tmpfs mnt") else {
         return;
     };

@@ -34,11 +34,13 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 /// The user and group that stand for a normal user if the tests run as root.
 pub(crate) const NOBODY: u32 = 65534;
 
-/// The two engines of pcopy.
+/// The engines of pcopy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Thread,
     Process,
+    /// Three nodes, joined by a relay of the tests.
+    Mpi,
 }
 
 impl Mode {
@@ -46,6 +48,7 @@ impl Mode {
         match self {
             Mode::Thread => "thread",
             Mode::Process => "process",
+            Mode::Mpi => "mpi",
         }
     }
 }
@@ -416,7 +419,12 @@ impl Env {
         if !unprivileged || !is_private(program) {
             return program.clone();
         }
-        let reachable = self.temp.path().join(".program-under-test");
+        self.reachable(program, ".program-under-test")
+    }
+
+    /// Copies a program to where a normal user can execute it.
+    pub(crate) fn reachable(&self, program: &Path, name: &str) -> PathBuf {
+        let reachable = self.temp.path().join(name);
         if !reachable.exists() {
             fs::copy(program, &reachable).unwrap();
         }

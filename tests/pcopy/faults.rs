@@ -10,7 +10,7 @@ use crate::trees::fine_files;
 
 // ---- permissions ----------------------------------------------------------------------------
 
-both_modes!(unreadable_entries_fail_and_the_rest_arrives, |env| {
+all_modes!(unreadable_entries_fail_and_the_rest_arrives, |env| {
     env.file("src/secret", "x").mode(0o000);
     env.file("src/plain", "x");
     env.file("src/directory/plain", "x");
@@ -140,7 +140,7 @@ both_modes!(a_write_error_fails_only_that_file, |env| {
 /// A disk or a network mount that goes away while its directory is copied.
 const GONE_AFTER: [usize; 4] = [1, 20, 60, 100];
 
-both_modes!(a_source_that_goes_away_is_reported_once, |env| {
+all_modes!(a_source_that_goes_away_is_reported_once, |env| {
     for number in 0..128 {
         env.file(format!("real/sub/file-{number}"), pattern(2_000, number));
     }

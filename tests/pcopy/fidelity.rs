@@ -30,11 +30,11 @@ pub(crate) fn zoo_is_copied(env: &Env, source: &str, copy: &str) {
     copied.assert_untouched();
 }
 
-both_modes!(the_zoo_is_copied_faithfully_and_then_unchanged, |env| {
+all_modes!(the_zoo_is_copied_faithfully_and_then_unchanged, |env| {
     zoo_is_copied(env, "src", "dst");
 });
 
-both_modes!(a_zoo_of_a_normal_user_is_copied_faithfully, |env| {
+all_modes!(a_zoo_of_a_normal_user_is_copied_faithfully, |env| {
     let skipped = Zoo::User.build(env, "src");
     println!("not in the zoo here: {skipped:?}");
     env.dir("parent").mode(0o777);
@@ -63,7 +63,7 @@ both_modes!(one_worker_copies_the_zoo_as_many_do, |env| {
     }
 });
 
-both_modes!(a_copy_that_was_spoilt_everywhere_is_repaired, |env| {
+all_modes!(a_copy_that_was_spoilt_everywhere_is_repaired, |env| {
     Zoo::Full.build(env, "src");
     env.pcopy(["src", "dst"]).ok();
     // Everything but directories gets another time, and a third of the files another length.
@@ -99,7 +99,7 @@ fn the_comparison_finds_few_differences_in_a_copy_by_cp() {
 
 // ---- modes, owners and ACLs -----------------------------------------------------------------
 
-both_modes!(the_umask_plays_no_part, |env| {
+all_modes!(the_umask_plays_no_part, |env| {
     env.file("src/open", "x").mode(0o666);
     env.dir("src/directory").mode(0o777);
     env.fifo("src/fifo").mode(0o666);
@@ -322,7 +322,7 @@ both_modes!(the_longest_possible_file_is_copied, |env| {
     assert_eq!(env.stat("mnt/dst/file").size(), i64::MAX as u64);
 });
 
-both_modes!(many_workers_copy_one_large_file, |env| {
+all_modes!(many_workers_copy_one_large_file, |env| {
     env.file("src/large", pattern(70 * 1024 * 1024 + 321, 1))
         .mode(0o4710)
         .mtime(1_000, 1);
@@ -337,7 +337,7 @@ both_modes!(many_workers_copy_one_large_file, |env| {
     env.assert_same("src", "dst");
 });
 
-both_modes!(holes_in_large_files_are_kept, |env| {
+all_modes!(holes_in_large_files_are_kept, |env| {
     const MIB: u64 = 1024 * 1024;
     let data = pattern(MIB as usize, 3);
     let mut random = Random::new(5);

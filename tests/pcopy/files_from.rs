@@ -39,7 +39,7 @@ both_modes!(exactly_the_listed_paths_are_copied, |env| {
         .counts(0, 2, 0);
 });
 
-both_modes!(a_listed_directory_is_whole_with_r, |env| {
+all_modes!(a_listed_directory_is_whole_with_r, |env| {
     project(env);
     env.file("list", "a\ntop\n");
     env.pcopy(["--files-from=list", "src", "without"])

@@ -23,7 +23,7 @@ fn project(env: &Env) {
     env.file("src/only-objects/c.o", "");
 }
 
-both_modes!(excluded_entries_are_neither_copied_nor_counted, |env| {
+all_modes!(excluded_entries_are_neither_copied_nor_counted, |env| {
     project(env);
     env.pcopy(["--exclude=*.o", "--exclude", "build/", "src", "dst"])
         .ok()
@@ -161,7 +161,7 @@ both_modes!(a_followed_link_is_what_it_leads_to, |env| {
     assert!(env.stat("links/dir").is_symlink());
 });
 
-both_modes!(gitignore_files_are_read_as_git_reads_them, |env| {
+all_modes!(gitignore_files_are_read_as_git_reads_them, |env| {
     env.dir("repo/.git");
     env.file("repo/.gitignore", "*.log\n");
     for file in [

@@ -67,7 +67,7 @@ fn mixed_tree(env: &Env) {
     env.symlink("src/link", "film");
 }
 
-both_modes!(fsync_makes_the_same_copy, |env| {
+all_modes!(fsync_makes_the_same_copy, |env| {
     Zoo::Full.build(env, "src");
     env.pcopy(["--fsync", "src", "dst"]).ok();
     env.assert_same("src", "dst");

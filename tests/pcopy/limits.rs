@@ -12,7 +12,7 @@ use crate::noise::pattern;
 use crate::targets::refused;
 use crate::trees::small_tree;
 
-both_modes!(bytes_take_their_time, |env| {
+all_modes!(bytes_take_their_time, |env| {
     // A large file in chunks, and small ones.
     env.file("src/large", pattern(33 << 20, 1));
     for i in 0..20 {
@@ -39,7 +39,7 @@ both_modes!(a_signal_ends_the_wait_for_bandwidth, |env| {
     assert!(!env.exists("dst/file"));
 });
 
-both_modes!(what_was_begun_is_completed_when_the_time_is_over, |env| {
+all_modes!(what_was_begun_is_completed_when_the_time_is_over, |env| {
     env.file("real/1-slow", pattern(2 << 20, 1));
     for i in 0..300 {
         env.file(format!("real/later/{i}"), "x");

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 
 // ---- hard links -----------------------------------------------------------------------------
 
-both_modes!(hard_links_are_kept_across_the_sources_of_one_run, |env| {
+all_modes!(hard_links_are_kept_across_the_sources_of_one_run, |env| {
     env.file("one/file", "content");
     env.hard_link("two/deeper/file", "one/file");
     env.hard_link("three", "one/file");
@@ -15,7 +15,7 @@ both_modes!(hard_links_are_kept_across_the_sources_of_one_run, |env| {
     assert_eq!(env.read("dst/three"), b"content");
 });
 
-both_modes!(a_new_hard_link_joins_its_group, |env| {
+all_modes!(a_new_hard_link_joins_its_group, |env| {
     env.file("src/a", "content");
     env.hard_link("src/b", "src/a");
     env.pcopy(["src", "dst"]).ok();
@@ -50,7 +50,7 @@ both_modes!(
     }
 );
 
-both_modes!(hard_links_are_kept_whatever_is_overwritten, |env| {
+all_modes!(hard_links_are_kept_whatever_is_overwritten, |env| {
     env.file("src/a", "x");
     env.hard_link("src/b", "src/a");
     for overwrite in ["never", "older"] {

@@ -1,7 +1,7 @@
 //! The promises of pcopy, each tested on the real program in both modes.
 //!
 //! - `cargo test` runs everything, `cargo test --test pcopy safety::` one module.
-//!   A test whose name ends in `::thread` or `::process` runs pcopy in that mode.
+//!   A test whose name ends in `::thread`, `::process` or `::mpi` runs pcopy in that mode.
 //! - A test that needs root, a mount or a program that is missing prints
 //!   `skipped: TEST: REASON` and passes. With `PCOPY_TEST_NO_SKIP` set it fails instead.
 //! - `PCOPY_TEST_DIR` names the directory in which the tests create their temporary
@@ -40,6 +40,39 @@ macro_rules! both_modes {
     };
 }
 
+/// Defines three tests with one body: the third runs pcopy as three nodes, joined by a relay of the
+/// tests. For what depends on the engine.
+macro_rules! all_modes {
+    ($name:ident, |$env:ident| $body:block) => {
+        mod $name {
+            #[allow(unused_imports, reason = "not every body needs its module's imports")]
+            use super::*;
+
+            fn body($env: &crate::env::Env) {
+                $body
+            }
+
+            #[test]
+            fn thread() {
+                body(&crate::env::Env::new(crate::env::Mode::Thread));
+            }
+
+            #[test]
+            fn process() {
+                body(&crate::env::Env::new(crate::env::Mode::Process));
+            }
+
+            #[test]
+            fn mpi() {
+                if crate::relay::is_missing() {
+                    return;
+                }
+                body(&crate::env::Env::new(crate::env::Mode::Mpi));
+            }
+        }
+    };
+}
+
 /// Defines one test, for what is decided before any worker starts.
 macro_rules! once {
     ($name:ident, |$env:ident| $body:block) => {
@@ -62,6 +95,7 @@ mod mounts;
 mod noise;
 mod outcome;
 mod processes;
+mod relay;
 mod run;
 mod snapshot;
 mod terminal;
@@ -86,6 +120,7 @@ mod filters;
 mod flags;
 mod fsync;
 mod gate;
+mod hosts;
 mod in_place;
 mod injection;
 mod json;
@@ -96,6 +131,8 @@ mod logs;
 mod metadata;
 mod mirror;
 mod moving;
+mod mpi;
+mod mpirun;
 mod names;
 mod output;
 mod overlap;

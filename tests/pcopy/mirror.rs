@@ -112,7 +112,7 @@ both_modes!(what_stays_in_the_way_is_named, |env| {
     assert_eq!(env.read("dst/file/x"), b"in the way");
 });
 
-both_modes!(what_is_in_the_way_is_removed_and_the_entry_copied, |env| {
+all_modes!(what_is_in_the_way_is_removed_and_the_entry_copied, |env| {
     env.file("src/file", "file");
     env.hard_link("src/link", "src/file");
     env.file("src/dir/file", "file");
@@ -133,7 +133,7 @@ both_modes!(what_is_in_the_way_is_removed_and_the_entry_copied, |env| {
     env.pcopy(["--delete", "src", "dst"]).ok().counts(0, 4, 0);
 });
 
-both_modes!(at_most_so_many_entries_are_deleted, |env| {
+all_modes!(at_most_so_many_entries_are_deleted, |env| {
     more_at_destination(env);
     let count = || env.snapshot("dst").entries.len() as u64;
     let all = count();
@@ -145,7 +145,7 @@ both_modes!(at_most_so_many_entries_are_deleted, |env| {
     env.assert_same("src", "dst");
 });
 
-both_modes!(a_wide_directory_and_a_deep_one_are_removed, |env| {
+all_modes!(a_wide_directory_and_a_deep_one_are_removed, |env| {
     env.file("src/kept", "kept");
     env.sh(
         "mkdir -p dst/wide && cd dst && seq -f 'wide/%.0f' 3000 | xargs touch

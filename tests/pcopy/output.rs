@@ -22,19 +22,20 @@ both_modes!(quiet_prints_only_errors, |env| {
     assert_eq!(run.stderr.lines().count(), 1, "{run}");
 });
 
-both_modes!(verbose_prints_each_entry_once_with_its_worker, |env| {
+all_modes!(verbose_prints_each_entry_once_with_its_worker, |env| {
     small_tree(env);
     let running = env.command(["-v", "src", "dst"]).start();
     let parent = running.pid().as_raw_pid().to_string();
     let run = running.wait().ok();
     let kind = match env.mode() {
-        Mode::Thread => "[thread ",
-        Mode::Process => "[pid ",
+        Mode::Thread => "[thread ".to_owned(),
+        Mode::Process => "[pid ".to_owned(),
+        Mode::Mpi => format!("[{} thread ", env.sh("uname -n").trim()),
     };
     let mut entries = Vec::new();
     for (worker, entry) in run.finished_entries() {
         let number = worker
-            .strip_prefix(kind)
+            .strip_prefix(&kind)
             .and_then(|rest| rest.strip_suffix(']'))
             .unwrap_or_else(|| panic!("{worker:?} does not begin with {kind:?}:\n{run}"));
         assert!(

@@ -13,7 +13,7 @@ fn project(env: &Env) {
     env.dir("a").mode(0o750).mtime(8, 0);
 }
 
-both_modes!(the_path_as_named_is_kept_below_the_destination, |env| {
+all_modes!(the_path_as_named_is_kept_below_the_destination, |env| {
     project(env);
     env.dir("dst").mode(0o711).mtime(9, 0);
     env.pcopy(["--parents", "a/b", "c/1", "dst"])

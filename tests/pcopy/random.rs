@@ -287,6 +287,6 @@ fn copies_of_random_trees(mode: Mode) {
         .unwrap_or_else(|e| panic!("{e}"));
 }
 
-both_modes!(random_trees_are_copied_and_brought_up_to_date, |env| {
+all_modes!(random_trees_are_copied_and_brought_up_to_date, |env| {
     copies_of_random_trees(env.mode());
 });

@@ -28,7 +28,7 @@ fn passing_faults(env: &Env, closed: u32) -> Option<FaultFs> {
     FaultFs::mount(env, "real", "src", &options)
 }
 
-both_modes!(what_passes_is_copied_in_the_end, |env| {
+all_modes!(what_passes_is_copied_in_the_end, |env| {
     let Some(_faulty) = passing_faults(env, 1) else {
         return;
     };

@@ -16,9 +16,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group}
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use crate::capture::Capture;
-use crate::env::{DEADLINE, Env, NOBODY, is_root};
+use crate::env::{DEADLINE, Env, Mode as EnvMode, NOBODY, is_root};
 use crate::outcome::Run;
 use crate::processes::{Process, processes};
+use crate::relay;
 
 /// A command line of pcopy.
 #[must_use]
@@ -31,6 +32,8 @@ pub(crate) struct Pcopy<'a> {
     shell: String,
     /// A program, with its arguments, that runs pcopy.
     wrapper: Vec<OsString>,
+    /// Options of the relay that joins the nodes.
+    relay: Vec<OsString>,
 }
 
 impl<'a> Pcopy<'a> {
@@ -42,6 +45,7 @@ impl<'a> Pcopy<'a> {
             with_mode: true,
             shell: String::new(),
             wrapper: Vec::new(),
+            relay: Vec::new(),
         }
     }
 
@@ -66,6 +70,12 @@ impl<'a> Pcopy<'a> {
     /// Runs under another program, such as strace(1) with its options.
     pub(crate) fn under(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(OsString::from).collect();
+        self
+    }
+
+    /// Passes options to the relay that joins the nodes.
+    pub(crate) fn relayed(mut self, options: &[&str]) -> Self {
+        self.relay.extend(options.iter().map(OsString::from));
         self
     }
 
@@ -131,6 +141,11 @@ impl<'a> Pcopy<'a> {
             argv.extend(["sh", "-ec", &script, "sh"].map(OsString::from));
         }
         argv.extend(self.wrapper);
+        if self.with_mode && self.env.mode() == EnvMode::Mpi {
+            argv.push(relay::program(self.env, self.unprivileged).into());
+            argv.extend(self.relay);
+            argv.push(relay::NODES.into());
+        }
         argv.push(self.env.program(self.unprivileged).into());
         if self.with_mode {
             argv.extend(["--mode", self.env.mode().name()].map(OsString::from));

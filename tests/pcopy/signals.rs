@@ -62,14 +62,14 @@ fn stops_cleanly(running: Running, signal: impl FnOnce(&Running), code: i32) -> 
     run
 }
 
-both_modes!(sigint_stops_it_in_the_middle_of_a_file, |env| {
+all_modes!(sigint_stops_it_in_the_middle_of_a_file, |env| {
     // A terminal sends it to every process of the group.
     in_the_middle(env, |running| {
         stops_cleanly(running, |running| running.signal_group(Signal::INT), 130)
     });
 });
 
-both_modes!(sigterm_stops_it_in_the_middle_of_a_file, |env| {
+all_modes!(sigterm_stops_it_in_the_middle_of_a_file, |env| {
     // kill(1) sends it to pcopy alone.
     in_the_middle(env, |running| {
         stops_cleanly(running, |running| running.signal(Signal::TERM), 143)
@@ -83,7 +83,7 @@ both_modes!(a_hangup_stops_it_in_the_middle_of_a_file, |env| {
     });
 });
 
-both_modes!(signals_sent_at_once_count_once, |env| {
+all_modes!(signals_sent_at_once_count_once, |env| {
     // timeout(1) sends its signal to pcopy and then to the group, which includes pcopy. A stopped
     // process takes both at once when it goes on, however busy the machine is. (Two of the same
     // signal would be one.)
@@ -109,7 +109,7 @@ both_modes!(signals_sent_at_once_count_once, |env| {
     });
 });
 
-both_modes!(the_second_signal_ends_it_at_once, |env| {
+all_modes!(the_second_signal_ends_it_at_once, |env| {
     env.file("real/stuck", pattern(1024 * 1024, 1));
     let Some(_faulty) = FaultFs::mount(env, "real", "src", &["--fault", "hang-read:stuck"]) else {
         return;
@@ -175,7 +175,7 @@ both_modes!(ignored_signals_do_not_stop_it, |env| {
     env.assert_same("src", "dst");
 });
 
-both_modes!(a_stopped_run_continues, |env| {
+all_modes!(a_stopped_run_continues, |env| {
     for i in 0..300 {
         env.file(format!("src/{}/file-{i}", i % 10), pattern(50_000, i));
     }

@@ -10,7 +10,7 @@ use crate::noise::pattern;
 use crate::processes::has_group_ended;
 use crate::trees::{assert_same_without, fine_files, slow_tree, small_files, tree_with_stuck_file};
 
-both_modes!(copying_begins_before_the_listing_ends, |env| {
+all_modes!(copying_begins_before_the_listing_ends, |env| {
     fine_files(env);
     env.dir("real/3-stuck");
     let Some(_faulty) = FaultFs::mount(env, "real", "src", &["--fault", "hang-list:3-stuck"])
@@ -24,7 +24,7 @@ both_modes!(copying_begins_before_the_listing_ends, |env| {
     drop(running);
 });
 
-both_modes!(other_workers_take_over_the_jobs_of_a_stuck_one, |env| {
+all_modes!(other_workers_take_over_the_jobs_of_a_stuck_one, |env| {
     let files: Vec<String> = (0..600)
         .map(|i| format!("{}/file-{i}", i % 60))
         .filter(|file| !file.starts_with("3/") && !file.starts_with("7/"))
@@ -55,7 +55,7 @@ both_modes!(other_workers_take_over_the_jobs_of_a_stuck_one, |env| {
     }
 });
 
-both_modes!(no_job_waits_behind_stuck_ones, |env| {
+all_modes!(no_job_waits_behind_stuck_ones, |env| {
     let files: Vec<String> = (0..10).map(|i| format!("{i}/stuck")).collect();
     for file in &files {
         env.file(format!("real/{file}"), pattern(100_000, 1));
@@ -72,7 +72,7 @@ both_modes!(no_job_waits_behind_stuck_ones, |env| {
     running.wait().exits(130);
 });
 
-both_modes!(
+all_modes!(
     a_stuck_entry_is_reported_and_the_run_can_be_stopped,
     |env| {
         let Some(_faulty) = tree_with_stuck_file(env, "hang-read") else {
@@ -80,8 +80,9 @@ both_modes!(
         };
         let running = env.command(["--stall-warning", "1", "src", "dst"]).start();
         let kind = match env.mode() {
-            Mode::Thread => "thread",
-            Mode::Process => "pid",
+            Mode::Thread => "thread".to_owned(),
+            Mode::Process => "pid".to_owned(),
+            Mode::Mpi => format!("{} thread", env.sh("uname -n").trim()),
         };
         running.await_stderr("a warning", |text| {
             text.lines().any(|line| {

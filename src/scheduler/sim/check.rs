@@ -81,6 +81,8 @@ impl World {
                 }
                 Some(Item::Dir(dir)) => _ = printed.failed_dirs.insert(dir),
                 Some(Item::Entry(entry)) => *printed.failed.entry(entry).or_default() += 1,
+                // A host that was lost.
+                None if line.ends_with(": lost") => {}
                 None => self.broke(Rule::Message, line.clone()),
             }
         }
@@ -195,10 +197,11 @@ impl World {
                     .find(|line| line.contains(&format!("{}: ", name.escape_ascii())));
                 self.broke(Rule::FailsForAReason, format!("{shown}: {message:?}"));
             }
-            // An entry at which a worker crashed is replaced whenever it is examined again.
+            // An entry at which a worker crashed is replaced whenever it is examined again. Of a lost
+            // host it is known late at which entries its workers were.
             let is_suspect = self.deaths.contains_key(&(dir, Some(name.clone())));
             let commits = self.commits.get(&number).copied().unwrap_or(0);
-            if commits > 1 && !is_suspect {
+            if commits > 1 && !is_suspect && !self.has_lost_host {
                 self.broke(Rule::CommittedOnce, shown.clone());
             }
             let lines = printed.lines.get(&number).copied().unwrap_or(0);
@@ -234,6 +237,10 @@ impl World {
             }
             // A lost worker may not have reported a file that has no times yet.
             if self.has_losses && self.is_durable && !name.starts_with(TEMPORARY) {
+                continue;
+            }
+            // Nobody knows what a lost host was writing. In a run that stops, it may not be removed.
+            if self.has_lost_host && outcome.was_stopped {
                 continue;
             }
             let rule = if name.starts_with(TEMPORARY) {

@@ -16,8 +16,8 @@ use crate::protocol::Job;
 use crate::protocol::error::Death;
 
 /// Steps of all workers, and waits for nothing, after which a run counts as hung.
-const MOST_STEPS: u64 = 200_000;
-const MOST_WAITS: u64 = 20_000;
+pub(super) const MOST_STEPS: u64 = 200_000;
+pub(super) const MOST_WAITS: u64 = 20_000;
 
 /// A run that does not end.
 pub(super) struct Hung;
@@ -103,6 +103,8 @@ impl SimEngine {
         env.world.borrow().trace(|| match &event {
             Event::Report { worker, report } => format!("{worker} reports {report:?}"),
             Event::Lost { worker, death, .. } => format!("{worker} is lost: {death}"),
+            Event::Returned { jobs } => format!("{jobs:?} are returned"),
+            Event::NodeLost(node) => format!("node {} is lost", node.node),
         });
         drop(env);
         event

@@ -46,7 +46,7 @@ impl Worker {
             JobKind::Entries { hard_links, .. } => *hard_links == HardLinks::Report,
             _ => true,
         };
-        if may_share && self.current().left >= 2 && env.context.scoreboard.take_wanted() {
+        if may_share && self.current().left >= 2 && env.board(self.number).take_wanted() {
             if is_listing {
                 let before = self.current().names.len();
                 self.list_some(env, before + env.batch, usize::MAX);
@@ -186,7 +186,7 @@ impl Worker {
             return State::Free;
         }
         let is_chunked =
-            is_divisible && copying != Copying::Undivided && env.context.scoreboard.begin_chunked();
+            is_divisible && copying != Copying::Undivided && env.board(self.number).begin_chunked();
         let (written_as, decision) = if is_chunked {
             self.temps += 1;
             self.slot.set_writing(WriteTarget::Chunked(self.temps));
@@ -211,7 +211,7 @@ impl Worker {
             Ok(inode) => inode,
             Err(failure) => {
                 if is_chunked {
-                    env.context.scoreboard.end_chunked();
+                    env.board(self.number).end_chunked();
                 }
                 self.slot.set_writing(WriteTarget::None);
                 return failure;
@@ -347,7 +347,7 @@ impl Worker {
     fn settle_own(&mut self, env: &mut Env) {
         let files = std::mem::take(&mut self.current().unsynced);
         if !env.sync() {
-            env.context.scoreboard.sync_alone();
+            env.board(self.number).sync_alone();
             self.update.sync_error = Some(CopyError::new(Step::Sync, Reason::System(EIO)));
             return;
         }

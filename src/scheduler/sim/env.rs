@@ -5,10 +5,12 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::hosts::host_of;
 use super::model::World;
 use super::tree::Rng;
 use crate::context::Context;
 use crate::protocol::Report;
+use crate::scoreboard::Scoreboard;
 
 /// Workers that a run may use up.
 pub(super) const SLOTS: usize = 128;
@@ -33,6 +35,8 @@ pub(super) struct Faults {
     pub(super) full_at: Option<u64>,
     /// Probability that a sync fails.
     pub(super) sync: f64,
+    /// Probability, after each turn of a worker, that a host is lost.
+    pub(super) host_loss: f64,
     /// How many processes can be started.
     pub(super) starts: usize,
 }
@@ -50,11 +54,20 @@ pub(super) struct Env {
     pub(super) is_process: bool,
     /// Entries that are listed at a time.
     pub(super) batch: usize,
+    /// The scoreboard of each host, if there are several.
+    pub(super) boards: Vec<Scoreboard>,
     /// Reports that were sent and not received, in order.
     pub(super) sent: VecDeque<(usize, Report)>,
 }
 
 impl Env {
+    /// Returns the scoreboard that a worker has.
+    pub(super) fn board(&self, worker: usize) -> Scoreboard {
+        let host = host_of(worker, self.boards.len());
+        let board = host.and_then(|host| self.boards.get(host));
+        board.copied().unwrap_or(self.context.scoreboard)
+    }
+
     /// Returns true if no more entries are to be begun.
     pub(super) fn is_stopping(&self) -> bool {
         self.context.scoreboard.is_finishing()

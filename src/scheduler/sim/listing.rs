@@ -128,7 +128,7 @@ impl Worker {
             }
             drop(world);
             let has_subdirs = !self.update.subdirs.is_empty();
-            if has_subdirs && env.context.scoreboard.take_wanted() || env.rng.chance(0.01) {
+            if has_subdirs && env.board(self.number).take_wanted() || env.rng.chance(0.01) {
                 self.send_update(env);
             }
         }

@@ -12,6 +12,7 @@ mod engine;
 mod entry;
 mod env;
 mod extra;
+mod hosts;
 mod listing;
 mod model;
 mod reports;
@@ -33,6 +34,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use self::engine::{Hung, SimEngine};
 use self::env::{Env, Faults, SLOTS};
 use self::extra::Extras;
+use self::hosts::HostsEngine;
 use self::model::{Broken, Outcome, Rule, World};
 use self::tree::{Rng, Tree};
 use super::Scheduler;
@@ -40,6 +42,7 @@ use super::autoscale::WorkerLimit;
 use crate::cli::Cli;
 use crate::config::Config;
 use crate::context::{Context, Identity};
+use crate::engine::Engine;
 use crate::scoreboard::Scoreboard;
 use crate::signals::Signals;
 use crate::targets::Targets;
@@ -55,6 +58,8 @@ const KEPT_DELETIONS: [u64; 2] = [1584, 7067];
 #[derive(Debug)]
 struct Setup {
     is_process: bool,
+    /// Hosts, if there are several.
+    hosts: usize,
     jobs: usize,
     stall_timeout: Option<u64>,
     root_existed: bool,
@@ -106,6 +111,7 @@ impl Setup {
         Self {
             is_durable,
             is_process,
+            hosts: 0,
             jobs: rng.range(1, 4),
             stall_timeout,
             root_existed: rng.chance(0.5),
@@ -144,6 +150,24 @@ impl Setup {
 }
 
 impl Setup {
+    /// Makes it a run on several hosts, which can be lost.
+    fn on_hosts(self, rng: &mut Rng) -> Self {
+        Self {
+            is_process: false,
+            hosts: rng.range(2, 4),
+            stall_timeout: None,
+            is_durable: false,
+            faults: Faults {
+                host_loss: rng.pick(&[0.0, 0.001, 0.005, 0.02]),
+                starts: SLOTS,
+                signal_at: self.faults.signal_at,
+                full_at: self.faults.full_at,
+                ..Faults::default()
+            },
+            ..self
+        }
+    }
+
     /// Names the faults.
     fn kind(&self) -> String {
         let faults = &self.faults;
@@ -151,6 +175,8 @@ impl Setup {
         for (is_set, name) in [
             (faults.crash > 0.0, " crash"),
             (faults.send > 0.0, " send"),
+            (self.hosts > 0, " hosts"),
+            (faults.host_loss > 0.0, " host-loss"),
             (faults.stall > 0.0, " stall"),
             (self.has_passing_faults, " passing"),
             (self.stop_after.is_some(), " time"),
@@ -171,13 +197,17 @@ impl Setup {
 }
 
 /// Simulates one run and returns the broken rules.
-fn simulate(seed: u64) -> (Setup, Vec<Broken>) {
+fn simulate(seed: u64, is_on_hosts: bool) -> (Setup, Vec<Broken>) {
     let mut rng = Rng::new(seed);
     let mut setup = Setup::random(seed, &mut rng);
     let mut later_rng = Rng::new(seed ^ 0x1f2e_3d4c);
     setup.add_limits(&mut later_rng);
     let mut last_rng = Rng::new(seed ^ 0x5a6b_7c8d);
-    setup.add_options(seed, &mut last_rng);
+    if is_on_hosts {
+        setup = setup.on_hosts(&mut later_rng);
+    } else {
+        setup.add_options(seed, &mut last_rng);
+    }
     let temporary = tempfile::tempdir().unwrap();
     let [source, destination] = ["src", "dst"].map(|name| temporary.path().join(name));
     std::fs::create_dir(&source).unwrap();
@@ -188,6 +218,9 @@ fn simulate(seed: u64) -> (Setup, Vec<Broken>) {
     args.push("--progress=never".into());
     if setup.is_process {
         args.push("--mode=process".into());
+    }
+    if setup.hosts > 0 {
+        args.push("--mode=mpi".into());
     }
     if setup.is_durable {
         args.push("--fsync".into());
@@ -219,6 +252,8 @@ fn simulate(seed: u64) -> (Setup, Vec<Broken>) {
         identity,
         config,
     }));
+    let board = |_| Scoreboard::new(8, 4 * super::JOBS_PER_WORKER, 1).unwrap();
+    let boards: Vec<Scoreboard> = (0..setup.hosts).map(board).collect();
     let crashes = setup.faults.crash > 0.0 && rng.chance(0.3);
     let mut tree = Tree::random(&mut rng, setup.root_existed, crashes);
     if setup.has_passing_faults {
@@ -241,22 +276,20 @@ fn simulate(seed: u64) -> (Setup, Vec<Broken>) {
         faults: setup.faults.clone(),
         is_process: setup.is_process,
         batch,
+        boards,
         sent: VecDeque::new(),
     }));
     let signal = Arc::new(AtomicUsize::new(0));
     let is_left_behind = Rc::new(RefCell::new(false));
-    let engine = SimEngine::new(&env, setup.jobs, &signal, &is_left_behind);
+    let engine: Box<dyn Engine> = match setup.hosts {
+        0 => Box::new(SimEngine::new(&env, setup.jobs, &signal, &is_left_behind)),
+        _ => Box::new(HostsEngine::new(&env, &signal)),
+    };
     let limit = WorkerLimit::new(Some(setup.jobs));
     let signals = Signals::simulated(signal);
     captured::begin();
     let ended = catch_unwind(AssertUnwindSafe(|| {
-        let mut scheduler = Scheduler::new(
-            context,
-            Box::new(engine),
-            limit,
-            signals,
-            Outputs::default(),
-        );
+        let mut scheduler = Scheduler::new(context, engine, limit, signals, Outputs::default());
         scheduler.run_jobs();
         scheduler.delete_extraneous();
         // What the bar would show at the end.
@@ -314,6 +347,22 @@ fn allow_descriptors() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
+/// The same on several hosts.
+#[test]
+fn some_hundred_runs_on_many_hosts() {
+    allow_descriptors();
+    let only = number("PCOPY_SIM_SEED");
+    let seeds = number("PCOPY_SIM_SEEDS").unwrap_or(400);
+    let mut all = Vec::new();
+    for seed in only.map_or(0..seeds, |seed| seed..seed + 1) {
+        let (setup, broken) = simulate(seed, true);
+        let kind = setup.kind();
+        let broken = broken.into_iter();
+        all.extend(broken.map(|it| format!("{seed}{kind} {:?}: {}", it.rule, it.how)));
+    }
+    assert!(all.is_empty(), "{all:#?}");
+}
+
 /// Runs a thousand seeds. PCOPY_SIM_SEED=7 runs that seed alone and prints the broken rules.
 /// PCOPY_SIM_SEEDS=N runs N seeds. PCOPY_SIM_LIST=1 lists all that is broken, with the seed.
 /// PCOPY_SIM_TRACE=1 prints what happens.
@@ -321,7 +370,7 @@ fn allow_descriptors() {
 fn a_thousand_runs() {
     allow_descriptors();
     if let Some(seed) = number("PCOPY_SIM_SEED") {
-        let (setup, broken) = simulate(seed);
+        let (setup, broken) = simulate(seed, false);
         println!("{setup:#?}");
         for broken in &broken {
             println!("{:?}: {}", broken.rule, broken.how);
@@ -334,7 +383,7 @@ fn a_thousand_runs() {
     let mut kinds_of: BTreeMap<Rule, BTreeMap<String, usize>> = BTreeMap::new();
     let seeds = 0..number("PCOPY_SIM_SEEDS").unwrap_or(1000);
     for seed in seeds.chain(KEPT_SEEDS).chain(KEPT_DELETIONS) {
-        let (setup, mut broken) = simulate(seed);
+        let (setup, mut broken) = simulate(seed, false);
         broken.sort_by_key(|broken| broken.rule);
         broken.dedup_by_key(|broken| broken.rule);
         for broken in broken {

@@ -5,7 +5,10 @@
 //! the destination and by what was printed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 use std::path::PathBuf;
+
+use crate::fs::path::Name;
 
 use super::extra::Extras;
 use super::tree::{Before, CHUNK, Dir, Entry, Tree, Trouble, join};
@@ -155,6 +158,8 @@ pub(super) struct World {
     pub(super) missed: HashSet<usize>,
     /// Some worker was lost.
     pub(super) has_losses: bool,
+    /// All workers of a host were.
+    pub(super) has_lost_host: bool,
     pub(super) broken: Vec<Broken>,
     /// A real directory in which the scheduler itself removes what is incomplete.
     mirror: Option<PathBuf>,
@@ -187,6 +192,7 @@ impl World {
             commits: HashMap::new(),
             missed: HashSet::new(),
             has_losses: false,
+            has_lost_host: false,
             broken: Vec::new(),
             mirror: None,
             mirrored: BTreeSet::new(),
@@ -380,6 +386,25 @@ impl World {
             if let Some(path) = self.mirror_path(dir, name) {
                 let _ = std::fs::remove_file(path);
             }
+        }
+    }
+
+    /// Removes the temporary files of these workers, except some.
+    pub(super) fn remove_temps(&mut self, dir: usize, workers: &Range<u64>, keep: &[Name]) {
+        let is_theirs = |name: &[u8]| {
+            let worker = name.split(|&b| b == b'.').nth(3);
+            let worker = worker.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+            name.starts_with(TEMPORARY)
+                && worker.is_some_and(|worker| workers.contains(&worker))
+                && !keep.iter().any(|kept| kept.as_bytes() == name)
+        };
+        let names = self
+            .names
+            .keys()
+            .filter(|(of, name)| *of == dir && is_theirs(name));
+        let names: Vec<Vec<u8>> = names.map(|(_, name)| name.clone()).collect();
+        for name in names {
+            self.remove(dir, &name);
         }
     }
 

@@ -110,9 +110,14 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(number: usize, context: &'static Context) -> Self {
+        Self::of_host(number, context.scoreboard.slot(number))
+    }
+
+    /// Makes a worker that shows its state in this slot.
+    pub(super) fn of_host(number: usize, slot: WorkerSlot) -> Self {
         Self {
             number,
-            slot: context.scoreboard.slot(number),
+            slot,
             in_flight: 0,
             is_stuck: false,
             inbox: VecDeque::new(),
@@ -155,6 +160,12 @@ impl Worker {
         } else if self.death.is_none() {
             self.die(env, Death::Signal(9));
         }
+    }
+
+    /// Dies with its host, which is not the fault of an entry.
+    pub(super) fn vanish(&mut self, env: &mut Env) {
+        self.death = Some(Death::Host);
+        env.world.borrow_mut().lose(self.number);
     }
 
     pub(super) fn die(&mut self, env: &mut Env, death: Death) {
@@ -242,7 +253,7 @@ impl Worker {
             return State::EndBatch;
         };
         self.next += 1;
-        let claims = env.context.scoreboard.claims;
+        let claims = env.board(self.number).claims;
         if claims.claim(job.claim, job.id, self.number) {
             State::Claimed(job)
         } else {
@@ -349,6 +360,10 @@ impl Worker {
                 {
                     world.remove(dir, file.temp_name());
                 }
+                State::EndJob
+            }
+            JobKind::RemoveTemps { workers, keep } => {
+                world.remove_temps(dir, workers, keep);
                 State::EndJob
             }
             JobKind::Remove { name } => {

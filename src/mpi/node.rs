@@ -1,0 +1,547 @@
+//! A node: runs jobs that the lead sends with an engine of its own, and passes on what its workers
+//! report.
+//!
+//! The node has a scoreboard of its own, with the claims, the gate and the number of workers. It
+//! knows nothing of the tree. What is its own affair it decides itself: it passes over a stuck
+//! worker, and starts more workers if these pay. Losses and timeouts are the lead's affair.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use rustix::process::getpid;
+
+use super::start;
+use crate::config::{Config, Mode};
+use crate::context::{Context, Identity};
+use crate::engine::mpi::{HEARTBEAT, WORKERS_OF_NODE};
+use crate::engine::processes::Processes;
+use crate::engine::threads::Threads;
+use crate::engine::{Engine, Event, Sent};
+use crate::protocol::frames::{Link, Numbers, RELAY};
+use crate::protocol::job_map::JobMap;
+use crate::protocol::nodes::{FromNode, Room, Row, Start, ToNode};
+use crate::protocol::{Job, JobId, JobKind};
+use crate::scheduler::autoscale::{PERIOD, WorkerLimit};
+use crate::scheduler::watchdog::{Stall, Watchdog};
+use crate::scoreboard::Scoreboard;
+use crate::scoreboard::claims::Claim;
+
+/// How often the lead gets what the scoreboard shows.
+const SHOW: Duration = Duration::from_millis(100);
+/// How long to wait for workers before looking at messages of the lead.
+const LISTEN: Duration = Duration::from_millis(1);
+/// The same, if the lead has said nothing for a while: its workers hang, or copy a large file.
+const LISTEN_IDLE: Duration = Duration::from_millis(4);
+const IDLE_AFTER: Duration = Duration::from_millis(100);
+/// Bytes for the lead that wait, above which the workers wait too.
+const MOST_UNSENT: usize = 4 << 20;
+/// Rows in one message, which must not be too long.
+const ROWS: usize = 256;
+/// How long workers may take to end, and to die.
+const END_TIMEOUT: Duration = Duration::from_millis(300);
+/// The number that stands for no worker in claims of jobs that are given back.
+const NOBODY: usize = 65_000;
+/// Part of the time after which the lead gives up a silent node. By then the node must be dead.
+const LEAD_TIMEOUT: f64 = 2.0 / 3.0;
+
+/// A job that the lead has sent.
+struct Held {
+    job: Arc<Job>,
+    /// The worker that got it last, if it was sent to a certain one.
+    sent_to: Option<usize>,
+    batch: u64,
+}
+
+/// The node's side of a run.
+pub(super) struct Node {
+    context: &'static Context,
+    engine: Box<dyn Engine>,
+    limit: WorkerLimit,
+    watchdog: Watchdog,
+    link: Link,
+    numbers: Numbers,
+    rank: u32,
+    held: JobMap<Held>,
+    last_batch: u64,
+    /// What the lead knows of each worker.
+    shown: Vec<Row>,
+    shown_at: Instant,
+    said: Instant,
+    heard: Instant,
+    /// After this time without a word from the lead, the node ends.
+    timeout: Duration,
+    room: Room,
+    has_said_stopping: bool,
+}
+
+/// Whether the run goes on.
+#[derive(PartialEq, Eq)]
+enum Next {
+    Go,
+    End,
+}
+
+/// Runs a node to its end.
+///
+/// # Errors
+/// If it could not start. The lead knows why.
+pub(super) fn serve(mut link: Link, rank: u32, config: Config) -> Result<()> {
+    let mut numbers = Numbers::default();
+    let Some(start) = start::wait_for_start(&mut link, &mut numbers)? else {
+        return Ok(());
+    };
+    match prepare(&start, rank, config) {
+        Ok((context, limit, engine)) => {
+            let mut node = Node::new(context, engine, limit, link, numbers, rank, &start);
+            node.run();
+            Ok(())
+        }
+        Err(error) => {
+            let host = start::host();
+            let why = format!("{error:#}");
+            let message = numbers.number(FromNode::Refused { host, why });
+            let _ = link.send(0, &message);
+            // The lead ends the run.
+            let deadline = Instant::now() + Duration::from_millis(start.timeout);
+            while Instant::now() < deadline {
+                match link.receive() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => link.wait(SHOW),
+                    Err(_) => break,
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+type Prepared = (&'static Context, WorkerLimit, Box<dyn Engine>);
+
+/// Checks that this node is like the lead, and opens everything.
+fn prepare(start: &Start, rank: u32, mut config: Config) -> Result<Prepared> {
+    start::check(start, &config)?;
+    config.adopt(start.decided.clone());
+    // Each host has an equal share.
+    config.limits.bwlimit = config.limits.bwlimit.map(|rate| {
+        let share = rate.get() / u64::from(start.nodes.max(1));
+        NonZeroU64::new(share).unwrap_or(NonZeroU64::MIN)
+    });
+    let targets = start::open(start, &config, rank)?;
+    let identity = Identity {
+        umask: start.umask,
+        parent: getpid(),
+        ..Identity::read()
+    };
+    Identity::clear_umask(&config);
+    let limit = WorkerLimit::new(config.jobs);
+    let workers = WORKERS_OF_NODE as usize;
+    if limit.limit() + limit.max() > workers {
+        bail!("too many workers");
+    }
+    let scoreboard = Scoreboard::new(workers, start.claims as usize, limit.max())?;
+    scoreboard.set_first_named(u64::from(rank) * WORKERS_OF_NODE);
+    scoreboard.run_number(|| start.run);
+    if limit.is_automatic() {
+        scoreboard.gate.begin();
+    }
+    let context: &'static Context = Box::leak(Box::new(Context {
+        config,
+        identity,
+        targets,
+        scoreboard,
+    }));
+    let engine: Box<dyn Engine> = match context.config.mpi.workers {
+        // This forks the fork server, so no thread may exist yet.
+        Mode::Process => Box::new(Processes::new(context, limit.limit(), &[])?),
+        _ => Box::new(Threads::new(context, limit.max(), limit.limit())?),
+    };
+    Ok((context, limit, engine))
+}
+
+impl Node {
+    fn new(
+        context: &'static Context,
+        engine: Box<dyn Engine>,
+        limit: WorkerLimit,
+        link: Link,
+        numbers: Numbers,
+        rank: u32,
+        start: &Start,
+    ) -> Self {
+        let now = Instant::now();
+        let timeout = Duration::from_millis(start.timeout).mul_f64(LEAD_TIMEOUT);
+        Self {
+            context,
+            engine,
+            limit,
+            // The lead warns of stuck workers, and has them killed.
+            watchdog: Watchdog::new(now, None, Duration::MAX),
+            link,
+            numbers,
+            rank,
+            held: JobMap::default(),
+            last_batch: 0,
+            shown: Vec::new(),
+            shown_at: now,
+            said: now,
+            heard: now,
+            timeout,
+            room: Room::default(),
+            has_said_stopping: false,
+        }
+    }
+
+    fn run(&mut self) {
+        let host = start::host();
+        self.room = self.room();
+        let room = self.room;
+        let is_bound = self.context.config.jobs != Some(1) && start::is_bound();
+        self.say(FromNode::Ready {
+            host,
+            room,
+            is_bound,
+        });
+        let mut ticked = Instant::now();
+        loop {
+            if self.listen() == Next::End {
+                return;
+            }
+            let is_busy = self.engine.busy() > 0;
+            if self.link.unsent() < MOST_UNSENT {
+                let mut timeout = match is_busy {
+                    true if self.heard.elapsed() > IDLE_AFTER => LISTEN_IDLE,
+                    true => LISTEN,
+                    false => Duration::ZERO,
+                };
+                // Bounded, so that the lead's messages are read too.
+                for _ in 0..64 {
+                    let Some(event) = self.engine.next(timeout) else {
+                        break;
+                    };
+                    self.handle_event(event);
+                    timeout = Duration::ZERO;
+                }
+                let _ = self.link.flush();
+            }
+            let now = Instant::now();
+            if now.saturating_duration_since(ticked) >= PERIOD {
+                // If this process was stopped, what the lead has sent meanwhile has not been read.
+                let unheard = (now - ticked).saturating_sub(2 * HEARTBEAT);
+                self.heard = (self.heard + unheard).min(now);
+                ticked = now;
+                self.tick(now);
+            }
+            if self.engine.busy() == 0 || self.link.unsent() >= MOST_UNSENT {
+                self.link.wait(SHOW);
+            }
+        }
+    }
+
+    fn say(&mut self, message: FromNode) {
+        self.said = Instant::now();
+        let message = self.numbers.number(message);
+        // A closed connection is noticed when it is read.
+        let _ = self.link.queue(0, &message);
+    }
+
+    /// Handles what the lead has sent.
+    fn listen(&mut self) -> Next {
+        let _ = self.link.flush();
+        for _ in 0..64 {
+            match self.link.receive() {
+                Ok(Some((RELAY, _))) => {}
+                Ok(Some((_, bytes))) => match self.numbers.read::<ToNode>(&bytes) {
+                    Ok(Some(message)) => {
+                        self.heard = Instant::now();
+                        if self.handle(message) == Next::End {
+                            return Next::End;
+                        }
+                    }
+                    Ok(None) => {}
+                    // Something is lost. The lead does this node's work again.
+                    Err(_) => return Next::End,
+                },
+                Ok(None) => break,
+                // The lead or the relay is dead.
+                Err(_) => return Next::End,
+            }
+        }
+        Next::Go
+    }
+
+    fn handle(&mut self, message: ToNode) -> Next {
+        let scoreboard = self.context.scoreboard;
+        match message {
+            ToNode::Start(_) => return Next::End,
+            ToNode::Jobs(jobs) => {
+                if !jobs.iter().all(|job| self.is_possible(job)) {
+                    return Next::End;
+                }
+                for job in &jobs {
+                    scoreboard.claims.publish(job.claim, job.id);
+                }
+                self.send(jobs);
+            }
+            ToNode::Wanted(jobs) => self.share(jobs as usize),
+            ToNode::ChunkedEnded => scoreboard.end_chunked(),
+            ToNode::Kill { worker } => {
+                if (worker as usize) < self.engine.started() {
+                    self.engine.kill(worker as usize);
+                }
+            }
+            ToNode::Abandon { worker } => {
+                if (worker as usize) < self.engine.started() {
+                    self.engine.abandon(worker as usize);
+                }
+            }
+            ToNode::Finish => scoreboard.finish(),
+            ToNode::KeepRest => scoreboard.end_deletions(),
+            ToNode::Stop => {
+                self.has_said_stopping = true;
+                scoreboard.stop();
+            }
+            ToNode::Heartbeat => {}
+            ToNode::Quit => {
+                self.quit();
+                return Next::End;
+            }
+        }
+        Next::Go
+    }
+
+    /// Returns true unless a job names what does not exist here.
+    fn is_possible(&self, job: &Job) -> bool {
+        let targets = self.context.targets.list.len();
+        let leader = match &job.kind {
+            JobKind::HardLinks { leader, .. } => leader.target,
+            _ => 0,
+        };
+        (job.target as usize) < targets
+            && (leader as usize) < targets
+            && (job.claim as usize) < self.context.scoreboard.claims.capacity()
+    }
+
+    /// Sends jobs to a worker. If there is none, gives them back.
+    fn send(&mut self, jobs: Vec<Arc<Job>>) {
+        self.last_batch += 1;
+        let batch = self.last_batch;
+        let sent = self.engine.send(jobs.clone());
+        let sent_to = match sent {
+            Sent::To(worker) => Some(worker),
+            Sent::ToAll | Sent::NoWorkers => None,
+        };
+        let ids: Vec<JobId> = jobs.iter().map(|job| job.id).collect();
+        for job in jobs {
+            let held = Held {
+                job: Arc::clone(&job),
+                sent_to,
+                batch,
+            };
+            self.held.insert(job.id, held);
+        }
+        if sent == Sent::NoWorkers {
+            self.give_back(ids);
+            self.room.batches = 0;
+            self.say(FromNode::Room(self.room));
+        }
+    }
+
+    /// Gives jobs back that no worker has claimed.
+    fn give_back(&mut self, ids: Vec<JobId>) {
+        let claims = self.context.scoreboard.claims;
+        let returned = ids.into_iter().filter(|id| {
+            let held = self.held.get(id);
+            held.is_some_and(|held| claims.claim(held.job.claim, *id, NOBODY))
+        });
+        let returned: Vec<JobId> = returned.collect();
+        for id in &returned {
+            self.held.remove(id);
+        }
+        if !returned.is_empty() {
+            self.say(FromNode::Returned(returned));
+        }
+    }
+
+    fn is_open(&self, held: &Held) -> bool {
+        let claims = self.context.scoreboard.claims;
+        claims.look(held.job.claim, held.job.id) == Claim::Open
+    }
+
+    /// Gives back what idle workers elsewhere can do, and has the busy ones share the rest.
+    fn share(&mut self, wanted: usize) {
+        let mut returned = Vec::new();
+        // If a worker is idle here, it is about to take a job.
+        if wanted > 0 && self.engine.idle() == 0 && !self.context.scoreboard.is_stopping() {
+            let open = self.held.values().filter(|held| self.is_open(held));
+            returned = open.map(|held| held.job.id).collect();
+            // What came last would be done last.
+            returned.sort_unstable_by(|a, b| b.cmp(a));
+            returned.truncate(wanted);
+        }
+        let rest = wanted - returned.len();
+        self.give_back(returned);
+        self.context.scoreboard.set_wanted(rest);
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Report { worker, report } => {
+                for update in report.updates.iter().filter(|update| update.is_done) {
+                    self.held.remove(&update.job);
+                }
+                let worker = worker as u32;
+                self.say(FromNode::Report { worker, report });
+            }
+            Event::Lost {
+                worker,
+                death,
+                is_left_behind,
+            } => {
+                self.context.scoreboard.gate.revoke(worker);
+                self.watchdog.forget(worker, Instant::now());
+                let claims = self.context.scoreboard.claims;
+                let is_its =
+                    |held: &Held| claims.look(held.job.claim, held.job.id) == Claim::By(worker);
+                let claimed: Vec<JobId> = self
+                    .held
+                    .values()
+                    .filter(|held| is_its(held))
+                    .map(|held| held.job.id)
+                    .collect();
+                for id in &claimed {
+                    self.held.remove(id);
+                }
+                let row = Row {
+                    has_work: false,
+                    ..self.row(worker)
+                };
+                self.say(FromNode::Lost {
+                    row,
+                    claimed,
+                    death,
+                    is_left_behind,
+                });
+                self.resend_unclaimed(worker, None);
+            }
+            // Engines of one host do not have these.
+            Event::Returned { .. } | Event::NodeLost(_) => {}
+        }
+    }
+
+    /// Sends jobs again that wait with a stuck or lost worker.
+    fn resend_unclaimed(&mut self, worker: usize, batch: Option<u64>) {
+        let is_with_it = |held: &&Held| {
+            held.sent_to == Some(worker)
+                // Workers that share a queue: the rest of the batch that this one took.
+                || held.sent_to.is_none() && batch == Some(held.batch)
+        };
+        let open = self.held.values().filter(is_with_it);
+        let open = open.filter(|held| self.is_open(held));
+        let mut jobs: Vec<Arc<Job>> = open.map(|held| Arc::clone(&held.job)).collect();
+        jobs.sort_unstable_by_key(|job| job.id);
+        for job in jobs {
+            self.send(vec![job]);
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let scoreboard = self.context.scoreboard;
+        if !self.has_said_stopping && scoreboard.is_stopping() {
+            self.has_said_stopping = true;
+            self.say(FromNode::Stopping);
+        }
+        let (busy, started) = (self.engine.busy(), self.engine.started());
+        let changes = self.limit.update(now, busy, scoreboard, started);
+        if let Some(limit) = changes.workers {
+            self.engine.set_limit(limit);
+        }
+        let has_work = |worker| self.engine.has_work(worker);
+        for (worker, stall) in self.watchdog.check(now, scoreboard, started, has_work) {
+            match stall {
+                Stall::Slow => {
+                    scoreboard.gate.revoke(worker);
+                    self.engine.set_stuck(worker, true);
+                    if let Some(limit) = self.limit.replace_stuck() {
+                        self.engine.set_limit(limit);
+                    }
+                    let current = scoreboard.slot(worker).job();
+                    let batch = current.and_then(|id| Some(self.held.get(&id)?.batch));
+                    self.resend_unclaimed(worker, batch);
+                }
+                Stall::Over => self.engine.set_stuck(worker, false),
+                Stall::Warn { .. } | Stall::Kill | Stall::Unkillable => {}
+            }
+        }
+        let room = self.room();
+        if room != self.room && self.room.batches > 0 {
+            self.room = room;
+            self.say(FromNode::Room(room));
+        }
+        self.show(now);
+        // The lead's own machine has no clock that runs apart from the lead's.
+        if self.rank != 0 && now.saturating_duration_since(self.heard) > self.timeout {
+            crate::fs::sys::exit_now(1);
+        }
+    }
+
+    /// Returns how many batches the engine takes.
+    fn room(&self) -> Room {
+        Room {
+            workers: self.limit.limit() as u32,
+            batches: (self.engine.free_slots() + self.engine.busy()) as u32,
+            can_kill: self.context.config.mpi.workers == Mode::Process,
+        }
+    }
+
+    fn row(&self, worker: usize) -> Row {
+        Row {
+            worker: worker as u32,
+            has_work: self.engine.has_work(worker),
+            words: self.context.scoreboard.slot(worker).to_words(),
+        }
+    }
+
+    /// Tells the lead what has changed on the scoreboard, or that this node lives.
+    fn show(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.shown_at) < SHOW {
+            return;
+        }
+        self.shown_at = now;
+        let mut changed = Vec::new();
+        for worker in 0..self.engine.started() {
+            let row = self.row(worker);
+            match self.shown.get_mut(worker) {
+                Some(shown) if *shown == row => {}
+                Some(shown) => {
+                    shown.clone_from(&row);
+                    changed.push(row);
+                }
+                None => {
+                    self.shown.push(row.clone());
+                    changed.push(row);
+                }
+            }
+        }
+        for rows in changed.chunks(ROWS) {
+            self.say(FromNode::Rows(rows.to_vec()));
+        }
+        if now.saturating_duration_since(self.said) >= HEARTBEAT {
+            self.say(FromNode::Rows(Vec::new()));
+        }
+    }
+
+    /// Ends all workers and says goodbye.
+    fn quit(&mut self) {
+        let left_behind = self.engine.shut_down(END_TIMEOUT, END_TIMEOUT) as u32;
+        self.say(FromNode::Bye { left_behind });
+        let deadline = Instant::now() + END_TIMEOUT;
+        while self.link.unsent() > 0 && Instant::now() < deadline {
+            self.link.wait(Duration::from_millis(10));
+            if self.link.flush().is_err() {
+                break;
+            }
+        }
+    }
+}
