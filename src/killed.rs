@@ -4,76 +4,87 @@
 //! temporary file, and the parent of its run may be gone already. A run that looked for leftovers
 //! meanwhile would look too early. So it first waits for such processes at its destinations.
 //!
-//! To look at all processes takes longer than to copy ten small files. So each run has a lock, and
-//! looks only if another run has it too. Forked workers share the lock, so it is held until the
-//! last of them has ended. It is on the file in /proc that stands for the process namespace: that
-//! exists everywhere, and no other program locks it.
+//! To look at all processes takes longer than to copy ten small files. So each run has a lock for
+//! each of its destinations, and looks only if another run has it too. Forked workers share the
+//! lock, so it is held until the last of them has ended. It is a byte of the file in /proc that
+//! stands for the process namespace: that exists everywhere, and no lock of it can disturb another
+//! program.
 
 use std::fs::{read_dir, read_link, read_to_string};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{self, FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::{self, Mode, OFlags};
 
+use crate::fs::stat::FileId;
+use crate::fs::sys;
 use crate::targets::Targets;
 
 /// A process that waits for a dead server or disk may never end.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
-/// How often to ask for the lock if another run has it alone, which takes microseconds.
-const ATTEMPTS: usize = 3;
+/// The most destinations that are locked: a run can have one for each source.
+const MOST_LOCKS: usize = 64;
 /// The bit of SIGKILL in the masks of proc_pid_status(5).
 const KILL: u64 = 1 << 8;
 
 /// Shows other runs that a process of this run is alive.
 pub(crate) struct Presence {
-    _lock: OwnedFd,
-    is_alone: bool,
+    _locks: OwnedFd,
 }
 
 impl Presence {
-    /// Shows this run to others. Returns `None` if that is impossible here.
-    pub(crate) fn begin() -> Option<Self> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let lock = fs::open("/proc/self/ns/pid", flags, Mode::empty()).ok()?;
-        let is_alone = match fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => true,
-            Err(Errno::WOULDBLOCK) => false,
-            Err(_) => return None,
-        };
-        for _ in 0..ATTEMPTS {
-            match fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
-                Err(Errno::WOULDBLOCK) => sleep(POLL_INTERVAL),
-                _ => break,
-            }
-        }
-        Some(Self {
-            _lock: lock,
-            is_alone,
-        })
-    }
-
-    /// Waits until the killed processes of other runs at the same destinations have ended.
-    pub(crate) fn await_killed(&self, targets: &Targets) {
-        if self.is_alone {
-            return;
-        }
-        let began = Instant::now();
-        let mut killed = killed_processes();
-        if killed.is_empty() {
-            return;
-        }
+    /// Shows this run to later ones at the same destinations. Waits until the killed processes of
+    /// other ones have ended. Returns `None` if that is impossible here.
+    pub(crate) fn begin(targets: &Targets) -> Option<Self> {
         let destinations = targets.list.iter().filter_map(|it| it.destination.as_ref());
-        let destinations = destinations.filter_map(|it| read_link(path_of(it)).ok());
-        let destinations: Vec<PathBuf> = destinations.collect();
-        killed.retain(|process| has_open(process, &destinations));
-        while !killed.is_empty() && began.elapsed() < LONGEST_WAIT {
-            sleep(POLL_INTERVAL);
-            killed.retain(|process| is_being_killed(process));
+        let destinations: Vec<&OwnedFd> = destinations.map(AsRef::as_ref).collect();
+        let (locks, is_alone) = lock(&destinations)?;
+        if !is_alone {
+            await_killed(&destinations);
         }
+        Some(Self { _locks: locks })
+    }
+}
+
+/// Takes the locks of destinations. Returns false if another run has one of them too.
+fn lock(destinations: &[&OwnedFd]) -> Option<(OwnedFd, bool)> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let locks = fs::open("/proc/self/ns/pid", flags, Mode::empty()).ok()?;
+    let mut is_alone = true;
+    let mut last = None;
+    for destination in destinations.iter().take(MOST_LOCKS) {
+        let id = FileId::of(&fs::fstat(destination).ok()?);
+        if last.replace(id) != Some(id) {
+            is_alone &= !sys::share_lock(locks.as_fd(), byte_of(id)).ok()?;
+        }
+    }
+    Some((locks, is_alone))
+}
+
+/// Returns the byte that stands for a directory. Two with the same byte do no harm.
+fn byte_of(dir: FileId) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    dir.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Waits until no killed process of another run is left at these destinations.
+fn await_killed(destinations: &[&OwnedFd]) {
+    let began = Instant::now();
+    let mut killed = killed_processes();
+    if killed.is_empty() {
+        return;
+    }
+    let paths = destinations.iter().take(MOST_LOCKS);
+    let paths: Vec<PathBuf> = paths.filter_map(|it| read_link(path_of(it)).ok()).collect();
+    killed.retain(|process| has_open(process, &paths));
+    while !killed.is_empty() && began.elapsed() < LONGEST_WAIT {
+        sleep(POLL_INTERVAL);
+        killed.retain(|process| is_being_killed(process));
     }
 }
 
@@ -176,10 +187,20 @@ mod tests {
     }
 
     #[test]
-    fn two_runs_see_each_other() {
-        let first = Presence::begin();
-        let second = Presence::begin();
-        assert!(second.is_none_or(|second| !second.is_alone));
-        drop(first);
+    fn two_runs_at_one_destination_see_each_other() {
+        let open = || {
+            let dir = tempfile::tempdir().unwrap();
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let fd = fs::open(dir.path(), flags, Mode::empty()).unwrap();
+            (dir, fd)
+        };
+        let ((_one, one), (_other, other)) = (open(), open());
+        let is_alone = |locks: &Option<(OwnedFd, bool)>| locks.as_ref().is_none_or(|it| it.1);
+        let first = lock(&[&one]);
+        assert!(is_alone(&first) && is_alone(&lock(&[&other])));
+        let both = lock(&[&other, &one]);
+        assert!(both.as_ref().is_none_or(|(_, is_alone)| !is_alone));
+        drop((first, both));
+        assert!(is_alone(&lock(&[&one])));
     }
 }

@@ -97,11 +97,9 @@ fn prepare(config: Config, outputs: &Outputs) -> Result<Prepared> {
     let limit = WorkerLimit::new(config.jobs);
     let list = config.contents.manifest.clone();
     let identity = Identity::read();
-    let presence = (!config.dry_run).then(Presence::begin).flatten();
     let targets = Targets::open(&config, identity.umask)?;
-    if let Some(presence) = &presence {
-        presence.await_killed(&targets);
-    }
+    let is_real = !config.dry_run;
+    let presence = is_real.then(|| Presence::begin(&targets)).flatten();
     Identity::clear_umask(&config);
     let workers = limit.limit() + limit.max() + REPLACEMENTS;
     let scoreboard = Scoreboard::new(

@@ -107,3 +107,25 @@ impl Deletion {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::path::Kind;
+
+    #[test]
+    fn a_directory_is_emptied_once() {
+        let mut deletion = Deletion::default();
+        let names = |list: &[&str]| {
+            let mut names = Names::default();
+            for name in list {
+                names.push(Kind::Directory, name.as_bytes());
+            }
+            names
+        };
+        assert_eq!(deletion.begin_emptying(names(&["a", "b"])).len(), 2);
+        // The job was done again.
+        let new = deletion.begin_emptying(names(&["a", "b", "c"]));
+        assert!(new.len() == 1 && new.contains(&Name::new(b"c")));
+    }
+}

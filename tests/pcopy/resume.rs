@@ -150,15 +150,20 @@ both_modes!(stale_temporary_files_are_removed, |env| {
 });
 
 both_modes!(a_run_waits_until_killed_processes_have_ended, |env| {
-    env.file("real/file", "new").mtime(2_000, 0);
-    env.file("real/dir/file", "new").mtime(2_000, 0);
-    env.file("dst/file", "old").mtime(1_000, 0);
+    for i in 0..40 {
+        env.file(format!("real/{}/{i}", i % 8), "new")
+            .mtime(2_000, 0);
+    }
+    env.file("dst/0/0", "old").mtime(1_000, 0);
     // A killed process waits for the answer to its call.
-    let Some(_slow) = FaultFs::mount(env, "real", "mnt", &["--delay-ms", "250"]) else {
+    let Some(_slow) = FaultFs::mount(env, "real", "mnt", &["--delay-ms", "120"]) else {
         return;
     };
-    let running = env.command(["mnt", "dst"]).start();
-    eventually("it copies", || env.exists("dst/dir"));
+    let running = env.command(["-j8", "mnt", "dst"]).start();
+    let is_copied = |i| env.exists(format!("dst/{}/{i}", i % 8));
+    eventually("several workers copy", || {
+        (8..40).filter(|&i| is_copied(i)).count() >= 4
+    });
     let group = running.pid();
     running.signal_group(Signal::KILL);
     let began = Instant::now();
