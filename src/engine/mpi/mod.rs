@@ -50,7 +50,7 @@ const WANT_AGAIN: Duration = Duration::from_millis(4);
 /// other's locks.
 const CHUNK: u64 = 64 << 20;
 /// Jobs that are at all nodes together, if there are many nodes. Each costs about a kilobyte here.
-const MOST_JOBS: usize = 256 << 10;
+const MOST_JOBS: usize = 32 << 10;
 /// Nodes that are compared to find the one with the least work.
 const CANDIDATES: usize = 16;
 /// Neighbouring chunks that one node gets.
@@ -68,8 +68,8 @@ pub(crate) struct Nodes {
     figures: Figures,
     /// The hosts that may use one core only.
     pub(crate) bound: Vec<String>,
-    /// Where the search for the next node begins, if there are many.
-    cursor: usize,
+    /// The nodes that take batches, and perhaps some that do not any more.
+    roomy: VecDeque<usize>,
     /// The node and the worker of each row. The first rows are the nodes themselves.
     rows: Vec<(usize, u32)>,
     events: VecDeque<Event>,
@@ -115,7 +115,7 @@ impl Nodes {
                 .collect(),
             figures: Figures::default(),
             bound: Vec::new(),
-            cursor: 0,
+            roomy: VecDeque::new(),
             rows: (0..size as usize).map(|rank| (rank, 0)).collect(),
             events: VecDeque::new(),
             timeout,
@@ -189,6 +189,10 @@ impl Nodes {
         figures.idle = figures.idle + after.idle - before.idle;
         figures.able = figures.able + after.able - before.able;
         figures.busy = figures.busy + after.busy - before.busy;
+        if after.free > 0 && !node.is_roomy {
+            node.is_roomy = true;
+            self.roomy.push_back(rank);
+        }
         changed
     }
 
@@ -267,24 +271,39 @@ impl Nodes {
             *count += 1;
             return Some(*rank);
         }
-        let all = self.nodes.len();
-        let from = self.cursor;
-        let in_turn = (0..all).map(|step| (from + step) % all);
-        let nodes = &self.nodes;
-        let with_room = in_turn.clone().filter(|&rank| nodes[rank].free() > 0);
-        let rank = with_room
-            .take(CANDIDATES)
-            .min_by_key(|&rank| nodes[rank].load())
+        let rank = match self.find_room() {
+            Some(rank) => rank,
             // All are busy.
-            .or_else(|| {
-                let mut able = in_turn;
-                able.find(|&rank| nodes[rank].is_able())
-            })?;
-        self.cursor = (from + 1) % all;
+            None => self.nodes.iter().position(Node::is_able)?,
+        };
         if let Some(file) = file {
             self.last_chunk = file.temp.clone().map(|temp| (temp, rank, 1));
         }
         Some(rank)
+    }
+
+    /// Returns a node that takes batches. Of many, only a few are compared.
+    fn find_room(&mut self) -> Option<usize> {
+        let mut best: Option<(usize, usize)> = None;
+        let mut compared = 0;
+        for _ in 0..self.roomy.len() {
+            let rank = self.roomy.pop_front()?;
+            let node = &mut self.nodes[rank];
+            if node.free() == 0 {
+                node.is_roomy = false;
+                continue;
+            }
+            self.roomy.push_back(rank);
+            let load = node.load();
+            if best.is_none_or(|(least, _)| load < least) {
+                best = Some((load, rank));
+            }
+            compared += 1;
+            if compared == CANDIDATES {
+                break;
+            }
+        }
+        best.map(|(_, rank)| rank)
     }
 
     fn owner(&self, row: usize) -> Option<(usize, u32)> {

@@ -9,6 +9,12 @@ use crate::protocol::job_map::JobMap;
 use crate::protocol::nodes::Room;
 use crate::protocol::{Job, JobId};
 
+/// A node that has many jobs gets more when it has ended so many.
+const ROOM_FOR: usize = 16;
+
+/// However many nodes there are, each has so many jobs for each worker.
+const JOBS_OF_WORKER: usize = 4;
+
 /// Whether a node takes part.
 pub(super) enum State {
     Starting,
@@ -49,8 +55,10 @@ pub(super) struct Node {
     pub(super) host: String,
     pub(super) room: Room,
     pub(super) jobs: JobMap<SentJob>,
-    /// How many jobs it may have.
+    /// How many jobs it may have, and [`JOBS_OF_WORKER`] in any case.
     most_jobs: usize,
+    /// It is in the lead's list of nodes that take batches.
+    pub(super) is_roomy: bool,
     /// The batches in flight, and how many jobs of each have not ended.
     pub(super) batches: JobMap<usize>,
     /// The row of each worker that has shown itself.
@@ -71,6 +79,7 @@ impl Node {
             room: Room::default(),
             jobs: JobMap::default(),
             most_jobs,
+            is_roomy: false,
             batches: JobMap::default(),
             rows: HashMap::new(),
             busy: Vec::new(),
@@ -109,7 +118,11 @@ impl Node {
     /// Returns how many more batches it takes.
     pub(super) fn free(&self) -> usize {
         let batches = self.room.batches as usize;
-        if self.is_ready() && self.jobs.len() < self.most_jobs {
+        let most = self
+            .most_jobs
+            .max(JOBS_OF_WORKER * self.room.workers as usize);
+        // Room for a few jobs: they are sent in one message.
+        if self.is_ready() && self.jobs.len() + ROOM_FOR <= most {
             batches.saturating_sub(self.batches.len())
         } else {
             0
