@@ -136,7 +136,7 @@ pub struct Cli {
 
     /// Print what would be done, one line per entry, and write nothing
     ///
-    /// With -v also what stays as it is.
+    /// With -v, unchanged entries too.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 

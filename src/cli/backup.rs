@@ -13,8 +13,9 @@ pub struct Backups {
     /// Keep what is replaced, as cp does: NAME~, or NAME.~1~ and so on
     ///
     /// simple: NAME~, one for each name. numbered: NAME.~N~. existing: numbered if there are
-    /// numbered ones of that name already, else simple. none: no backup. What --delete removes is
-    /// kept too, and backups are not removed. The default is VERSION_CONTROL, or existing.
+    /// numbered ones of that name already, else simple. none: no backup. Entries that --delete
+    /// removes are kept too, and backups are not removed. The default is VERSION_CONTROL, or
+    /// existing.
     #[arg(
         short = 'b',
         long,

@@ -23,7 +23,7 @@ pub struct Changes {
 
     /// Print each change in the eleven letters of rsync, YXcstpoguax, instead of the lines of -v
     ///
-    /// Also with -n. What stays as it is has no line. "*deleting" is a removed entry.
+    /// Works with -n too. An unchanged entry has no line. "*deleting" is a removed entry.
     #[arg(short = 'i', long)]
     pub itemize_changes: bool,
 }

@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum, ValueHint};
 pub struct Contents {
     /// Compare files by contents instead of size and time
     ///
-    /// A file of the same size is read on both sides. If the contents are the same, only metadata is
-    /// brought up to date, the time too. With -n this compares two trees.
+    /// A file of the same size is read on both sides. If the contents are the same, only the
+    /// metadata is updated, including the time. With -n this compares two trees.
     #[arg(short, long)]
     pub checksum: bool,
 
@@ -20,7 +20,7 @@ pub struct Contents {
 
     /// Read each new file back from the disk and compare it with what was read from SRC
     ///
-    /// A file that differs is copied once more, and then fails. Nothing wrong stays at DST.
+    /// A file that differs is copied once more. If it differs again, it fails and is not kept.
     #[arg(long)]
     pub verify: bool,
 
@@ -42,8 +42,8 @@ pub struct Contents {
 
     /// Keep large files that were interrupted, and go on with them in the next run
     ///
-    /// For files from 32 MiB, which are copied in chunks. What is there is trusted if SRC has not
-    /// changed; with -c it is compared.
+    /// For files from 32 MiB, which are copied in chunks. Data that is there is trusted if SRC has
+    /// not changed. With -c it is compared.
     #[arg(long)]
     pub partial: bool,
 }

@@ -12,7 +12,7 @@ use super::size::bytes_of;
 /// Options about limits.
 #[derive(Debug, Args)]
 pub struct Limits {
-    /// Try again N times, at the end, what failed for a reason that can pass
+    /// Try failed entries again at the end, up to N times, if the reason can pass
     ///
     /// Such as a server that does not answer, a bad read, or a file that changed meanwhile.
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]

@@ -16,7 +16,7 @@ use crate::protocol::metadata::{AttributeClass, Property};
 
 const SELINUX_LABEL: &CStr = c"security.selinux";
 
-/// The attributes of a source entry that are to be kept.
+/// The attributes of a source entry to keep.
 #[derive(Debug, Default)]
 pub(super) struct Attributes {
     pub(super) names: Vec<CString>,
@@ -78,7 +78,7 @@ pub(super) fn is_removable(name: &CStr) -> bool {
 }
 
 impl Copier {
-    /// Drops the attributes that are not to be kept.
+    /// Drops the attributes that must not be kept.
     pub(super) fn retain_kept(&mut self, dir: &DirPair, names: &mut Vec<CString>) {
         let config = &self.context.config;
         names.retain(|name| {
@@ -100,7 +100,7 @@ impl Copier {
         is_same
     }
 
-    /// Lists the attributes of a source entry that are to be kept. If that fails, it is noted.
+    /// Lists the attributes of a source entry to keep. Notes a failure.
     pub(super) fn list_attributes(
         &mut self,
         dir: &DirPair,

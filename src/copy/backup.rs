@@ -1,4 +1,6 @@
-//! `--backup`: keeps what is replaced or removed.
+//! `--backup`: keeps entries that are replaced or removed. Renames into place pass through here
+//! ([`Copier::commit_with_backup`]), with or without a backup. Only those of a batch (`batched.rs`)
+//! do not.
 //!
 //! The name is never missing: the old entry gets a second name, its backup, and then the new one
 //! is renamed over the first. Only if the file system has no hard links is the old entry renamed,
@@ -42,7 +44,7 @@ pub(super) struct OpenBackupDir {
 }
 
 /// Where the backup of an entry goes.
-struct Place {
+struct BackupPlace {
     dir: Rc<OwnedFd>,
     name: CString,
     /// The backup has a number of its own, so nothing must be replaced.
@@ -76,8 +78,9 @@ fn numbered(name: &[u8], number: u64) -> Result<CString, CopyError> {
 }
 
 impl Copier {
-    /// Renames a finished entry into place. Keeps what it replaces, if that is asked for.
-    pub(super) fn commit(
+    /// Renames a finished entry into place. With `--backup`, first keeps the entry that it
+    /// replaces.
+    pub(super) fn commit_with_backup(
         &mut self,
         dir: &DirPair,
         unfinished: Unfinished<'_>,
@@ -90,7 +93,7 @@ impl Copier {
     }
 
     /// The same for a hard link. Returns false if the entry was the same file already.
-    pub(super) fn commit_link(
+    pub(super) fn commit_link_with_backup(
         &mut self,
         dir: &DirPair,
         unfinished: Unfinished<'_>,
@@ -106,7 +109,7 @@ impl Copier {
         &self,
         dir: &DirPair,
         to: &CStr,
-        moved: Option<Place>,
+        moved: Option<BackupPlace>,
         result: Result<T, CopyError>,
     ) -> Result<T, CopyError> {
         if let (Err(_), Some(place)) = (&result, moved) {
@@ -117,14 +120,14 @@ impl Copier {
         result
     }
 
-    /// Gives an entry that is about to be replaced a second name. Returns where it is if it could
-    /// only be moved there.
+    /// Gives the entry that is about to be replaced a second name, its backup. If the entry had to
+    /// be moved instead, returns its place.
     fn keep_replaced(
         &mut self,
         dir: &DirPair,
         to: &CStr,
         decision: Decision,
-    ) -> Result<Option<Place>, CopyError> {
+    ) -> Result<Option<BackupPlace>, CopyError> {
         let context = self.context;
         let (Some(backup), false) = (&context.config.backup, decision == Decision::Create) else {
             return Ok(None);
@@ -191,7 +194,7 @@ impl Copier {
         path: Option<&RelPath>,
         destination: &Rc<OwnedFd>,
         name: &CStr,
-    ) -> Result<Place, CopyError> {
+    ) -> Result<BackupPlace, CopyError> {
         if let (Some(_), Some(path)) = (&backup.dir, path) {
             let dir = self.open_backup_dir(target, path, destination.as_fd())?;
             return simple(backup, dir, name);
@@ -211,7 +214,7 @@ impl Copier {
         self.numbers
             .highest
             .insert(name.to_bytes().to_vec(), number);
-        Ok(Place {
+        Ok(BackupPlace {
             dir,
             name: numbered(name.to_bytes(), number)?,
             is_numbered: true,
@@ -243,7 +246,7 @@ impl Copier {
         let highest = self.numbers.highest.get(name.to_bytes());
         // The number of the place that was just chosen is one more.
         let last = highest.copied().unwrap_or(0).saturating_sub(1);
-        let place = Place {
+        let place = BackupPlace {
             dir: Rc::clone(dir),
             name: numbered(name.to_bytes(), last)?,
             is_numbered: true,
@@ -251,8 +254,8 @@ impl Copier {
         Ok(last > 0 && is_same_file(dir, name, &place))
     }
 
-    /// Opens the directory of `--backup-dir` for entries of a directory, and makes it with the
-    /// mode and owner of that.
+    /// Opens the directory below `--backup-dir` for the backups of a directory. Makes it with that
+    /// directory's mode and owner.
     fn open_backup_dir(
         &mut self,
         target: usize,
@@ -326,11 +329,11 @@ impl Copier {
     }
 }
 
-fn simple(backup: &Backup, dir: Rc<OwnedFd>, name: &CStr) -> Result<Place, CopyError> {
+fn simple(backup: &Backup, dir: Rc<OwnedFd>, name: &CStr) -> Result<BackupPlace, CopyError> {
     let mut bytes = name.to_bytes().to_vec();
     bytes.extend_from_slice(&backup.suffix);
     let name = CString::new(bytes).map_err(|_| CopyError::new(Step::Backup, Errno::INVAL))?;
-    Ok(Place {
+    Ok(BackupPlace {
         dir,
         name,
         is_numbered: false,
@@ -338,7 +341,11 @@ fn simple(backup: &Backup, dir: Rc<OwnedFd>, name: &CStr) -> Result<Place, CopyE
 }
 
 /// Fails if the source has an entry with the name of the backup: one would replace the other.
-fn refuse_source_name(dir: &DirPair, place: &Place, backup: &Backup) -> Result<(), CopyError> {
+fn refuse_source_name(
+    dir: &DirPair,
+    place: &BackupPlace,
+    backup: &Backup,
+) -> Result<(), CopyError> {
     if backup.dir.is_some() {
         return Ok(());
     }
@@ -348,7 +355,7 @@ fn refuse_source_name(dir: &DirPair, place: &Place, backup: &Backup) -> Result<(
     }
 }
 
-fn is_same_file(dir: &OwnedFd, name: &CStr, place: &Place) -> bool {
+fn is_same_file(dir: &OwnedFd, name: &CStr, place: &BackupPlace) -> bool {
     let id = |dir: &OwnedFd, name: &CStr| {
         fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| FileId::of(&stat))
     };

@@ -4,18 +4,18 @@
 //! A file is written, gets all metadata but its times, and is left *unsynced*. A new small file has
 //! its own name already, and a time older than its source's. Any other file has a temporary name.
 //! Once there are enough of them, one syncfs(2) writes all to disk. Only then do they get their
-//! times and names. So after a power cut no file looks complete whose contents are missing, and no
-//! file was replaced by one. Times and names of the last batch, links and directories are written
-//! by one more syncfs(2) at the end of the run.
+//! times and names. So after a power cut no file without its contents looks complete, and none has
+//! replaced another file. Times and names of the last batch, links and directories are written by
+//! one more syncfs(2) at the end of the run.
 //!
 //! `scheduler/batched.rs` collects the files of all workers and asks for the sync. A worker with
 //! very many files in one job syncs and commits them itself.
 //!
 //! **Errors.** A descriptor reports each failed write of its file system once, since it was opened
 //! (`f_sb_err` in Linux). So each worker that syncs, and the parent's batches, have descriptors of
-//! their own, opened before the first file is written. Then no error is lost or reported to another
-//! one. The error does not say which file failed, so all files of the batch fail. From then on each
-//! file is synced alone.
+//! their own, opened before the first file is written. So no error is lost, or reported for another
+//! sync. The error does not say which file failed, so all files of the batch fail. From then on
+//! each file is synced alone.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -50,7 +50,7 @@ impl Copier {
             && !self.context.scoreboard.must_sync_alone()
     }
 
-    /// Gives an unsynced file a time that is not its source's. Returns the file's ID.
+    /// Gives an unsynced file a time that differs from its source's. Returns the file's ID.
     pub(super) fn mark_unsynced(
         &self,
         new: &NewFile<'_>,

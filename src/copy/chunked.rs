@@ -39,9 +39,9 @@ impl Copier {
 
     /// Returns true if a file is large enough for chunks, and the options allow them.
     ///
-    /// A checksum needs one reader, who copies the file from front to back. To copy it in chunks and
-    /// read it again takes longer (SHA-256 reads 0.6 GB/s, and a copy is written with 3). With
-    /// `--partial` it is read again.
+    /// A checksum needs one reader that copies the file from front to back. Copying it in chunks
+    /// and reading it again takes longer (SHA-256 reads 0.6 GB/s, and a copy is written with 3).
+    /// With `--partial` it is read again.
     pub(super) fn is_chunkable(&self, stat: &FileStat) -> bool {
         let config = &self.context.config;
         self.is_divisible(stat)
@@ -166,7 +166,7 @@ impl Copier {
         let range = chunk.offset..chunk.offset + chunk.length;
         let files = Files::new(&source, &new, dir);
         if self.context.config.contents.partial {
-            self.copy_steps(dir, files, file, &temp, chunk)?;
+            self.copy_segments(dir, files, file, &temp, chunk)?;
         } else {
             let method = CopyMethod::for_chunks(&new);
             self.copy_part(dir, files, stat, range, method, &temp)?;
@@ -178,8 +178,8 @@ impl Copier {
         sys::close(new).at(Step::Close)
     }
 
-    /// Finishes a file whose chunks are all there, or compared. With `changed`, or if the source has changed by
-    /// now, this worker copies the whole file again. If this fails, the file is removed.
+    /// Finishes a file whose chunks were all copied or compared. With `changed`, or if the source
+    /// has changed by now, copies the whole file again. If this fails, the file is removed.
     pub(crate) fn commit_chunked(
         &mut self,
         dir: &mut DirPair,
@@ -247,8 +247,8 @@ impl Copier {
             }
             Ok(unsynced) => Ok(unsynced),
             Err(error) if is_name_taken(&error) => {
-                // Another run has made the file meanwhile, or the destination takes its name for
-                // that of another file. Look at what is there.
+                // Another run has made the file meanwhile, or the destination treats its name as
+                // that of another file. So the existing entry is examined.
                 dir.expect_others();
                 self.copy_undivided(dir, Entry::file(from, to))
             }
@@ -266,7 +266,7 @@ impl Copier {
     ) -> Result<(), CopyError> {
         loop {
             fs::ftruncate(files.new, 0).at(Step::Write)?;
-            match self.copy_proven(dir, files, stat, temp) {
+            match self.copy_contents(dir, files, stat, temp) {
                 Err(error) if error.reason == Reason::Differs && !self.was_repeated => {
                     self.was_repeated = true;
                 }

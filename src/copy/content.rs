@@ -118,7 +118,7 @@ pub(super) fn preallocate(file: &OwnedFd, stat: &FileStat) -> Result<bool, CopyE
 /// stores) cannot.
 fn lengthen(file: &OwnedFd, size: u64) -> rustix::io::Result<bool> {
     let lengthened = match fs::ftruncate(file, (size + UNFINISHED).min(i64::MAX as u64)) {
-        // `size` is the largest that the file system allows, as of many films on FAT.
+        // `size` is the largest that the file system allows, as for many films on FAT.
         Err(Errno::FBIG) => fs::ftruncate(file, size),
         result => result,
     };
@@ -282,7 +282,7 @@ impl Copier {
     ) -> Result<u64, CopyError> {
         let config = &self.context.config;
         if method == CopyMethod::ReadWrite
-            // What the kernel copies cannot be seen.
+            // A worker does not see the data that the kernel copies.
             || self.digest.is_some()
             || config.reflink == Reflink::Never
             || config.sparse == Sparse::Never
@@ -395,7 +395,8 @@ impl Copier {
         Ok(position - range.start)
     }
 
-    /// Between two requests: fails if the run is to stop, and waits if others are to go first.
+    /// Checks between two requests: fails if the run must stop, and waits if other workers go
+    /// first.
     pub(super) fn check_stop(&self) -> Result<(), CopyError> {
         self.keep_turn();
         if self.context.scoreboard.is_stopping() {

@@ -16,7 +16,7 @@ use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
-use crate::protocol::items::Update;
+use crate::protocol::items::ChangeKind;
 
 impl Copier {
     /// Decides what to do with an entry. Breaks with the result if there is nothing to write.
@@ -32,7 +32,7 @@ impl Copier {
         if self.context.config.links.instead == Some(Linking::Symbolic) {
             return Ok(ControlFlow::Break(self.symlink_to_source(dir, entry)?));
         }
-        let old = self.existing(dir, entry.to)?;
+        let old = self.find_existing(dir, entry.to)?;
         if old.is_none() && self.context.config.filter.existing {
             return Ok(ControlFlow::Break(EntryResult::Done(Decision::SkipMissing)));
         }
@@ -77,7 +77,7 @@ impl Copier {
             if !self.needs_repair(dir, entry, old, &new) {
                 return Ok(ControlFlow::Break(EntryResult::Done(decision)));
             }
-            self.itemize(dir, entry, Some(old), &new, Some(Update::Metadata));
+            self.itemize(dir, entry, Some(old), &new, Some(ChangeKind::Metadata));
             if !dry_run && old.links > 1 && !self.context.config.links.snapshots.is_empty() {
                 // The file is also that of an older snapshot, which must not change.
                 return self.link_or_copy(dir, entry, Decision::UpdateMetadata);
@@ -164,7 +164,7 @@ impl Copier {
             return Err(CopyError::new(Step::Create, Reason::IsSource));
         }
         let mut difference = self.difference(dir, entry, old, new)?;
-        // With `--checksum` its contents were looked at.
+        // With `--checksum` its contents were compared.
         let is_suspect = entry.suspect && !self.context.config.contents.checksum;
         if is_suspect && difference.is_none() && !self.is_existing_trusted() {
             // Reported as a difference of time, since times are set last.
@@ -177,8 +177,8 @@ impl Copier {
         Ok(decision)
     }
 
-    /// Fails for a link that leads to the entry that it would replace. What it leads to would be
-    /// lost, and the link would lead to itself.
+    /// Fails for a link that leads to the entry that it would replace. That entry would be lost,
+    /// and the link would lead to itself.
     pub(super) fn check_link(
         &self,
         dir: &DirPair,

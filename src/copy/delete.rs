@@ -1,4 +1,4 @@
-//! Removes from the destination what the source does not have.
+//! Removes entries from the destination that the source does not have.
 //!
 //! An entry is removed only if the source was seen twice without it: when its directory was listed,
 //! and at the moment of removing it. Only ENOENT counts as "without it", so a source that fails or
@@ -29,7 +29,7 @@ use crate::protocol::error::{At, CopyError, Reason, Step};
 /// file systems skip entries of a listing while others are removed.
 const LISTINGS: u32 = 3;
 
-/// What became of an entry that was to be removed.
+/// The fate of an entry that should be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Removed,
@@ -43,7 +43,7 @@ pub(crate) enum Fate {
 
 /// The place of an entry to remove.
 #[derive(Clone, Copy)]
-pub(crate) struct Place<'a> {
+pub(crate) struct RemovalPlace<'a> {
     pub(crate) target: usize,
     /// Its directory below the target.
     pub(crate) path: &'a RelPath,
@@ -74,8 +74,8 @@ impl Copier {
     /// Returns true if the source has no such entry, under any spelling that the destination takes
     /// for this name.
     ///
-    /// What a rule excludes is in the source all the same, and stays unless `--delete-excluded` is
-    /// given.
+    /// An entry that a rule excludes counts as one that the source has, and stays unless
+    /// `--delete-excluded` is given.
     pub(crate) fn is_extraneous(
         &mut self,
         dir: &mut DirPair,
@@ -146,7 +146,7 @@ impl Copier {
             return Ok(Fate::Kept);
         }
         let destination = dir.share_destination()?;
-        let place = Place {
+        let place = RemovalPlace {
             target: dir.target,
             path,
             source: Some(dir),
@@ -157,7 +157,7 @@ impl Copier {
     /// Removes an entry, unless it is a directory.
     pub(crate) fn remove_entry(
         &mut self,
-        place: Place<'_>,
+        place: RemovalPlace<'_>,
         dir: BorrowedFd<'_>,
         kind: Kind,
         name: &CStr,
@@ -184,7 +184,7 @@ impl Copier {
             return Ok(Fate::Removed);
         }
         if let Some(backup) = &self.context.config.backup {
-            let Place {
+            let RemovalPlace {
                 target,
                 path,
                 source,
@@ -219,7 +219,8 @@ impl Copier {
         }
     }
 
-    /// Opens a directory that only the destination has. `None` if it is gone, or has to stay.
+    /// Opens a directory that only the destination has. Returns its fate if it is gone or must
+    /// stay.
     pub(crate) fn open_doomed(
         &self,
         target: u32,
@@ -292,7 +293,7 @@ impl Copier {
             if !matches!(result, Err(Errno::NOTEMPTY | Errno::EXIST)) {
                 break;
             }
-            let place = Place {
+            let place = RemovalPlace {
                 target: target as usize,
                 path,
                 source: None,
@@ -312,7 +313,7 @@ impl Copier {
     /// Removes files that a listing has missed.
     fn empty_again(
         &mut self,
-        place: Place<'_>,
+        place: RemovalPlace<'_>,
         parent: BorrowedFd<'_>,
         name: &CStr,
     ) -> Result<(), CopyError> {

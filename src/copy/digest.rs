@@ -50,7 +50,7 @@ impl Digest {
         }
     }
 
-    /// Adds data that was read at an offset. What lies between was a hole.
+    /// Adds data that was read at an offset. The gap before it was a hole.
     pub(super) fn add(&mut self, bytes: &[u8], offset: u64) {
         if bytes.is_empty() {
             return;

@@ -104,7 +104,7 @@ impl DirPair {
         Self::with_source(context, target, path, origin, source)
     }
 
-    /// Opens a directory that must not be read at the source, for its metadata only.
+    /// Opens a directory without read permission at the source, for its metadata only.
     pub(crate) fn open_unreadable(
         context: &Context,
         target: usize,
@@ -327,13 +327,14 @@ impl DirPair {
     }
 
     /// Notes that a name was taken in a directory believed to be empty. From now on this job looks
-    /// before it creates. Another run may copy to the same destination, or the destination may
-    /// treat two source names as one.
+    /// a name up before it creates an entry. Another run may copy to the same destination, or the
+    /// destination may treat two source names as one.
     pub(super) fn expect_others(&mut self) {
         self.is_shared = true;
     }
 
-    /// Returns the stat of an existing entry, if any. Does not look if none can be there.
+    /// Returns the stat of an existing entry, if any. Makes no system call if the directory is
+    /// known to be empty.
     pub(super) fn existing(&self, name: &CStr) -> rustix::io::Result<Option<Stat>> {
         if self.is_known_empty() {
             Ok(None)

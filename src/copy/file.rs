@@ -46,17 +46,17 @@ pub(super) struct Finish<'a> {
     pub(super) attempt: Attempt,
 }
 
-/// What was done to finish a file.
+/// The result of finishing a file's contents.
 struct Finished {
     /// The source has grown since it was opened.
     has_grown: bool,
     are_times_set: bool,
-    /// The file's ID, if it is to be synced in a batch.
+    /// The file's ID, if it will be synced in a batch.
     unsynced: Option<FileId>,
 }
 
 impl Copier {
-    /// Copies a regular file, or begins one that is to be copied in chunks.
+    /// Copies a regular file, or begins one that will be copied in chunks.
     ///
     /// A small new file takes nine system calls. Source: openat, fstat, flistxattr, later fstat
     /// again. New file: openat, copy_file_range, futimens. Both: close.
@@ -104,9 +104,9 @@ impl Copier {
         };
         self.set_storage_flags(new.fd.as_fd(), source.flags);
         let files = Files::new(&source.fd, &new.fd, dir);
-        let copied = self.copy_proven(dir, files, &source.stat, new.unfinished.name());
+        let copied = self.copy_contents(dir, files, &source.stat, new.unfinished.name());
         if copied.is_err() {
-            self.abandon(&mut new.unfinished, new.fd.as_fd());
+            self.move_aside(&mut new.unfinished, new.fd.as_fd());
         }
         copied?;
         let finish = Finish {
@@ -160,7 +160,7 @@ impl Copier {
         let is_batched = self.is_batched(dir) && !Self::is_sealed(source.flags);
         let finished = self.finish_contents(dir, source, &new, finish, is_batched);
         if finished.is_err() {
-            self.abandon(&mut new.unfinished, new.fd.as_fd());
+            self.move_aside(&mut new.unfinished, new.fd.as_fd());
         }
         let finished = finished?;
         if let Some(id) = finished.unsynced {
@@ -171,11 +171,11 @@ impl Copier {
         if finished.are_times_set {
             self.recheck_times(dir, &new.unfinished, &source.stat)?;
         }
-        // What an earlier run has sealed like this would refuse to be replaced.
+        // A file that an earlier run has sealed refuses to be replaced.
         let replaced = (sealed.is_some() && finish.decision != Decision::Create)
             .then(|| Unsealed::new(dir.destination().ok()?, finish.to))
             .flatten();
-        self.commit(dir, new.unfinished, finish.to, finish.decision)?;
+        self.commit_with_backup(dir, new.unfinished, finish.to, finish.decision)?;
         if let Some(replaced) = replaced {
             replaced.keep();
         }
@@ -215,7 +215,7 @@ impl Copier {
             kind: Kind::File,
         };
         let replaced = self.open_replaced(dir, new.unfinished.name(), finish.to, &source.stat);
-        // What has changed is an error, and so not left to a batch.
+        // A file that has changed fails, so it is not left to a batch.
         let is_batched = is_batched && !has_changed;
         let wanted = Wanted {
             source: &Handle::Open(source.fd.as_fd()),

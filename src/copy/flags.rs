@@ -190,7 +190,7 @@ pub(super) fn keeps_flags(config: &Config) -> bool {
 pub(super) struct Flagged {
     source: OwnedFd,
     destination: OwnedFd,
-    /// What the destination had.
+    /// The flags that the destination had.
     old: u32,
 }
 
@@ -206,7 +206,7 @@ impl Copier {
         }
     }
 
-    /// Returns the flags of a source entry that are to be kept.
+    /// Returns the flags of a source entry to keep.
     pub(super) fn source_flags(&self, source: BorrowedFd<'_>) -> u32 {
         if keeps_flags(&self.context.config) {
             read(source)
@@ -215,8 +215,8 @@ impl Copier {
         }
     }
 
-    /// Sets the flags that say how a file's data is stored, while it is empty. What is refused is
-    /// noted when the file is finished.
+    /// Sets the flags that say how a file's data is stored, while it is empty. Flags that are
+    /// refused are noted when the file is finished.
     pub(super) fn set_storage_flags(&self, file: BorrowedFd<'_>, wanted: u32) {
         if keeps_flags(&self.context.config) {
             change(file, wanted, STORAGE);

@@ -1,9 +1,9 @@
-//! What is known of the destination without writing to it: which metadata it can hold, and which
-//! names it takes for one. Above all, a dry run needs that.
+//! Predicts what the destination can hold without writing to it: which metadata, and which names it
+//! treats as one. Mainly for dry runs.
 //!
-//! A real run tries and looks. A dry run has the type of the file system, its mount options, and
-//! lookups. What only a server or a FUSE program decides stays unknown. Then the dry run assumes
-//! that the destination holds everything and keeps names apart.
+//! A real run tries and checks the result. A dry run has the type of the file system, its mount
+//! options, and lookups. The limits of a server or a FUSE program stay unknown. Then the dry run
+//! assumes that the destination holds everything and keeps names apart.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +21,7 @@ use crate::fs::path::{Name, RelPath};
 use crate::fs::spelling::{Folding, Spellings};
 use crate::targets::mount_options;
 
-/// Entries that are looked at for a name with letters.
+/// The maximum number of entries that are read to find a name with letters.
 const MOST_NAMES: usize = 100;
 
 /// The owners and modes that a file system can hold.
@@ -114,7 +114,7 @@ impl Copier {
             let Some(file_system) = FileSystem::of(destination) else {
                 return Holds::ALL;
             };
-            // Others need no look at the mount table.
+            // Other file systems do not need the mount table.
             let options = (file_system == FileSystem::Smb).then(|| mount_options(destination));
             Holds::of(file_system, &options.unwrap_or_default())
         })

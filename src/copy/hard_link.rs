@@ -13,12 +13,12 @@ use crate::config::{Keep, Overwrite};
 use crate::fs::stat::{FileId, FileStat};
 use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
-use crate::protocol::items::Update;
+use crate::protocol::items::ChangeKind;
 use crate::scoreboard::WriteTarget;
 
-/// The copied file that an entry becomes a hard link to.
+/// The copied leader that an entry becomes a hard link to, open.
 #[derive(Clone, Copy)]
-pub(crate) struct LinkTarget<'a> {
+pub(crate) struct OpenLeader<'a> {
     pub(crate) dir: &'a DirPair,
     /// The name at the destination.
     pub(crate) name: &'a CStr,
@@ -30,7 +30,7 @@ impl Copier {
     pub(crate) fn hard_link(
         &mut self,
         dir: &mut DirPair,
-        target: LinkTarget<'_>,
+        target: OpenLeader<'_>,
         entry: Entry<'_>,
     ) -> Result<EntryResult, CopyError> {
         let (mut has_linked, mut has_replaced) = (false, false);
@@ -46,7 +46,7 @@ impl Copier {
                 }
                 Ok(EntryResult::Done(Decision::LeaveUnchanged)) if has_linked => break,
                 Err(error) if is_name_taken(&error) => dir.expect_others(),
-                // Another run may be renaming the leader at this moment (`Copier::abandon`).
+                // Another run may be renaming the leader at this moment (`Copier::move_aside`).
                 Err(error) if is_gone(&error) => std::thread::sleep(LEADER_PAUSE),
                 result => return result,
             }
@@ -61,7 +61,7 @@ impl Copier {
     fn try_hard_link(
         &mut self,
         dir: &mut DirPair,
-        target: LinkTarget<'_>,
+        target: OpenLeader<'_>,
         entry: Entry<'_>,
         has_replaced: &mut bool,
     ) -> Result<EntryResult, CopyError> {
@@ -72,7 +72,7 @@ impl Copier {
         };
         let leader = target.dir.stat_destination(target.name).at(Step::Link)?;
         let leader = leader.map(|stat| FileStat::of(&stat));
-        let old = self.existing(dir, entry.to)?;
+        let old = self.find_existing(dir, entry.to)?;
         let old = old.map(|stat| FileStat::of(&stat));
         if let Some(old) = &old
             && self.stat_source(dir, entry.from)?.id == old.id
@@ -132,7 +132,7 @@ impl Copier {
         }
         if config.itemize {
             let new = self.stat_source(dir, entry.from)?;
-            self.itemize(dir, entry, old.as_ref(), &new, Some(Update::HardLink));
+            self.itemize(dir, entry, old.as_ref(), &new, Some(ChangeKind::HardLink));
         }
         if config.dry_run {
             return Ok(EntryResult::Done(Decision::HardLink));
@@ -164,7 +164,7 @@ impl Copier {
                 let Some(why) = Unlinkable::from_error(&error) else {
                     return Err(error);
                 };
-                // A copy that is to lead others must have its name at once.
+                // A copy that will lead others must get its name at once.
                 let copied = self.copy_undivided_if(why == Unlinkable::Full, dir, as_copy);
                 self.unlinked = Some(why);
                 return copied;
@@ -182,7 +182,7 @@ impl Copier {
                 AtFlags::empty(),
             )
             .at(Step::Link)?;
-        } else if !self.commit_link(dir, unfinished, entry.to, decision)? {
+        } else if !self.commit_link_with_backup(dir, unfinished, entry.to, decision)? {
             // Inode numbers do not last here: both names were one file already.
             return Ok(EntryResult::Done(Decision::LeaveUnchanged));
         }
@@ -201,7 +201,7 @@ impl Copier {
     fn is_alike(
         &mut self,
         dir: &DirPair,
-        target: LinkTarget<'_>,
+        target: OpenLeader<'_>,
         entry: Entry<'_>,
     ) -> Result<bool, CopyError> {
         if !self.holds(dir).invents_numbers {
@@ -262,7 +262,7 @@ const LEADER_PAUSE: Duration = Duration::from_millis(2);
 
 /// Returns true if both names belong to one file. Needed only after a replacement: creating a new
 /// name is atomic.
-fn is_linked(dir: &DirPair, target: LinkTarget<'_>, entry: Entry<'_>) -> bool {
+fn is_linked(dir: &DirPair, target: OpenLeader<'_>, entry: Entry<'_>) -> bool {
     let id = |dir: &DirPair, name| dir.stat_destination(name).ok().flatten();
     let id = |dir, name| id(dir, name).map(|stat| FileId::of(&stat));
     id(dir, entry.to) == id(target.dir, target.name)

@@ -16,7 +16,7 @@ use crate::protocol::metadata::{
     Attribute, AttributeClass, Cause, Grant, MetadataError, Property, Refusal,
 };
 
-/// The most failures, and the most refusals, that are noted of one entry.
+/// The maximum number of failures, and of refusals, that are noted for one entry.
 const MOST: usize = 16;
 
 /// Metadata of an entry that could not be kept.

@@ -8,7 +8,7 @@ use crate::fs::path::Kind;
 use crate::fs::stat::FileStat;
 use crate::fs::xattr::ACL_PREFIX;
 use crate::protocol::entry::HardLinks;
-use crate::protocol::items::{Differences, Items, Update};
+use crate::protocol::items::{ChangeKind, Differences, Items};
 
 impl Copier {
     /// Notes what changes of an entry. `old` is what the destination has.
@@ -18,16 +18,16 @@ impl Copier {
         entry: Entry<'_>,
         old: Option<&FileStat>,
         new: &FileStat,
-        update: Option<Update>,
+        update: Option<ChangeKind>,
     ) {
         if !self.context.config.itemize {
             return;
         }
         let update = update.unwrap_or(match file_type(new) {
-            FileType::RegularFile => Update::Copy,
-            _ => Update::Local,
+            FileType::RegularFile => ChangeKind::Copy,
+            _ => ChangeKind::Local,
         });
-        // What is replaced by another type is new, as with rsync.
+        // An entry that replaces one of another type is new, as with rsync.
         let old = old.filter(|old| file_type(old) == file_type(new));
         self.items = Some(match old {
             None => Items::new_entry(update, new),
@@ -41,8 +41,8 @@ impl Copier {
     /// Notes that an entry will be new, once there is room for it.
     pub(crate) fn itemize_new(&mut self, new: &FileStat) {
         let update = match file_type(new) {
-            FileType::RegularFile => Update::Copy,
-            _ => Update::Local,
+            FileType::RegularFile => ChangeKind::Copy,
+            _ => ChangeKind::Local,
         };
         self.items = Some(Items::new_entry(update, new));
     }
@@ -54,7 +54,7 @@ impl Copier {
         }
         let new = dir.stat;
         let Some(old) = dir.destination_stat.filter(|_| !dir.is_created()) else {
-            return Some(Items::new_entry(Update::Local, &new));
+            return Some(Items::new_entry(ChangeKind::Local, &new));
         };
         let itself = Entry {
             kind: Kind::Directory,
@@ -66,7 +66,7 @@ impl Copier {
             stream: None,
         };
         let differences = self.differences(dir, itself, &old, &new);
-        let items = Items::changed(Update::Metadata, &new, differences);
+        let items = Items::changed(ChangeKind::Metadata, &new, differences);
         differences.is_any().then_some(items)
     }
 

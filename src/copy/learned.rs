@@ -58,7 +58,7 @@ pub(super) struct Learned {
     pub(super) ignores_times: bool,
     /// Times beyond the limits of the device, and the times that it stores instead.
     pub(super) clamped: Vec<(Time, Time)>,
-    /// What its type shows, once that was asked.
+    /// What its type can hold, once it was looked up.
     pub(super) holds: Option<Holds>,
 }
 

@@ -17,9 +17,9 @@ use crate::fs::path::RelPath;
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::Decision;
 use crate::protocol::error::{At, CopyError, Reason, Step};
-use crate::protocol::items::Update;
+use crate::protocol::items::ChangeKind;
 
-/// The directories of `--link-dest` that belong to the directory that was looked at last.
+/// The directories of `--link-dest` that belong to the directory that was used last.
 #[derive(Default)]
 pub(super) struct Snapshots {
     of: Option<(usize, RelPath)>,
@@ -27,7 +27,7 @@ pub(super) struct Snapshots {
 }
 
 impl Copier {
-    /// Makes an entry a link, if options say so. Returns `None` if it is to be copied.
+    /// Makes an entry a link, if options say so. Returns `None` if it must be copied.
     pub(super) fn link_instead(
         &mut self,
         dir: &mut DirPair,
@@ -122,7 +122,7 @@ impl Copier {
                 Err(error) if Unlinkable::from_error(&error).is_some() => return Ok(None),
                 Err(error) => return Err(error),
             };
-            self.commit_link(dir, unfinished, entry.to, decision)?;
+            self.commit_link_with_backup(dir, unfinished, entry.to, decision)?;
         }
         if file_type(new) == FileType::RegularFile {
             self.slot.add_size(new.size);
@@ -161,7 +161,7 @@ impl Copier {
     ) -> Result<EntryResult, CopyError> {
         if self.context.config.itemize {
             let new = self.stat_source(dir, entry.from)?;
-            self.itemize(dir, entry, None, &new, Some(Update::HardLink));
+            self.itemize(dir, entry, None, &new, Some(ChangeKind::HardLink));
         }
         if !self.context.config.dry_run {
             let follow = if self.context.config.dereference {
@@ -174,7 +174,7 @@ impl Copier {
             let ((), unfinished) = self.create(dir, entry.to, target, |dir, name| {
                 fs::linkat(source, entry.from, dir, name, follow).at(Step::Link)
             })?;
-            self.commit_link(dir, unfinished, entry.to, decision)?;
+            self.commit_link_with_backup(dir, unfinished, entry.to, decision)?;
         }
         Ok(EntryResult::Done(Decision::HardLink))
     }
@@ -194,7 +194,9 @@ impl Copier {
             }
             text.extend_from_slice(part);
         }
-        let old = self.existing(dir, entry.to)?.map(|old| FileStat::of(&old));
+        let old = self
+            .find_existing(dir, entry.to)?
+            .map(|old| FileStat::of(&old));
         let decision = match &old {
             None => Decision::Create,
             Some(old) => {
@@ -212,7 +214,7 @@ impl Copier {
             let ((), unfinished) = self.create(dir, entry.to, target, |dir, name| {
                 fs::symlinkat(&text[..], dir, name).at(Step::Create)
             })?;
-            self.commit(dir, unfinished, entry.to, decision)?;
+            self.commit_with_backup(dir, unfinished, entry.to, decision)?;
         }
         Ok(EntryResult::Done(decision))
     }

@@ -49,7 +49,7 @@ pub(super) struct Wanted<'a> {
     pub(super) attributes: &'a Attributes,
     /// The metadata that the destination's entry already has.
     pub(super) initial: InitialMeta,
-    /// The entry being replaced, if some of its properties are to be kept.
+    /// The entry being replaced, if some of its properties must be kept.
     pub(super) replaced: Option<&'a Replaced>,
     pub(super) set_times: bool,
     /// Read attributes back, and set only those that differ.
@@ -182,7 +182,7 @@ impl Copier {
         if are_times_set {
             are_times_set = self.set_times(subject, stat);
         }
-        self.look(subject, wanted, mode_by, &mut are_times_set);
+        self.verify_metadata(subject, wanted, mode_by, &mut are_times_set);
         Applied {
             are_times_set,
             set_attributes: copied.any,
@@ -190,7 +190,7 @@ impl Copier {
     }
 
     /// Verifies the metadata that was set, if there is reason to.
-    fn look(
+    fn verify_metadata(
         &mut self,
         subject: &Subject<'_>,
         wanted: &Wanted<'_>,
@@ -283,7 +283,7 @@ impl Copier {
         };
         let mut owner = attainable_owner(&self.context.identity, old, stat);
         if keep == Keep::Required {
-            // Tried even if it will be refused: that has to be reported.
+            // Tried even if it will be refused, because a refusal must be reported.
             owner.uid = stat.uid;
         }
         let is_right = old == Some(owner);
@@ -344,7 +344,7 @@ impl Copier {
         false
     }
 
-    /// Opens the entry that is about to be replaced, if properties of it are to be kept.
+    /// Opens the entry that is about to be replaced, if some of its properties must be kept.
     pub(super) fn open_replaced(
         &self,
         dir: &DirPair,

@@ -59,7 +59,7 @@ use learned::Learned;
 use turn::FirstRequest;
 
 pub(crate) use delete::Fate;
-pub(crate) use hard_link::{LinkTarget, Unlinkable};
+pub(crate) use hard_link::{OpenLeader, Unlinkable};
 pub(crate) use issues::Issues;
 pub(crate) use stream::Stream;
 
@@ -133,7 +133,7 @@ pub(crate) struct Copier {
     buffer: Vec<u8>,
     /// For the other side of a comparison.
     other_buffer: Vec<u8>,
-    /// What is read from the source now, with `--verify` or `--manifest`.
+    /// The digest of the data that is being read from the source, with `--verify` or `--manifest`.
     digest: Option<Digest>,
     /// The checksum of the last file, with `--manifest`. `None` for other entries, and for hard links:
     /// it is that of their leader.
@@ -150,13 +150,13 @@ pub(crate) struct Copier {
     namings: Vec<(u64, Naming)>,
     /// Devices of sources that keep names apart that differ in case.
     exact_sources: Vec<u64>,
-    /// How they compare names, as far as a dry run can know, by device.
+    /// How the destination's file systems compare names, as far as a dry run can know, by device.
     foldings: Vec<(u64, Folding)>,
-    /// What has changed of the current entry, with `--itemize-changes`.
+    /// The changes of the current entry, with `--itemize-changes`.
     pub(crate) items: Option<Items>,
-    /// The directories of `--link-dest` beside the one that was looked at last.
+    /// The directories of `--link-dest` for the directory that was used last.
     snapshots: links::Snapshots,
-    /// The numbers of backups in the directory that was looked at last.
+    /// The numbers of backups in the directory that was used last.
     numbers: backup::Numbers,
     /// The directory below `--backup-dir` that was opened last.
     backup_dir: Option<backup::OpenBackupDir>,

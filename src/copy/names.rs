@@ -27,7 +27,7 @@ impl Copier {
         let is_possible = match (error.step, error.reason) {
             (
                 Step::Create | Step::MakeDirectory | Step::Link | Step::Rename
-                // Even a lookup.
+                // Even a lookup may fail for such a name.
                 | Step::LookAtDestination,
                 Reason::System(errno),
             ) => may_be_refusal(Errno::from_raw_os_error(errno)),

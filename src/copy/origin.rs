@@ -1,4 +1,4 @@
-//! What the temporary name of an unfinished file says about its source (`--partial`).
+//! Identifies the source of an unfinished file in its temporary name (`--partial`).
 
 use std::ffi::CStr;
 

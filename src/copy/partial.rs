@@ -2,12 +2,13 @@
 //!
 //! - The temporary name of such a file ends in the [`Origin`] of its contents: the inode, size and
 //!   times of the source, and its name. An interrupted run leaves the file. The next run with
-//!   `--partial` renames it to a name of its own, and a run without removes it as any leftover.
-//! - Behind the contents the file has a mark for each step of each chunk. It is written after the
-//!   step was synced to disk, so that it is true after a power cut or an unplugged disk too. The
+//!   `--partial` renames it to a name of its own, and a run without `--partial` removes it like any
+//!   leftover.
+//! - Behind the contents the file has a mark for each segment of each chunk. It is written after the
+//!   segment was synced to disk, so that it is true after a power cut or an unplugged disk too. The
 //!   commit cuts the marks off.
-//! - A worker that is given a chunk skips the steps that are marked. With `--checksum` it compares
-//!   them first.
+//! - A worker that copies a chunk skips its marked segments. With `--checksum` it compares them
+//!   first.
 //!
 //! A file of another user is not gone on with: its contents could be anything.
 
@@ -29,16 +30,17 @@ use crate::fs::stat::{FileId, FileStat};
 use crate::protocol::entry::{CHUNK_ALIGNMENT, CHUNK_SIZE, Chunk, ChunkedFile};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
-/// Steps of a chunk.
-const STEPS: u64 = 16;
-/// The mark of a step that is whole.
+/// Segments of a chunk.
+const SEGMENTS: u64 = 16;
+/// The mark of a segment that is whole.
 const WHOLE: u8 = 0xC1;
-/// Marks begin so many bytes after the contents: the first one shows that a file is unfinished.
+/// Marks begin this many bytes after the contents: the byte between shows that a file is
+/// unfinished.
 const MARKS_AFTER: u64 = 1;
-/// A worker syncs and marks its steps after so many times of what the last sync took, and at the
-/// latest after [`SYNC_AFTER`]: at most so much work is lost. In memory, where syncing is free, each
-/// step is marked. (2 GiB killed ten times on tmpfs: 1.02 times its size was read, and 1.21 times
-/// with marks at the end of a chunk only.)
+/// A worker syncs and marks its segments after this many times the duration of the last sync, and
+/// at the latest after [`SYNC_AFTER`]. No more work than that is lost. In memory, where syncing is
+/// free, each segment is marked. (2 GiB killed ten times on tmpfs: 1.02 times its size was read, and
+/// 1.21 times with marks at the end of a chunk only.)
 const SYNC_SHARE: u32 = 10;
 const SYNC_AFTER: Duration = Duration::from_secs(1);
 
@@ -49,8 +51,8 @@ pub(super) struct Resumed {
 }
 
 impl Copier {
-    /// Finds an unfinished file that an interrupted run has left of this source, and makes it one of
-    /// this run.
+    /// Finds the unfinished copy of this source that an interrupted run has left. Renames it as one
+    /// of this run.
     pub(super) fn resume_partial(
         &mut self,
         dir: &DirPair,
@@ -104,8 +106,8 @@ impl Copier {
         Ok(Name::new(name.to_bytes()))
     }
 
-    /// Copies the steps of a chunk that are not marked as whole, and marks them.
-    pub(super) fn copy_steps(
+    /// Copies the segments of a chunk that are not marked as whole, and marks them.
+    pub(super) fn copy_segments(
         &mut self,
         dir: &DirPair,
         files: Files<'_>,
@@ -118,7 +120,7 @@ impl Copier {
         let mut marks = Marks::read(&copy, &file.stat, chunk);
         let is_checked = self.context.config.contents.checksum;
         let (mut synced, mut sync_time) = (Instant::now(), Duration::ZERO);
-        for (index, range) in steps(&file.stat, chunk).enumerate() {
+        for (index, range) in segments(&file.stat, chunk).enumerate() {
             let is_whole = marks.is_whole(index)
                 && (!is_checked || {
                     let _turn = self.take_turn();
@@ -175,20 +177,20 @@ impl Copier {
     }
 }
 
-/// The marks of a chunk's steps.
+/// The marks of a chunk's segments.
 struct Marks {
     offset: u64,
     /// As they were when the chunk was begun.
     read: Vec<u8>,
-    /// Steps that are whole now, and not marked.
+    /// Segments that are whole now, and not marked.
     pending: Vec<usize>,
 }
 
 impl Marks {
     fn read(copy: &OwnedFd, stat: &FileStat, chunk: Chunk) -> Self {
         let number = chunk.offset / ChunkedFile::chunk_length(stat, CHUNK_SIZE);
-        let offset = stat.size + MARKS_AFTER + number * STEPS;
-        let mut read = vec![0; STEPS as usize];
+        let offset = stat.size + MARKS_AFTER + number * SEGMENTS;
+        let mut read = vec![0; SEGMENTS as usize];
         let count = rustix::io::pread(copy, &mut read[..], offset).unwrap_or(0);
         read.truncate(count);
         Self {
@@ -202,24 +204,24 @@ impl Marks {
         self.read.get(index) == Some(&WHOLE)
     }
 
-    /// Syncs the pending steps and then marks them.
+    /// Syncs the pending segments and then marks them.
     fn write(&mut self, file: &OwnedFd) -> Result<(), CopyError> {
         if self.pending.is_empty() {
             return Ok(());
         }
         fs::fdatasync(file).at(Step::Sync)?;
         for index in self.pending.drain(..) {
-            // Without its mark, the step is copied again.
+            // Without its mark, the segment is copied again.
             let _ = write_all(file, &[WHOLE], self.offset + index as u64);
         }
         Ok(())
     }
 }
 
-/// Divides a chunk into steps.
-fn steps(stat: &FileStat, chunk: Chunk) -> impl Iterator<Item = Range<u64>> {
+/// Divides a chunk into segments.
+fn segments(stat: &FileStat, chunk: Chunk) -> impl Iterator<Item = Range<u64>> {
     let length = ChunkedFile::chunk_length(stat, CHUNK_SIZE)
-        .div_ceil(STEPS)
+        .div_ceil(SEGMENTS)
         .next_multiple_of(CHUNK_ALIGNMENT);
     let end = chunk.offset + chunk.length;
     (chunk.offset..end)
@@ -283,17 +285,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_step_has_a_mark_of_its_own(size in 1_u64..1 << 40, part in 1_u64..=64) {
+        fn each_segment_has_a_mark_of_its_own(size in 1_u64..1 << 40, part in 1_u64..=64) {
             let file = ChunkedFile::sample("n", size, size / part);
             let none = OwnedFd::from(tempfile::tempfile().unwrap());
             let mut end = 0;
             let mut last_mark = size;
             for chunk in file.chunks(CHUNK_SIZE).into_iter().take(1000) {
                 let marks = Marks::read(&none, &file.stat, chunk);
-                for (index, step) in steps(&file.stat, chunk).enumerate() {
-                    prop_assert_eq!(step.start, end);
-                    prop_assert!(step.end > step.start && (index as u64) < STEPS);
-                    end = step.end;
+                for (index, segment) in segments(&file.stat, chunk).enumerate() {
+                    prop_assert_eq!(segment.start, end);
+                    prop_assert!(segment.end > segment.start && (index as u64) < SEGMENTS);
+                    end = segment.end;
                     let mark = marks.offset + index as u64;
                     prop_assert!(mark > last_mark);
                     last_mark = mark;

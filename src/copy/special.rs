@@ -47,7 +47,7 @@ impl Copier {
         };
         dir.observe_default_acl();
         self.apply_metadata_by_path(dir, entry.from, unfinished.name(), entry.to, &stat)?;
-        self.commit(dir, unfinished, entry.to, decision)?;
+        self.commit_with_backup(dir, unfinished, entry.to, decision)?;
         Ok(EntryResult::Done(decision))
     }
 

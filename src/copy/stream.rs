@@ -88,7 +88,7 @@ impl Copier {
             fs::fsync(&new.fd).at(Step::Sync)?;
         }
         sys::close(new.fd).at(Step::Close)?;
-        self.commit(dir, new.unfinished, entry.to, decision)?;
+        self.commit_with_backup(dir, new.unfinished, entry.to, decision)?;
         Ok(decision)
     }
 
@@ -126,7 +126,7 @@ impl Copier {
         dir: &mut DirPair,
         entry: Entry<'_>,
     ) -> Result<Decision, CopyError> {
-        let Some(old) = self.existing(dir, entry.to)? else {
+        let Some(old) = self.find_existing(dir, entry.to)? else {
             return Ok(if self.context.config.filter.existing {
                 Decision::SkipMissing
             } else {

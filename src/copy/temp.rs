@@ -188,8 +188,8 @@ pub(crate) fn remove_of_workers(
     }
 }
 
-/// Returns the files that were begun as copies of this origin, and that no run uses. One of this run
-/// is of a worker that crashed before it could report the file.
+/// Returns the files that were begun as copies of this origin, and that no run uses. A file of this
+/// run belongs to a worker that crashed before it could report it.
 pub(super) fn partials_of(context: &Context, dir: &DirPair, origin: Origin) -> Vec<CString> {
     let Ok(destination) = dir.destination() else {
         return Vec::new();
@@ -238,8 +238,9 @@ impl Unfinished<'_> {
         &self.name
     }
 
-    /// Renames the finished entry into place, unless it was written there. Fails with EEXIST if the
-    /// name was free and is taken now.
+    /// Renames the finished entry into place, unless it was written there. Callers use
+    /// [`Copier::commit_with_backup`], except for batches. Fails with EEXIST if the name was free
+    /// and is taken now.
     pub(super) fn commit(self, to: &CStr, decision: Decision) -> Result<(), CopyError> {
         if *self.name != *to {
             let renamed = if decision == Decision::Create {
@@ -351,11 +352,11 @@ impl Copier {
         Ok((created, unfinished))
     }
 
-    /// Makes sure that dropping `unfinished` removes this run's file and no other.
+    /// Moves an unfinished file aside, so that dropping it removes this run's file and no other.
     ///
     /// Another run may replace the file with its own complete copy at any moment. So the file is
     /// first renamed and then examined. If it is another file, it is renamed back.
-    pub(super) fn abandon(&mut self, unfinished: &mut Unfinished<'_>, file: BorrowedFd<'_>) {
+    pub(super) fn move_aside(&mut self, unfinished: &mut Unfinished<'_>, file: BorrowedFd<'_>) {
         let Ok(id) = fs::fstat(file).map(|stat| FileId::of(&stat)) else {
             return;
         };

@@ -1,5 +1,6 @@
-//! A worker's turn to copy contents ([`Gate`]): taken before the first request for a file, given
-//! back between two requests if too many copy, and in any case at the end, a panic included.
+//! A worker's turn to copy contents ([`Gate`]). It is taken before the first request for a file,
+//! and given back at the end, even after a panic. If too many workers copy, it is given back
+//! between two requests.
 
 use std::time::{Duration, Instant};
 
@@ -73,12 +74,12 @@ impl Copier {
         }
     }
 
-    /// Queues again between two requests, if more workers copy contents than may.
+    /// Queues again between two requests, if more workers copy contents than are allowed.
     pub(super) fn keep_turn(&self) {
         let scoreboard = self.context.scoreboard;
         if let Some(first) = self.first_request.take() {
-            // If copying is work for the processor, everybody may. In memory the next look of the
-            // parent would be too late: the tree took 4 to 8 % longer.
+            // If the processor limits the copying, all workers may. In memory the parent's next
+            // sample would be too late: the tree took 4 to 8 % longer.
             let cpu = own_cpu_time().saturating_sub(first.cpu);
             if 2 * cpu >= first.since.elapsed() {
                 scoreboard.gate.open_new();

@@ -57,7 +57,7 @@ pub(super) fn swap_case(name: &CStr) -> Option<CString> {
 impl Copier {
     /// Returns the stat of an entry that the destination has under this name, if any. Fails if
     /// that is another entry of the source directory.
-    pub(super) fn existing(
+    pub(super) fn find_existing(
         &mut self,
         dir: &mut DirPair,
         to: &CStr,
@@ -78,7 +78,7 @@ impl Copier {
         name: &CStr,
     ) -> Result<bool, CopyError> {
         let is_asked = self.context.config.filter.existing;
-        Ok(is_asked && self.existing(dir, name)?.is_none())
+        Ok(is_asked && self.find_existing(dir, name)?.is_none())
     }
 
     /// Makes a subdirectory at the destination, or finds out what a dry run would do.
@@ -143,7 +143,8 @@ impl Copier {
         self.explain(dir, to, error.step).unwrap_or(error)
     }
 
-    /// Explains why a directory is not there although its name was taken when it was to be made.
+    /// Explains why a directory does not exist although its name was taken when this run tried to
+    /// make it.
     pub(crate) fn explain_missing(
         &mut self,
         target: usize,

@@ -45,7 +45,7 @@ impl Copier {
         owner || group
     }
 
-    /// Returns whether the owner, and whether the group is another one and can be set.
+    /// Returns whether the owner differs and can be set, and the same for the group.
     pub(super) fn other_owner(
         &mut self,
         dir: &DirPair,
@@ -56,7 +56,7 @@ impl Copier {
         if !keep.is_wanted() || (old.uid, old.gid) == (new.uid, new.gid) {
             return (false, false);
         }
-        // A dry run must not announce what the destination cannot hold.
+        // A dry run must not announce an owner that the destination cannot hold.
         if self.context.config.dry_run && !self.holds(dir).owners {
             return (false, false);
         }

@@ -1,4 +1,4 @@
-//! `--verify` and `--manifest`: what was read from the source, and what is at the destination.
+//! Copies contents. With `--verify` and `--manifest`, also reads them back or sums them up.
 //!
 //! **Read and write, not copy_file_range(2).** The kernel's copy does not show the data, and the
 //! source would have to be read a second time: from the disk, if it is large. So the data passes
@@ -35,9 +35,9 @@ use crate::protocol::entry::{Checksum, Decision, Outcome};
 use crate::protocol::error::{At, CopyError, Reason, Step};
 
 impl Copier {
-    /// Copies a file's contents, and verifies or sums them up if that is asked for. `name` is the
-    /// name under which the new file stands now.
-    pub(super) fn copy_proven(
+    /// Copies a file's contents, and verifies or sums them up if an option asks for that. `name` is
+    /// the new file's present name.
+    pub(super) fn copy_contents(
         &mut self,
         dir: &DirPair,
         files: Files<'_>,
@@ -227,7 +227,7 @@ impl Copier {
             return Ok(());
         }
         let found = dir.stat_destination(to).at(Step::ReadBack)?;
-        // To open a device could do something.
+        // Opening a device could have side effects.
         if found.is_some_and(|it| FileType::from_raw_mode(it.st_mode) == FileType::RegularFile) {
             self.checksum = self.checksum_of(dir, to)?;
         }

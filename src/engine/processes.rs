@@ -27,7 +27,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_millis(200);
 /// Number of waits between two checks for processes that ended without an event. Each check is a
 /// system call.
 const REAP_EVERY: u32 = 64;
-/// How often to look at the workers if poll(2) fails.
+/// How often to check the workers if poll(2) fails.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// No more workers are started after this many in a row never ran.
 const MAX_STILLBORN: usize = 3;
@@ -39,7 +39,7 @@ const MAX_SILENT: usize = 100;
 pub(crate) struct Processes {
     context: &'static Context,
     fork_server: Option<ForkServer>,
-    workers: Vec<Worker>,
+    workers: Vec<WorkerHandle>,
     /// Workers that have closed their socket, or were killed, and have not been reaped.
     ending: Vec<Ending>,
     limit: usize,
@@ -53,7 +53,7 @@ pub(crate) struct Processes {
 }
 
 /// A worker that takes jobs.
-struct Worker {
+struct WorkerHandle {
     number: usize,
     wire: Wire,
     in_flight: usize,
@@ -157,7 +157,7 @@ impl Processes {
             self.fork_server = None;
             return None;
         }
-        self.workers.push(Worker {
+        self.workers.push(WorkerHandle {
             number: self.started,
             wire: Wire::new(here, LONGEST_REPORT),
             in_flight: 0,
@@ -169,7 +169,7 @@ impl Processes {
 
     /// Chooses the worker for a batch, and starts one if need be.
     fn choose(&mut self) -> Option<usize> {
-        let load = |worker: &Worker| (worker.is_stuck, worker.in_flight);
+        let load = |worker: &WorkerHandle| (worker.is_stuck, worker.in_flight);
         match choose(self.workers.iter().map(load), self.limit)? {
             Choice::Existing(at) => Some(at),
             Choice::New(otherwise) => self.start_one().or(otherwise),
@@ -287,7 +287,7 @@ impl Processes {
         };
         let polled = poll(&mut fds, Some(&timeout));
         if polled == Err(Errno::INTR) {
-            // The caller looks at the signal.
+            // The caller handles the signal.
             return;
         }
         let is_ready = |fd: &PollFd<'_>| polled.is_err() || !fd.revents().is_empty();

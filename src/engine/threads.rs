@@ -98,7 +98,7 @@ impl Threads {
         }
     }
 
-    /// Has one thread of the pool run the next batch.
+    /// Makes one thread of the pool run the next batch.
     fn wake_one(&mut self) {
         let (context, retired, sender) = (self.context, self.retired, self.sender.clone());
         let queued = self.queued.clone();

@@ -366,7 +366,7 @@ impl Node {
 
     fn is_open(&self, held: &Held) -> bool {
         let claims = self.context.scoreboard.claims;
-        claims.look(held.job.claim, held.job.id) == Claim::Open
+        claims.read(held.job.claim, held.job.id) == Claim::Open
     }
 
     /// Gives back what idle workers elsewhere can do, and has the busy ones share the rest.
@@ -403,7 +403,7 @@ impl Node {
                 self.watchdog.forget(worker, Instant::now());
                 let claims = self.context.scoreboard.claims;
                 let is_its =
-                    |held: &Held| claims.look(held.job.claim, held.job.id) == Claim::By(worker);
+                    |held: &Held| claims.read(held.job.claim, held.job.id) == Claim::By(worker);
                 let claimed: Vec<JobId> = self
                     .held
                     .values()

@@ -1,4 +1,4 @@
-//! What has changed of an entry, in the eleven letters of rsync.
+//! The changes of an entry, in the eleven letters of rsync.
 
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ pub(crate) struct Items {
 
 /// How an entry is updated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Update {
+pub(crate) enum ChangeKind {
     /// Its contents are copied.
     Copy,
     /// It is made or changed without a copy of contents.
@@ -56,7 +56,7 @@ fn letter_of(stat: &FileStat) -> u8 {
 
 impl Items {
     /// Returns the letters of an entry that is new.
-    pub(crate) fn new_entry(update: Update, stat: &FileStat) -> Self {
+    pub(crate) fn new_entry(update: ChangeKind, stat: &FileStat) -> Self {
         let mut letters = [b'+'; 11];
         letters[0] = update.letter();
         letters[1] = letter_of(stat);
@@ -64,7 +64,7 @@ impl Items {
     }
 
     /// Returns the letters of an entry that differs.
-    pub(crate) fn changed(update: Update, stat: &FileStat, of: Differences) -> Self {
+    pub(crate) fn changed(update: ChangeKind, stat: &FileStat, of: Differences) -> Self {
         let mark = |is_different: bool, letter| if is_different { letter } else { b'.' };
         Self {
             letters: [
@@ -89,7 +89,7 @@ impl Items {
     }
 }
 
-impl Update {
+impl ChangeKind {
     fn letter(self) -> u8 {
         match self {
             Self::Copy => b'>',

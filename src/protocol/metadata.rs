@@ -136,7 +136,7 @@ impl fmt::Display for MetadataError {
 
 /// An entry that was copied without all of its metadata.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Incomplete {
+pub(crate) struct MissingMetadata {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
     pub(crate) kind: Option<Kind>,
@@ -146,7 +146,7 @@ pub(crate) struct Incomplete {
     pub(crate) refusals: Vec<Refusal>,
 }
 
-impl Incomplete {
+impl MissingMetadata {
     /// Returns the errors of all failures and refusals.
     pub(crate) fn errors(&self) -> impl Iterator<Item = &MetadataError> {
         let refused = self.refusals.iter().map(|refusal| &refusal.error);

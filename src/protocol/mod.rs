@@ -26,7 +26,7 @@ use crate::quote::quote;
 use entry::{Checksum, Chunk, ChunkedFile, Decision, DirOrigin, HardLinks};
 use error::CopyError;
 use items::Items;
-use metadata::{Grant, Incomplete};
+use metadata::{Grant, MissingMetadata};
 use unsynced::Unsynced;
 
 /// A job's number: never 0, never used twice in a run.
@@ -186,8 +186,8 @@ pub(crate) struct JobUpdate {
     pub(crate) counts: Counts,
     /// The job ended early, because the run ends.
     pub(crate) is_cut: bool,
-    /// How far the job is. Of a job that is done only if that may be tried again.
-    pub(crate) progress: Progress,
+    /// The job's progress. If the job is done, set only if it may be retried.
+    pub(crate) progress: JobProgress,
     /// The directory's ids, with the first of its subdirectories.
     pub(crate) dir_ids: Option<DirIds>,
     pub(crate) subdirs: Subdirs,
@@ -210,10 +210,10 @@ pub(crate) struct JobUpdate {
     /// Suspects that were examined and are complete now.
     pub(crate) settled_suspects: Vec<Name>,
     /// Entries that were copied without all of their metadata.
-    pub(crate) incomplete: Vec<Incomplete>,
+    pub(crate) missing_metadata: Vec<MissingMetadata>,
     /// Files whose contents are at the destination, with `--manifest`.
     pub(crate) checksums: Vec<FileChecksum>,
-    /// Files of which the first copy was wrong (`--verify`), and the second one right.
+    /// Files whose first copy was wrong (`--verify`), and whose second copy was right.
     pub(crate) repeated: Vec<Name>,
     /// Lines for `-v` or `-n`.
     pub(crate) lines: Vec<Line>,
@@ -221,12 +221,12 @@ pub(crate) struct JobUpdate {
     pub(crate) excluded: Vec<Excluded>,
     /// Entries that only the destination has.
     pub(crate) extraneous: Names,
-    /// Entries whose names something of another type has at the destination. They are copied once
-    /// that is removed.
+    /// Entries whose names are taken by another type of entry at the destination. They are copied
+    /// once that is removed.
     pub(crate) obstructed: Names,
-    /// Directories of the destination that are to be removed with all that is in them.
+    /// Directories of the destination to remove with everything in them.
     pub(crate) doomed: Names,
-    /// Something in the directory that is being removed has to stay.
+    /// An entry of the directory that is being removed must stay.
     pub(crate) has_kept: bool,
     /// Entries that stay because of `--max-delete`.
     pub(crate) over_limit: u64,
@@ -234,11 +234,11 @@ pub(crate) struct JobUpdate {
     pub(crate) is_source_empty: bool,
     /// The directory's stat, if other jobs must end before it can be finished. `None` once the
     /// worker has finished it itself.
-    pub(crate) unfinished: Option<Box<FileStat>>,
+    pub(crate) stat_to_finish: Option<Box<FileStat>>,
 }
 
 impl JobUpdate {
-    /// Returns true if the update says something about what only the destination has.
+    /// Returns true if the update is about entries that only the destination has.
     pub(crate) fn is_about_deletion(&self) -> bool {
         !(self.extraneous.is_empty() && self.obstructed.is_empty())
             || self.has_kept
@@ -258,7 +258,7 @@ impl JobUpdate {
 
 /// The progress of an unfinished job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Progress {
+pub(crate) enum JobProgress {
     #[default]
     Unknown,
     /// Of a listing.
@@ -362,7 +362,7 @@ pub(crate) struct Line {
     /// `None` stands for the job's directory.
     pub(crate) name: Option<Name>,
     pub(crate) decision: Decision,
-    /// What has changed, with `--itemize-changes`.
+    /// The changes, with `--itemize-changes`.
     pub(crate) items: Option<Items>,
     /// Bytes of a regular file, if they are known.
     pub(crate) size: Option<u64>,

@@ -35,7 +35,7 @@ pub(crate) enum WireError {
     Closed,
     /// No message has arrived, or not all of one.
     Nothing,
-    /// What arrived is no message.
+    /// The bytes that arrived are no message.
     Garbage,
 }
 

@@ -1,16 +1,16 @@
 //! How many workers there may be, and how many of them may copy contents at one time.
 //!
-//! These are two numbers. Workers list, create, and set metadata; that is work for the processor,
-//! or calls to a server, and many at once make it fast (2,000 files at 0.5 ms a call: 11 s with 2
-//! workers, 1.4 s with 32). So a run begins with one worker for each core. While all of them are
-//! busy and sleep, the number grows fourfold. It never shrinks. The contents are another matter:
-//! on a disk with one head two readers are slower than one. [`Throughput`] says how many may copy
-//! contents, and the gate on the scoreboard makes the others wait.
+//! These are two numbers. Workers list, create, and set metadata. That is work for the processor or
+//! calls to a server, and many workers at once make it fast (2,000 files at 0.5 ms a call: 11 s
+//! with 2 workers, 1.4 s with 32). So a run begins with one worker for each core. While all of them
+//! have jobs and sleep, the number grows fourfold. It never shrinks. The contents are another
+//! matter: on a disk with one head two readers are slower than one. [`Throughput`] says how many
+//! may copy contents, and the gate on the scoreboard makes the others wait.
 //!
 //! The workers' own sleep decides: the time in which they neither ran nor waited for a processor
 //! (schedstat). Neither the machine's idle time nor their processor time alone would do. Beside
-//! other busy programs the machine is never idle, and a worker gets little time although it wants
-//! more; then more workers would only take it from each other.
+//! other busy programs the machine is never idle. A worker gets little processor time although it
+//! could use more, and more workers would only take it from each other.
 //!
 //! A worker that is stuck does not count: another one takes its place.
 
@@ -27,13 +27,13 @@ use crate::scoreboard::{GateState, Scoreboard, WorkerSlot};
 
 /// The maximum number of workers without `-j`. Measured in `benches/README.md`.
 const MAX: usize = 64;
-/// How often to look.
+/// How often to sample the workers.
 pub(crate) const PERIOD: Duration = Duration::from_millis(20);
 /// The same at the start, as long as workers wait for a device of which nothing is known yet. Two
 /// workers on a file system that could serve 64 would lose most of the first tenth of a second.
 const QUICK_PERIOD: Duration = Duration::from_millis(5);
 const QUICK_START: Duration = Duration::from_millis(200);
-/// Workers whose time is read at a look.
+/// The maximum number of workers whose time is read for one sample.
 const SAMPLED: usize = 8;
 
 /// The limits over a run.
@@ -44,7 +44,7 @@ pub(crate) struct WorkerLimit {
     automatic: Option<Automatic>,
 }
 
-/// What is known if the user has not said how many.
+/// State of a run without `-j`.
 #[derive(Debug)]
 struct Automatic {
     started: Instant,
@@ -53,9 +53,9 @@ struct Automatic {
     sleep: Sleep,
 }
 
-/// What has changed.
+/// The limits that an update has changed.
 #[derive(Debug, Default)]
-pub(crate) struct Changes {
+pub(crate) struct LimitChanges {
     /// The new limit of workers.
     pub(crate) workers: Option<usize>,
     /// The decision as a line for `--debug`.
@@ -95,7 +95,7 @@ impl WorkerLimit {
         self.automatic.is_some()
     }
 
-    /// Returns how long to wait for the next look; `None` if there is none.
+    /// Returns the time between two samples; `None` if the number of workers is fixed.
     pub(super) fn period(&self, now: Instant, scoreboard: Scoreboard) -> Option<Duration> {
         let automatic = self.automatic.as_ref()?;
         Some(automatic.period(now, scoreboard))
@@ -111,23 +111,23 @@ impl WorkerLimit {
         Some(self.limit)
     }
 
-    /// Looks at the workers of the first `started` slots, if it is time to, while `busy` batches
-    /// are in flight. Sets the limit of the gate.
+    /// Samples the workers of the first `started` slots, if it is time to, and sets the limit of
+    /// the gate. `busy` batches are in flight.
     pub(crate) fn update(
         &mut self,
         now: Instant,
         busy: usize,
         scoreboard: Scoreboard,
         started: usize,
-    ) -> Changes {
+    ) -> LimitChanges {
         let Some(automatic) = &mut self.automatic else {
-            return Changes::default();
+            return LimitChanges::default();
         };
         if now.saturating_duration_since(automatic.updated) < automatic.period(now, scoreboard) {
-            return Changes::default();
+            return LimitChanges::default();
         }
         automatic.updated = now;
-        let sample = automatic.look(now, scoreboard, started);
+        let sample = automatic.sample(now, scoreboard, started);
         let phase = automatic.throughput.phase();
         let permits = automatic.throughput.update(&sample);
         if let Some(limit) = permits {
@@ -142,7 +142,7 @@ impl WorkerLimit {
             || permits.is_some()
             || sample.is_opened
             || phase != automatic.throughput.phase();
-        Changes {
+        LimitChanges {
             workers,
             decision: has_changed.then(|| automatic.describe(self.limit, &sample)),
         }
@@ -171,7 +171,7 @@ impl Automatic {
         }
     }
 
-    fn look(&mut self, now: Instant, scoreboard: Scoreboard, started: usize) -> Sample {
+    fn sample(&mut self, now: Instant, scoreboard: Scoreboard, started: usize) -> Sample {
         let slots = || (0..started).map(|worker| scoreboard.slot(worker));
         let (mut requests, mut work) = (0, 0);
         for slot in slots() {
@@ -188,7 +188,7 @@ impl Automatic {
             now: now.saturating_duration_since(self.started),
             requests,
             work,
-            asleep: self.sleep.look(now, slots(), waiting > 0),
+            asleep: self.sleep.measure(now, slots(), waiting > 0),
             waiting,
             is_opened: is_open && self.throughput.limit() != Limit::Open,
             is_throttled,
@@ -218,7 +218,7 @@ impl Automatic {
 /// How much the workers sleep.
 #[derive(Debug, Default)]
 struct Sleep {
-    /// The last look at each worker.
+    /// The last sample of each worker.
     seen: Vec<Option<Seen>>,
     /// The last result.
     last: Option<f64>,
@@ -233,9 +233,9 @@ struct Seen {
 }
 
 impl Sleep {
-    /// Returns the part of their time that some busy workers have slept since the last look. If all
-    /// of them wait at the gate, it is what it was.
-    fn look(
+    /// Returns the share of their time that some busy workers have slept since the last sample. If
+    /// all of them wait at the gate, returns the last result again.
+    fn measure(
         &mut self,
         now: Instant,
         slots: impl Iterator<Item = WorkerSlot>,
@@ -249,7 +249,7 @@ impl Sleep {
             // A sync says nothing about how fast files are copied.
             let is_busy = slot.job().is_some() && !slot.is_syncing();
             if is_busy && slot.gate() == GateState::Waiting {
-                // What was seen stays: the time before and after the wait is looked at later.
+                // The last sample stays: a later one covers the time before and after the wait.
                 continue;
             }
             let ready = if is_busy && sampled < SAMPLED {
@@ -353,7 +353,7 @@ mod tests {
         let slot = scoreboard.slot(0);
         slot.set_thread(rustix::thread::gettid());
         let mut sleep = Sleep::default();
-        let mut look = || sleep.look(Instant::now(), [slot].into_iter(), false);
+        let mut look = || sleep.measure(Instant::now(), [slot].into_iter(), false);
         assert_eq!(look(), None, "it has no job");
         slot.begin_job(1);
         assert_eq!(look(), None, "nothing to compare with");

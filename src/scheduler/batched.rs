@@ -1,14 +1,14 @@
-//! Collects files that are to be synced (`--fsync`), and has many of them synced at once. How that
-//! is safe is explained in `copy/batched.rs`.
+//! Collects files to sync (`--fsync`), so that many are synced at once. `copy/batched.rs` explains
+//! why that is safe.
 //!
 //! - While a job runs, its unsynced files belong to its worker, which may commit them itself. The
 //!   parent knows them nevertheless. When the job has ended, or its worker is lost, they are the
 //!   parent's, and each is pending in its directory.
-//! - If there are enough of them, or some have waited long, or nothing else is to be done, one
-//!   worker syncs their device. What arrives meanwhile waits for the next sync.
-//! - Then jobs commit the files. They are counted and printed by that, as any other file.
-//! - If the sync fails, so has everything that waits for one on that device, and everything that a
-//!   worker has written before it noticed. From then on each file is synced alone.
+//! - If there are enough of them, or some have waited long, or no other job is left, one worker
+//!   syncs their device. Files that arrive meanwhile wait for the next sync.
+//! - Then jobs commit the files. Only then are they counted and printed.
+//! - If the sync fails, all files that wait for one on that device fail. So do those that a worker
+//!   wrote before it noticed. From then on each file is synced alone.
 //! - At the end of the run each device is synced once more.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use super::dispatch::{NewJob, Running, Written};
 use super::failures::Failed;
-use super::tree::{Listing, NodeKey};
+use super::tree::{ListingState, NodeKey};
 use super::{Phase, Scheduler};
 use crate::fs::path::Name;
 use crate::fs::stat::FileId;
@@ -27,24 +27,24 @@ use crate::protocol::error::{CopyError, Step};
 use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{Job, JobKind, JobUpdate};
 use crate::quote::quote;
-use crate::ui::{About, Kind as MessageKind, Side};
+use crate::ui::{About, MessageKind, Side};
 
-/// So many files, or bytes, are synced without waiting for more.
+/// A batch of this many files or bytes is synced without waiting for more.
 const MOST_FILES: usize = 4096;
 const MOST_BYTES: u64 = 256 << 20;
 /// No file waits longer for a sync, unless the last one still runs.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// If so many batches wait for the disk, workers get no more to copy.
+/// If this many batches wait for the disk, workers get no more to copy.
 const MOST_BATCHES: usize = 2;
 /// Files in one job.
-const JOB_FILES: usize = 256;
+const FILES_PER_JOB: usize = 256;
 
 /// Files that wait for a sync, by the target whose directory is synced.
 #[derive(Default)]
 pub(super) struct Batches {
     devices: BTreeMap<u32, Batch>,
     is_final_begun: bool,
-    /// Syncs of which it is not known how they ended.
+    /// Syncs whose worker was lost, so that their result is unknown.
     lost: usize,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct Batches {
 struct Batch {
     waiting: Vec<Waiting>,
     bytes: u64,
-    /// When the first of them came.
+    /// When the first of them was added.
     since: Option<Instant>,
     /// The files that are being synced.
     syncing: Option<Vec<Waiting>>,
@@ -94,7 +94,7 @@ impl Scheduler {
         self.batches.is_behind()
     }
 
-    /// Notes the unsynced files of an update. `leads` are the groups that files of it lead.
+    /// Notes the unsynced files of an update. `leads` are the groups of hard links that they lead.
     pub(super) fn note_unsynced(
         &mut self,
         dir: NodeKey,
@@ -213,12 +213,12 @@ impl Scheduler {
         // A node of its own: the sync is pending in no directory.
         let node = self
             .tree
-            .open_target(target, DirOrigin::default(), Listing::Done);
+            .open_target(target, DirOrigin::default(), ListingState::Done);
         let root = self.batches.lost;
         self.push_urgent(NewJob::new(node, JobKind::Sync { root }));
     }
 
-    /// Syncs again. The kernel may have reported an error to a worker that is lost.
+    /// Repeats a sync whose worker was lost. The kernel may have reported an error to that worker.
     pub(super) fn retry_sync(&mut self, job: &Job, node: NodeKey) {
         self.batches.lost += 1;
         let root = self.batches.lost;
@@ -256,7 +256,7 @@ impl Scheduler {
         let mut failed = files;
         failed.extend(waiting);
         if failed.is_empty() {
-            // The last one: links, directories, times and names.
+            // The final sync, of links, directories, times and names.
             let error = crate::protocol::EntryError::new(None, error);
             if !self.is_root_gone(job, &error.error) {
                 self.fail(None, job.target, &job.path, &error);
@@ -275,7 +275,7 @@ impl Scheduler {
         }
         for ((dir, _), mut files) in groups {
             while !files.is_empty() {
-                let rest = files.split_off(files.len().min(JOB_FILES));
+                let rest = files.split_off(files.len().min(FILES_PER_JOB));
                 let pending = files.len();
                 let leads = files.iter();
                 let leads = leads.filter_map(|it| Some((it.file.name.clone(), it.leads?)));

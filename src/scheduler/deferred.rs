@@ -1,40 +1,40 @@
-//! Tries again at the end of the run what failed for a reason that can pass (`--retries`).
+//! Retries failed entries at the end of the run, if the reason can pass (`--retries`).
 //!
-//! **What is deferred stays pending.** So its directory is not finished, and the run does not end,
-//! before its last attempt. Until then it is neither counted nor printed: each entry is counted once
-//! and failed once. A round begins when nothing else is queued or running. So no entry is worked on
-//! twice at a time, and a new job for it needs no other order.
+//! **What is deferred stays pending.** Before its last attempt, its directory is not finished and
+//! the run does not end. It is not counted or printed before that either, so each entry is counted
+//! once and fails once. A round begins when nothing else is queued or running. So no entry is in
+//! two running jobs, and retries need no order.
 //!
-//! A stopped run tries nothing again. What is deferred fails then.
+//! A stopped run retries nothing. All deferred entries fail then.
 
 use std::time::Instant;
 
 use super::dispatch::{NewJob, Running};
-use super::tree::{Listing, NodeKey};
+use super::tree::{ListingState, NodeKey};
 use super::{Phase, Scheduler};
 use crate::fs::path::{Kind, Name, Names};
 use crate::protocol::entry::HardLinks;
-use crate::protocol::metadata::Incomplete;
+use crate::protocol::metadata::MissingMetadata;
 use crate::protocol::{EntryError, Job, JobKind};
-use crate::ui::{About, Kind as MessageKind};
+use crate::ui::{About, MessageKind};
 
-/// The most failures that are remembered. Each keeps its directory open, about 1 KiB.
+/// The maximum number of deferred failures. Each keeps its directory's node, about 1 KiB.
 const MOST: usize = 10_000;
 
-/// What is to be tried again.
+/// The failures to retry.
 #[derive(Default)]
 pub(super) struct Deferred {
-    list: Vec<Attempt>,
-    /// How often everything deferred was tried again so far.
+    list: Vec<Deferral>,
+    /// The rounds of retries so far.
     rounds: u32,
-    /// When the next round begins, once nothing else is to be done.
+    /// When the next round begins, if no other job is left by then.
     next_at: Option<Instant>,
-    /// The user knows that no more are remembered.
+    /// The warning that no more are deferred was printed.
     is_limit_said: bool,
 }
 
-/// Something that has failed and is pending in its node.
-struct Attempt {
+/// A deferred failure. It is pending in its node.
+struct Deferral {
     node: NodeKey,
     /// The worker that saw it fail.
     worker: String,
@@ -42,13 +42,13 @@ struct Attempt {
     work: Work,
 }
 
-/// What is reported if it is not tried again.
+/// The failure to report if it is not retried.
 enum Failure {
     Error(EntryError),
-    Incomplete(Incomplete),
+    MissingMetadata(MissingMetadata),
 }
 
-/// What is done again.
+/// The work to repeat.
 enum Work {
     Job(JobKind),
     /// The listing of the directory.
@@ -64,9 +64,9 @@ impl Scheduler {
         }
         let may_pass = match failure {
             Failure::Error(error) => error.error.may_pass(),
-            Failure::Incomplete(incomplete) => {
-                !incomplete.failures.is_empty()
-                    && incomplete.failures.iter().all(|it| it.reason.may_pass())
+            Failure::MissingMetadata(missing) => {
+                !missing.failures.is_empty()
+                    && missing.failures.iter().all(|it| it.reason.may_pass())
             }
         };
         let target = &self.context.targets.list[job.target as usize];
@@ -134,24 +134,24 @@ impl Scheduler {
         true
     }
 
-    /// Defers an entry that lacks metadata. Returns it if that is of no use.
-    pub(super) fn defer_incomplete(
+    /// Defers an entry that lacks metadata. Returns it if a retry would not help.
+    pub(super) fn defer_missing_metadata(
         &mut self,
         worker: usize,
         node: NodeKey,
         job: &Job,
-        incomplete: Incomplete,
-    ) -> Option<Incomplete> {
-        let (Some(kind), Some(name)) = (incomplete.kind, incomplete.name.clone()) else {
-            return Some(incomplete);
+        missing: MissingMetadata,
+    ) -> Option<MissingMetadata> {
+        let (Some(kind), Some(name)) = (missing.kind, missing.name.clone()) else {
+            return Some(missing);
         };
-        let failure = Failure::Incomplete(incomplete);
+        let failure = Failure::MissingMetadata(missing);
         if self.may_defer(job, &failure) {
             self.defer_in_directory(worker, node, failure, one(kind, &name));
             return None;
         }
         match failure {
-            Failure::Incomplete(incomplete) => Some(incomplete),
+            Failure::MissingMetadata(missing) => Some(missing),
             Failure::Error(_) => None,
         }
     }
@@ -180,16 +180,16 @@ impl Scheduler {
         is_whole && error.name.is_none() && self.may_defer(job, &Failure::Error(error.clone()))
     }
 
-    /// Defers what is left of a job that has ended. It stays pending in its node.
+    /// Defers the rest of a job that has ended. It stays pending in its node.
     pub(super) fn defer_job(&mut self, worker: usize, running: &Running, error: EntryError) {
         let node = running.node;
         let work = match running.job.kind.clone() {
             JobKind::Directory { .. } => {
                 let listing = &mut self.tree.dir_mut(node).listing;
-                match std::mem::replace(listing, Listing::Done) {
-                    Listing::Running(mut listed) | Listing::Repeat(mut listed) => {
+                match std::mem::replace(listing, ListingState::Done) {
+                    ListingState::Running(mut listed) | ListingState::Repeat(mut listed) => {
                         listed.own = Names::default();
-                        *listing = Listing::Deferred(listed);
+                        *listing = ListingState::Deferred(listed);
                     }
                     other => *listing = other,
                 }
@@ -227,7 +227,7 @@ impl Scheduler {
             let path = self.ui.show_failed(target, &path, &what);
             format!("{path}; to be tried again")
         });
-        self.deferred.list.push(Attempt {
+        self.deferred.list.push(Deferral {
             node,
             worker,
             failure,
@@ -235,15 +235,15 @@ impl Scheduler {
         });
     }
 
-    /// Begins the next round, if nothing else is to be done and the wait is over.
+    /// Begins the next round, if no other job is left and the wait is over.
     pub(super) fn try_again(&mut self) {
         let is_busy = !self.queue.is_empty() || !self.running.is_empty();
         if self.deferred.list.is_empty() || is_busy || self.phase != Phase::Running {
             self.deferred.next_at = None;
             return;
         }
-        // Listings that were lost wait until nothing of their directories is pending. What is
-        // deferred does not disturb them, and they may find more.
+        // Lost listings wait until nothing else of their directories is pending. Deferred entries
+        // do not disturb them, and they may find more entries.
         let lost = self.tree.repeats();
         if !lost.is_empty() {
             for node in lost {
@@ -270,7 +270,7 @@ impl Scheduler {
         }
         self.deferred.next_at = None;
         self.deferred.rounds += 1;
-        // What is queued last is sent first.
+        // The last one queued is sent first.
         for attempt in std::mem::take(&mut self.deferred.list).into_iter().rev() {
             let node = attempt.node;
             match attempt.work {
@@ -295,12 +295,12 @@ impl Scheduler {
                         self.fail(worker, target, &dir, &error);
                     }
                 }
-                Failure::Incomplete(incomplete) => {
-                    self.fail_incomplete(worker, target, &dir, incomplete);
+                Failure::MissingMetadata(missing) => {
+                    self.fail_missing_metadata(worker, target, &dir, missing);
                 }
             }
             if let Work::Listing = attempt.work {
-                self.tree.dir_mut(attempt.node).listing = Listing::Done;
+                self.tree.dir_mut(attempt.node).listing = ListingState::Done;
                 self.has_unlisted = true;
             }
             self.complete_one(attempt.node);
@@ -313,12 +313,9 @@ impl Failure {
     fn describe(&self) -> (Option<Name>, String) {
         match self {
             Self::Error(error) => (error.name.clone(), error.message()),
-            Self::Incomplete(incomplete) => {
-                let errors = incomplete.failures.iter().map(ToString::to_string);
-                (
-                    incomplete.name.clone(),
-                    errors.collect::<Vec<_>>().join("; "),
-                )
+            Self::MissingMetadata(missing) => {
+                let errors = missing.failures.iter().map(ToString::to_string);
+                (missing.name.clone(), errors.collect::<Vec<_>>().join("; "))
             }
         }
     }

@@ -1,20 +1,21 @@
 //! `--delete`: the last step of a run, after everything else is done.
 //!
 //! **Nothing is deleted before the run has seen its whole source.** While directories are copied,
-//! workers report what only the destination has, and this file keeps the names: as much memory as
-//! there is to delete, and none for the rest of the tree. When all directories are complete, the
-//! run decides once:
+//! workers report the entries that only the destination has, and this file keeps their names. That
+//! takes memory for each entry to delete, and none for the rest of the tree. When all directories
+//! are complete, the run decides once:
 //!
 //! - If it was stopped, or a side is full or gone, nothing is deleted.
-//! - If an entry failed or a directory could not be listed, nothing is deleted, anywhere. What
-//!   failed may be what was moved, and the destination may have the only copy under the old name.
-//! - Files that vanished or changed meanwhile (exit status 3) are no reason: their directories were
-//!   listed, so their names were seen, and no name that was seen is deleted. A directory that
-//!   vanished is a reason: nobody knows what was in it.
-//! - Metadata that could not be kept is no reason: the contents have arrived.
+//! - If an entry failed or a directory could not be listed, nothing is deleted, anywhere. A failed
+//!   entry may be one that was moved. Then the destination may have its only copy, under the old
+//!   name.
+//! - Files that vanished or changed meanwhile (exit status 3) prevent nothing: their directories
+//!   were listed, so their names were seen, and no name that was seen is deleted. But if a
+//!   directory vanished, nothing is deleted: its entries are unknown.
+//! - Metadata that could not be kept prevents nothing: the contents were copied.
 //!
-//! Then two rounds follow. The first removes what is in the way of an entry of another type, and
-//! copies that entry. The second removes the rest. A worker looks at the source once more before
+//! Then two rounds follow. The first removes entries that are in the way of one of another type,
+//! and copies that one. The second removes the rest. A worker examines the source once more before
 //! each removal (`copy/delete.rs`). With `--fsync` a sync follows each round, so what was copied is on
 //! disk before anything is deleted. A directory is removed by the tree of pending counters too: its
 //! entries first, and at zero the directory itself.
@@ -29,19 +30,19 @@ use crate::fs::stat::DirIds;
 use crate::protocol::error::{CopyError, Reason, Step};
 use crate::protocol::{EntryError, Job, JobKind, JobUpdate};
 use crate::quote::quote;
-use crate::ui::{About, Kind as MessageKind, Side};
-use crate::worker::BATCH;
+use crate::ui::{About, MessageKind, Side};
+use crate::worker::ENTRIES_PER_JOB;
 
 /// With `--delete` there is one target.
 const TARGET: u32 = 0;
 
-/// How far deletion is.
+/// The round that a run with `--delete` is in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Round {
-    /// Everything is copied.
+    /// The source is being copied.
     #[default]
     Copy,
-    /// What is in the way is removed, and then the entries are copied.
+    /// Entries that are in the way are removed, and the obstructed ones are copied.
     MakeRoom,
     Delete,
 }
@@ -50,7 +51,7 @@ enum Round {
 #[derive(Default)]
 pub(super) struct Deleting {
     round: Round,
-    /// Not all of the source has arrived.
+    /// Not all of the source was copied.
     is_incomplete: bool,
     is_source_empty: bool,
     /// Entries that stay because of `--max-delete`.
@@ -58,7 +59,7 @@ pub(super) struct Deleting {
 }
 
 impl Scheduler {
-    /// Removes what only the destination has, if this run has seen its whole source.
+    /// Removes the entries that only the destination has, if this run has seen its whole source.
     pub(super) fn delete_extraneous(&mut self) {
         if self.context.config.mirror.is_none() {
             return;
@@ -181,16 +182,16 @@ impl Scheduler {
                 deletion.obstructed.push(kind, name.to_bytes());
             }
         }
-        let batches = names.len().div_ceil(BATCH);
+        let batches = names.len().div_ceil(ENTRIES_PER_JOB);
         let node = self.tree.open_again(TARGET, path, batches, deletion);
         while !names.is_empty() {
-            let names = names.take_last(BATCH);
+            let names = names.take_last(ENTRIES_PER_JOB);
             self.push(node, JobKind::MakeRoom { names });
         }
     }
 
     fn queue_deletion(&mut self, path: RelPath, names: Names, ids: DirIds) {
-        let batches = names.len().div_ceil(BATCH);
+        let batches = names.len().div_ceil(ENTRIES_PER_JOB);
         let deletion = Deletion::default();
         let node = self.tree.open_again(TARGET, path, batches, deletion);
         self.push_deletion(node, names, ids);
@@ -201,7 +202,7 @@ impl Scheduler {
         self.deleting.is_incomplete = true;
     }
 
-    /// Notes an error that shows that not all of the source has arrived.
+    /// Notes an error that shows that not all of the source was copied.
     pub(super) fn note_incomplete_source(&mut self, error: &EntryError) {
         let is_directory = error.name.is_none();
         self.deleting.is_incomplete |= is_directory || !error.error.is_moving_source();
@@ -233,7 +234,7 @@ impl Scheduler {
         true
     }
 
-    /// Notes what an update says about entries that only the destination has.
+    /// Notes the entries of an update that only the destination has.
     pub(super) fn note_deletion(
         &mut self,
         worker: usize,

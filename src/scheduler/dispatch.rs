@@ -15,11 +15,11 @@ use crate::protocol::entry::{Chunk, DirOrigin};
 use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{Job, JobId, JobKind};
 use crate::scoreboard::claims::Claim;
-use crate::worker::BATCH;
+use crate::worker::ENTRIES_PER_JOB;
 
-/// The most jobs in one batch. If small directories were sent one by one, each would wake the
-/// parent.
-const BATCH_JOBS: usize = 16;
+/// The maximum number of jobs in one batch. If small directories were sent one by one, each would
+/// wake the parent.
+const JOBS_PER_BATCH: usize = 16;
 
 /// A job that has not been sent.
 pub(super) struct NewJob {
@@ -34,7 +34,7 @@ pub(super) struct Running {
     pub(super) job: Arc<Job>,
     pub(super) node: NodeKey,
     pub(super) leads: VecDeque<(Name, FileId)>,
-    /// The worker that got it last, if it was sent to a certain one.
+    /// The worker that it was last sent to; `None` for the queue of all workers.
     sent_to: Option<usize>,
     batch: u64,
     /// The number of the next update.
@@ -75,7 +75,7 @@ pub(super) struct Queue {
 enum Queued {
     Job(NewJob),
     /// A job that was sent before.
-    Again(JobId),
+    Resend(JobId),
     /// Subdirectories, to be listed from the last one.
     Subdirs {
         parent: NodeKey,
@@ -149,11 +149,12 @@ impl Queue {
         rest.len()
     }
 
-    /// Drops what begins an entry or a directory. Returns true if anything was dropped.
+    /// Drops the work that would begin an entry or a directory. Returns true if anything was
+    /// dropped.
     pub(super) fn drop_new(&mut self) -> bool {
         let before = self.entries.len();
         self.entries.retain(|queued| match queued {
-            Queued::Again(_) | Queued::Chunks { .. } => true,
+            Queued::Resend(_) | Queued::Chunks { .. } => true,
             Queued::Subdirs { .. } | Queued::Doomed { .. } | Queued::Deletion { .. } => false,
             Queued::Job(job) => !matches!(
                 job.kind,
@@ -211,8 +212,8 @@ impl Queue {
     }
 
     /// Queues a sent job again. It is skipped if a worker has claimed it by then.
-    pub(super) fn push_again(&mut self, id: JobId) {
-        self.push(Queued::Again(id), 1);
+    pub(super) fn push_resend(&mut self, id: JobId) {
+        self.push(Queued::Resend(id), 1);
     }
 }
 
@@ -251,7 +252,7 @@ impl Scheduler {
 
     /// Queues entries to remove. Each batch of them is counted as pending in their directory.
     pub(super) fn push_deletion(&mut self, node: NodeKey, names: Names, ids: DirIds) {
-        let jobs = names.len().div_ceil(BATCH);
+        let jobs = names.len().div_ceil(ENTRIES_PER_JOB);
         self.queue.push(Queued::Deletion { node, names, ids }, jobs);
     }
 
@@ -276,7 +277,7 @@ impl Scheduler {
             && !(is_behind && self.queue.urgent.is_empty())
         {
             let share = self.queue.jobs / (4 * self.limit.limit());
-            let batch = self.take_batch(share.clamp(1, BATCH_JOBS));
+            let batch = self.take_batch(share.clamp(1, JOBS_PER_BATCH));
             // Jobs that will wait behind another job or batch.
             let waiting = usize::from(self.engine.idle() > 0);
             let ids: Vec<JobId> = batch.iter().skip(waiting).map(|job| job.id).collect();
@@ -322,7 +323,7 @@ impl Scheduler {
             return true;
         }
         for id in ids.into_iter().rev() {
-            self.queue.push_again(id);
+            self.queue.push_resend(id);
         }
         if self.engine.busy() == 0 {
             self.fail_without_workers();
@@ -336,7 +337,7 @@ impl Scheduler {
         while batch.len() < most && self.queue.free_claims() > 0 {
             let is_small = match self.queue.entries.last() {
                 _ if !self.queue.urgent.is_empty() => true,
-                Some(Queued::Subdirs { .. } | Queued::Doomed { .. } | Queued::Again(_)) => true,
+                Some(Queued::Subdirs { .. } | Queued::Doomed { .. } | Queued::Resend(_)) => true,
                 Some(Queued::Job(job)) => matches!(
                     job.kind,
                     JobKind::FinishDirectory { .. }
@@ -350,7 +351,7 @@ impl Scheduler {
             }
             match self.pop() {
                 Some(Popped::New(job)) => batch.push(self.begin(*job)),
-                Some(Popped::Again(id)) => batch.extend(self.unclaimed(id)),
+                Some(Popped::Resend(id)) => batch.extend(self.unclaimed(id)),
                 None => break,
             }
             if !is_small {
@@ -366,9 +367,9 @@ impl Scheduler {
             return Some(Popped::New(Box::new(job)));
         }
         let (job, is_last) = match self.queue.entries.last_mut()? {
-            Queued::Job(_) | Queued::Again(_) => match self.queue.entries.pop() {
+            Queued::Job(_) | Queued::Resend(_) => match self.queue.entries.pop() {
                 Some(Queued::Job(job)) => return Some(Popped::New(Box::new(job))),
-                Some(Queued::Again(id)) => return Some(Popped::Again(id)),
+                Some(Queued::Resend(id)) => return Some(Popped::Resend(id)),
                 _ => return None,
             },
             Queued::Subdirs {
@@ -391,7 +392,7 @@ impl Scheduler {
             }
             Queued::Deletion { node, names, ids } => {
                 let kind = JobKind::Delete {
-                    names: names.take_last(BATCH),
+                    names: names.take_last(ENTRIES_PER_JOB),
                     ids: *ids,
                 };
                 (NewJob::new(*node, kind), names.is_empty())
@@ -409,7 +410,7 @@ impl Scheduler {
         Some(Popped::New(Box::new(job)))
     }
 
-    /// Gives a job its number, and opens it to claims.
+    /// Numbers a job and publishes it for claims.
     pub(super) fn begin(&mut self, mut new: NewJob) -> Arc<Job> {
         if let JobKind::HardLinks { leader, .. } = &mut new.kind
             && let Some(next) = self.hard_links.successor(leader)
@@ -458,7 +459,7 @@ impl Scheduler {
     /// Returns who has claimed a sent job.
     pub(super) fn claim_of(&self, id: JobId) -> Option<Claim> {
         let running = self.running.get(&id)?;
-        Some(self.context.scoreboard.claims.look(running.job.claim, id))
+        Some(self.context.scoreboard.claims.read(running.job.claim, id))
     }
 
     /// Returns a job that was sent, if no worker has claimed it.
@@ -469,7 +470,7 @@ impl Scheduler {
 
     /// Keeps the list of jobs that wait behind others as short as the number of running jobs.
     fn forget_claimed(&mut self) {
-        if self.queue.maybe_unclaimed.len() > 2 * self.running.len() + BATCH_JOBS {
+        if self.queue.maybe_unclaimed.len() > 2 * self.running.len() + JOBS_PER_BATCH {
             let mut ids = std::mem::take(&mut self.queue.maybe_unclaimed);
             ids.retain(|&id| self.unclaimed(id).is_some());
             self.queue.maybe_unclaimed = ids;
@@ -504,7 +505,7 @@ impl Scheduler {
         // The queue is last in, first out.
         ids.sort_unstable_by_key(|&id| std::cmp::Reverse(id));
         for id in ids {
-            self.queue.push_again(id);
+            self.queue.push_resend(id);
         }
     }
 }
@@ -512,7 +513,7 @@ impl Scheduler {
 /// A job taken from the queue.
 pub(super) enum Popped {
     New(Box<NewJob>),
-    Again(JobId),
+    Resend(JobId),
 }
 
 impl NewJob {

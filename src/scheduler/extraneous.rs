@@ -1,4 +1,4 @@
-//! What only the destination has: what is known of it in one directory.
+//! The entries of one directory that only the destination has.
 
 use std::collections::HashSet;
 
@@ -7,18 +7,18 @@ use crate::fs::stat::DirIds;
 use crate::protocol::JobKind;
 use crate::protocol::entry::HardLinks;
 
-/// What deletion knows of a directory in progress.
+/// State of deletion in a directory in progress.
 #[derive(Default)]
 pub(super) struct Deletion {
     /// Entries that only the destination has.
     pub(super) extraneous: Names,
     /// Entries that wait until something of another type is removed.
     pub(super) obstructed: Names,
-    /// Only the destination has the directory, and it is to be removed.
+    /// Only the destination has the directory, and it must be removed.
     is_doomed: bool,
     /// Something else of the source gets its name.
     is_in_the_way: bool,
-    /// Something in it has to stay, so it stays too.
+    /// An entry in it must stay, so the directory stays too.
     has_kept: bool,
     /// The job that removes it is queued or running.
     is_removing: bool,
@@ -26,7 +26,7 @@ pub(super) struct Deletion {
     emptying: HashSet<Name>,
 }
 
-/// What was found in a directory, to be removed at the end.
+/// The entries of a directory to remove at the end of the run.
 pub(super) struct Found {
     pub(super) path: RelPath,
     pub(super) ids: Option<DirIds>,
@@ -43,12 +43,12 @@ impl Deletion {
         }
     }
 
-    /// Returns true if only the destination has the directory, and it is to be removed.
+    /// Returns true if only the destination has the directory, and it must be removed.
     pub(super) fn is_doomed(&self) -> bool {
         self.is_doomed
     }
 
-    /// Marks a directory as one to be removed. `above` is what is known of the one above it.
+    /// Marks a directory as one to remove. `above` is the state of its parent.
     pub(super) fn doom(&mut self, above: Option<&Self>) {
         self.is_doomed = true;
         // A directory in which room is made has nothing else to remove.
@@ -82,12 +82,12 @@ impl Deletion {
         })
     }
 
-    /// Forgets what a listing has shown that is repeated.
+    /// Forgets the entries that a listing has shown, because it is repeated.
     pub(super) fn forget_extraneous(&mut self) {
         self.extraneous.clear();
     }
 
-    /// Returns true if the directory above has to stay too.
+    /// Returns true if the parent directory must stay too.
     pub(super) fn keeps_parent(&self) -> bool {
         self.is_doomed && self.has_kept
     }
@@ -96,7 +96,7 @@ impl Deletion {
         self.has_kept = true;
     }
 
-    /// Returns what a directory that is complete leaves to the end of the run.
+    /// Returns the entries that a complete directory leaves to remove at the end of the run.
     pub(super) fn into_found(self, path: RelPath, ids: Option<DirIds>) -> Option<Found> {
         let has_found = !(self.extraneous.is_empty() && self.obstructed.is_empty());
         has_found.then_some(Found {

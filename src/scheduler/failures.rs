@@ -1,14 +1,14 @@
-//! Prints and counts what failed, once for each entry.
+//! Prints and counts failures, once for each entry.
 
 use super::Scheduler;
-use super::refusals::Failure;
+use super::refusals::FailedEntry;
 use super::tree::NodeKey;
 use crate::fs::path::{Name, RelPath};
 use crate::protocol::entry::Outcome;
 use crate::protocol::error::{CopyError, Reason};
-use crate::protocol::metadata::Incomplete;
+use crate::protocol::metadata::MissingMetadata;
 use crate::protocol::{EntryError, Job, JobKind};
-use crate::ui::{About, Kind as MessageKind, Side};
+use crate::ui::{About, MessageKind, Side};
 
 impl Scheduler {
     /// Handles an error of an entry or of its directory. Returns true if the entry is tried again
@@ -31,7 +31,7 @@ impl Scheduler {
             && let Some(file) = self.tree.chunked_mut(node)
         {
             if error.error.reason == Reason::Changed {
-                // The commit looks at the source once more.
+                // The commit examines the source once more.
                 file.has_changed = true;
                 return false;
             }
@@ -87,42 +87,42 @@ impl Scheduler {
     }
 
     /// Reports metadata that an entry lacks, if that is known to be its own failure.
-    pub(super) fn handle_incomplete(
+    pub(super) fn handle_missing_metadata(
         &mut self,
         worker: usize,
         node: NodeKey,
         job: &Job,
-        mut incomplete: Incomplete,
+        mut missing: MissingMetadata,
     ) {
-        self.refusals.take_known_failures(&mut incomplete);
-        let is_gone = incomplete
+        self.refusals.take_known_failures(&mut missing);
+        let is_gone = missing
             .errors()
             .any(|error| self.is_root_gone(job, &CopyError::new(error.step, error.reason)));
         if is_gone {
-            self.uncount(incomplete.outcome, 1);
+            self.uncount(missing.outcome, 1);
             return;
         }
-        if let Some(incomplete) = self.defer_incomplete(worker, node, job, incomplete) {
+        if let Some(missing) = self.defer_missing_metadata(worker, node, job, missing) {
             let label = self.engine.label(worker);
-            self.fail_incomplete(Some(&label), job.target, &job.path, incomplete);
+            self.fail_missing_metadata(Some(&label), job.target, &job.path, missing);
         }
     }
 
     /// Prints and counts the failures of an entry that was copied, and remembers its refusals.
-    pub(super) fn fail_incomplete(
+    pub(super) fn fail_missing_metadata(
         &mut self,
         worker: Option<&str>,
         target: u32,
         dir: &RelPath,
-        mut incomplete: Incomplete,
+        mut missing: MissingMetadata,
     ) {
-        if !incomplete.failures.is_empty() {
-            self.fail_counted(incomplete.outcome.take(), 1);
-            let name = incomplete.name.as_ref();
+        if !missing.failures.is_empty() {
+            self.fail_counted(missing.outcome.take(), 1);
+            let name = missing.name.as_ref();
             self.ui
-                .print_incomplete(worker, target, dir, name, &incomplete.failures);
+                .print_missing_metadata(worker, target, dir, name, &missing.failures);
         }
-        self.refusals.add(target, dir, incomplete);
+        self.refusals.add(target, dir, missing);
     }
 
     /// Counts entries as failed that were counted otherwise before.
@@ -147,10 +147,10 @@ impl Scheduler {
     /// Judges the refusals at the end of the run, and prints and counts them.
     pub(super) fn conclude_refusals(&mut self) {
         let verdict = self.refusals.decide();
-        for Failure { entry, errors } in &verdict.failures {
+        for FailedEntry { entry, errors } in &verdict.failures {
             let name = entry.name.as_ref();
             self.ui
-                .print_incomplete(None, entry.target, &entry.dir, name, errors);
+                .print_missing_metadata(None, entry.target, &entry.dir, name, errors);
         }
         let mut failed = 0;
         for (outcome, entries) in verdict.failed {

@@ -121,7 +121,7 @@ impl MadeUp {
         };
         if matches!(job.kind, JobKind::Directory { .. }) && depth < self.depth {
             update.subdirs.new = self.names.clone();
-            update.unfinished = Some(Box::new(self.stat));
+            update.stat_to_finish = Some(Box::new(self.stat));
         }
         update
     }

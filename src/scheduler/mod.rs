@@ -44,9 +44,7 @@ use crate::protocol::job_map::JobMap;
 use crate::protocol::{Counts, Job, JobKind};
 use crate::quote::quote;
 use crate::signals::Signals;
-use crate::ui::{
-    About, Activity, Kind as MessageKind, Manifest, Outputs, Side, Status, Summary, Ui,
-};
+use crate::ui::{About, Activity, Manifest, MessageKind, Outputs, Side, Status, Summary, Ui};
 use autoscale::WorkerLimit;
 use batched::Batches;
 use deferred::Deferred;
@@ -55,11 +53,11 @@ use dispatch::{Queue, Running};
 use hard_links::HardLinkGroups;
 use refusals::Refusals;
 use roots::Roots;
-use shutdown::Unfinished;
-use tree::{Listed, Listing, Tree};
+use shutdown::IncompleteFile;
+use tree::{ListingProgress, ListingState, Tree};
 use watchdog::{Stall, Watchdog};
 
-/// How long the loop waits for a report before it looks at signals, workers and the bar.
+/// How long the loop waits for a report before it checks signals, workers and the bar.
 const TICK: Duration = Duration::from_millis(100);
 /// After this long without progress, the bar names a worker.
 const SHOW_STALL_AFTER: Duration = Duration::from_secs(3);
@@ -93,17 +91,17 @@ pub(crate) struct Scheduler {
     reported: Vec<Option<Counts>>,
     watchdog: Watchdog,
     roots: Roots,
-    /// The side that hung when a worker was killed because it made no progress.
+    /// The side that hung, for each worker that was killed because it made no progress.
     hung: HashMap<usize, Side>,
     phase: Phase,
     deleting: Deleting,
     deferred: Deferred,
-    /// Something was not begun because the run ends.
+    /// Some work was not begun because the run ends.
     has_cut: bool,
-    /// Among that was a directory, so the number of entries is not known.
+    /// That work included a directory, so the number of entries is not known.
     has_unlisted: bool,
     /// Incomplete files that a stopped run removes.
-    unfinished: Vec<Unfinished>,
+    incomplete_files: Vec<IncompleteFile>,
     started: Instant,
     is_solo: bool,
 }
@@ -155,7 +153,7 @@ impl Scheduler {
             deferred: Deferred::default(),
             has_cut: false,
             has_unlisted: false,
-            unfinished: Vec::new(),
+            incomplete_files: Vec::new(),
             started: now,
             is_solo: true,
         };
@@ -175,12 +173,12 @@ impl Scheduler {
             let tree = &mut scheduler.tree;
             match &target.single {
                 None => {
-                    let listing = Listing::Running(Listed::default());
+                    let listing = ListingState::Running(ListingProgress::default());
                     let node = tree.open_target(index as u32, origin, listing);
                     scheduler.push_listing(node);
                 }
                 Some(single) => {
-                    let node = tree.open_target(index as u32, origin, Listing::Done);
+                    let node = tree.open_target(index as u32, origin, ListingState::Done);
                     let names = Names::one(single.kind, single.from.as_bytes());
                     let hard_links = HardLinks::Report;
                     scheduler.summary.counts.found += 1;

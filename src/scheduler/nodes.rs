@@ -11,7 +11,7 @@ use crate::engine::LostNode;
 use crate::protocol::error::Death;
 use crate::protocol::{JobId, JobKind};
 use crate::scoreboard::claims::Claim;
-use crate::ui::{About, Hosts, Kind as MessageKind};
+use crate::ui::{About, Hosts, MessageKind};
 
 impl Scheduler {
     /// Queues jobs again that a node has given back.
@@ -19,7 +19,7 @@ impl Scheduler {
         if !self.is_stopping() {
             // The queue is last in, first out.
             for &id in jobs.iter().rev() {
-                self.queue.push_again(id);
+                self.queue.push_resend(id);
             }
         }
     }

@@ -25,11 +25,12 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::fs::path::{Kind, Name, RelPath};
 use crate::protocol::entry::Outcome;
-use crate::protocol::metadata::{Cause, Grant, Incomplete, Lacking, MetadataError, Refusal};
+use crate::protocol::metadata::{Cause, Grant, Lacking, MetadataError, MissingMetadata, Refusal};
 
-/// The most entries with refusals that are remembered by name.
+/// The maximum number of refused entries that are remembered by name.
 const REMEMBERED: usize = 1_000;
-/// The most combinations of refusals that are told apart. There are hardly ever more than ten.
+/// The maximum number of combinations of refusals that are counted apart. There are hardly ever
+/// more than ten.
 const PATTERNS: usize = 10_000;
 
 /// The grants and refusals of a run.
@@ -50,11 +51,11 @@ struct Pattern {
     /// How many entries, by how they were counted.
     counts: BTreeMap<Option<Outcome>, u64>,
     /// The first of them, and more as long as there is room.
-    remembered: Vec<Entry>,
+    remembered: Vec<RefusedEntry>,
 }
 
 /// An entry that was refused something.
-pub(super) struct Entry {
+pub(super) struct RefusedEntry {
     /// Its place in the order of the reports.
     number: u64,
     pub(super) target: u32,
@@ -64,8 +65,8 @@ pub(super) struct Entry {
 }
 
 /// An entry that fails because others were granted the same change.
-pub(super) struct Failure {
-    pub(super) entry: Entry,
+pub(super) struct FailedEntry {
+    pub(super) entry: RefusedEntry,
     pub(super) errors: Vec<MetadataError>,
 }
 
@@ -73,7 +74,7 @@ pub(super) struct Failure {
 #[derive(Default)]
 pub(super) struct Verdict {
     /// The entries that fail, as far as they are remembered.
-    pub(super) failures: Vec<Failure>,
+    pub(super) failures: Vec<FailedEntry>,
     /// How many entries fail in all, by how they were counted before.
     pub(super) failed: BTreeMap<Option<Outcome>, u64>,
     /// Metadata that the destination cannot hold.
@@ -108,23 +109,23 @@ impl Refusals {
     }
 
     /// Turns those refusals of an entry into failures that are known to be its own.
-    pub(super) fn take_known_failures(&self, incomplete: &mut Incomplete) {
-        let refusals = std::mem::take(&mut incomplete.refusals);
+    pub(super) fn take_known_failures(&self, missing: &mut MissingMetadata) {
+        let refusals = std::mem::take(&mut missing.refusals);
         for refusal in refusals {
             if self.is_granted(&(refusal.grant, refusal.cause)) {
-                incomplete.failures.push(refusal.error);
+                missing.failures.push(refusal.error);
             } else {
-                incomplete.refusals.push(refusal);
+                missing.refusals.push(refusal);
             }
         }
     }
 
     /// Remembers an entry's refusals until the end of the run.
-    pub(super) fn add(&mut self, target: u32, dir: &RelPath, incomplete: Incomplete) {
-        if incomplete.refusals.is_empty() {
+    pub(super) fn add(&mut self, target: u32, dir: &RelPath, missing: MissingMetadata) {
+        if missing.refusals.is_empty() {
             return;
         }
-        let mut keys: Vec<Key> = incomplete
+        let mut keys: Vec<Key> = missing
             .refusals
             .iter()
             .map(|refusal| (refusal.grant, refusal.cause))
@@ -136,15 +137,15 @@ impl Refusals {
         }
         self.entries += 1;
         let pattern = self.patterns.entry(keys).or_default();
-        *pattern.counts.entry(incomplete.outcome).or_default() += 1;
+        *pattern.counts.entry(missing.outcome).or_default() += 1;
         if self.remembered < REMEMBERED || pattern.remembered.is_empty() {
             self.remembered += 1;
-            pattern.remembered.push(Entry {
+            pattern.remembered.push(RefusedEntry {
                 number: self.entries,
                 target,
                 dir: dir.clone(),
-                name: incomplete.name,
-                refusals: incomplete.refusals,
+                name: missing.name,
+                refusals: missing.refusals,
             });
         }
     }
@@ -177,7 +178,7 @@ impl Refusals {
                     |refusal: &&Refusal| failing.contains(&(refusal.grant, refusal.cause));
                 let errors = entry.refusals.iter().filter(is_failing);
                 let errors = errors.map(|refusal| refusal.error.clone()).collect();
-                verdict.failures.push(Failure { entry, errors });
+                verdict.failures.push(FailedEntry { entry, errors });
             }
         }
         verdict.failures.sort_by_key(|failure| failure.entry.number);
@@ -186,7 +187,7 @@ impl Refusals {
 }
 
 impl Verdict {
-    fn add_lack(&mut self, kind: Lacking, entries: u64, first: &Entry) {
+    fn add_lack(&mut self, kind: Lacking, entries: u64, first: &RefusedEntry) {
         let lack = self.lacking.entry(kind).or_insert_with(|| Lack {
             entries: 0,
             number: u64::MAX,
@@ -224,7 +225,7 @@ mod tests {
         }
     }
 
-    fn refused(name: &[u8], keys: &[Key]) -> Incomplete {
+    fn refused(name: &[u8], keys: &[Key]) -> MissingMetadata {
         let refusals = keys.iter().map(|&(grant, cause)| Refusal {
             grant,
             cause,
@@ -234,7 +235,7 @@ mod tests {
                 reason: Errno::PERM.into(),
             },
         });
-        Incomplete {
+        MissingMetadata {
             name: Some(Name::new(name)),
             kind: None,
             outcome: Some(Outcome::Copied),

@@ -11,14 +11,14 @@ use std::sync::Arc;
 use super::dispatch::{NewJob, Running};
 use super::failures::Failed;
 use super::hard_links::{Follower, Role};
-use super::tree::{Listing, Next, NodeKey};
+use super::tree::{ListingState, Next, NodeKey};
 use super::{Phase, Scheduler};
 use crate::fs::path::{Name, Names, RelPath};
 use crate::fs::stat::FileId;
 use crate::protocol::entry::{Checksum, ChunkedFile, HardLinks};
 use crate::protocol::{
-    Counts, EntryError, Excluded, FileChecksum, HardLinkEntry, Job, JobKind, JobUpdate, Leader,
-    Line, Progress, Report,
+    Counts, EntryError, Excluded, FileChecksum, HardLinkEntry, Job, JobKind, JobProgress,
+    JobUpdate, Leader, Line, Report,
 };
 use crate::scoreboard::claims::Claim;
 use crate::ui::Side;
@@ -88,8 +88,8 @@ impl Scheduler {
             self.note_sync_error(dir, &job, error);
         }
         let directory = self.tree.dir_mut(dir);
-        if let Some(stat) = update.unfinished.take() {
-            directory.unfinished = Some(stat);
+        if let Some(stat) = update.stat_to_finish.take() {
+            directory.stat_to_finish = Some(stat);
         }
         directory.ids = directory.ids.or(update.dir_ids);
         for name in &update.settled_suspects {
@@ -111,8 +111,8 @@ impl Scheduler {
         if !update.errors.is_empty() && self.tree.dir(dir).is_doomed() {
             self.tree.dir_mut(dir).deletion().keep();
         }
-        for incomplete in update.incomplete {
-            self.handle_incomplete(worker, node, &job, incomplete);
+        for missing in update.missing_metadata {
+            self.handle_missing_metadata(worker, node, &job, missing);
         }
         for (names, origin) in update.subdirs.into_lists() {
             if !names.is_empty() {
@@ -151,7 +151,7 @@ impl Scheduler {
         }
     }
 
-    /// Returns the error that keeps a job from being done, if the job is to be tried again later.
+    /// Returns the error that kept a job from being done, if the job must be retried later.
     fn deferred_error(&mut self, job: &Job, update: &JobUpdate) -> Option<EntryError> {
         let whole = || update.errors.iter().filter(|error| error.name.is_none());
         let first = whole().next().filter(|_| update.is_done)?;
@@ -184,7 +184,7 @@ impl Scheduler {
             return;
         };
         running.shared += update.shared.len();
-        if let (Progress::Listed { entries, own }, Listing::Running(listed)) =
+        if let (JobProgress::Listed { entries, own }, ListingState::Running(listed)) =
             (&update.progress, &mut self.tree.dir_mut(node).listing)
         {
             listed.entries = listed.entries.max(*entries);
@@ -243,7 +243,7 @@ impl Scheduler {
             JobKind::Directory { .. } => {
                 // A directory that was listed is not the cause of a crash.
                 self.tree.forgive(node);
-                self.tree.dir_mut(node).listing = Listing::Done;
+                self.tree.dir_mut(node).listing = ListingState::Done;
             }
             JobKind::Commit { .. } => {
                 let is_copied = errors.iter().all(|error| error.error.is_copied());
@@ -325,10 +325,10 @@ impl Scheduler {
         };
         let settled = match update.progress {
             _ if update.is_done => running.leads.len(),
-            Progress::Settled(settled) => (settled as usize).saturating_sub(running.settled),
+            JobProgress::Settled(settled) => (settled as usize).saturating_sub(running.settled),
             _ => 0,
         };
-        if let Progress::Settled(settled) = update.progress {
+        if let JobProgress::Settled(settled) = update.progress {
             running.settled = running.settled.max(settled as usize);
         }
         running

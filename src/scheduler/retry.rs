@@ -1,13 +1,14 @@
 //! Handles lost workers: their claimed and unreported work is done again, or given up.
 //!
-//! A retry needs no cleaning first, and no order. The entry that the worker was at is suspect from
-//! then on, and the retry replaces it whatever it looks like. A job of its own removes a temporary
-//! file that the worker left. That name is never used again, so the order does not matter.
+//! A retry needs no cleaning first, and no order. From then on the entry that the worker was
+//! copying is suspect, and the retry replaces it even if it looks complete. A job of its own
+//! removes a temporary file that the worker left. That name is never used again, so the order does
+//! not matter.
 
 use std::collections::VecDeque;
 
 use super::dispatch::{NewJob, Running, Written};
-use super::tree::{CrashSite, Listing, NodeKey, Suspect};
+use super::tree::{CrashSite, ListingState, NodeKey, Suspect};
 use super::{Phase, Scheduler};
 use crate::copy::temp;
 use crate::fs::path::{Kind, Name, Names};
@@ -42,7 +43,7 @@ impl Scheduler {
         self.resend_unclaimed(worker);
         let mut claimed: Vec<JobId> = self.running.keys().copied().collect();
         claimed.retain(|&id| self.claim_of(id) == Some(Claim::By(worker)));
-        // What is queued last is sent first.
+        // The last one queued is sent first.
         claimed.sort_unstable_by_key(|&id| std::cmp::Reverse(id));
         for id in claimed {
             let Some(running) = self.end_job(id) else {
@@ -286,7 +287,7 @@ impl Scheduler {
                 self.push(node, JobKind::Discard { file });
             }
             JobKind::Discard { file } if is_given_up => {
-                // Its commit may have cost the workers already. Removing the file is all that is left.
+                // Its commit may have crashed the workers. Only removing the file remains.
                 if let Some(temp) = file.temp {
                     self.push_removal(node, temp);
                 }
@@ -336,8 +337,8 @@ impl Scheduler {
     /// Lists a directory again. A separate job copies the entries that the lister had kept.
     fn retry_listing(&mut self, node: NodeKey, given_up: GivenUp) {
         let listing = &mut self.tree.dir_mut(node).listing;
-        let (Listing::Running(mut listed) | Listing::Repeat(mut listed)) =
-            std::mem::replace(listing, Listing::Done)
+        let (ListingState::Running(mut listed) | ListingState::Repeat(mut listed)) =
+            std::mem::replace(listing, ListingState::Done)
         else {
             return self.complete_one(node);
         };

@@ -17,7 +17,7 @@ use crate::fs::path::RelPath;
 use crate::protocol::Job;
 use crate::protocol::error::{CopyError, Reason};
 use crate::quote::quote;
-use crate::ui::{About, Kind as MessageKind, Side};
+use crate::ui::{About, MessageKind, Side};
 
 /// How long a root may take to answer. The parent waits that long once for each root that hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
@@ -47,7 +47,7 @@ impl Roots {
             None => {
                 let (sender, answer) = bounded(1);
                 let thread = std::thread::Builder::new().spawn(move || {
-                    let _ = sender.send(look(context, target, side));
+                    let _ = sender.send(probe_root(context, target, side));
                 });
                 if thread.is_err() {
                     return Health::Well;
@@ -131,7 +131,7 @@ impl Scheduler {
     }
 }
 
-/// Returns true for an errno that every entry gives if its file system is gone.
+/// Returns true for an errno that every call returns if the file system is gone.
 fn is_gone(errno: Errno) -> bool {
     matches!(
         errno,
@@ -150,7 +150,7 @@ fn is_gone(errno: Errno) -> bool {
 
 /// Examines a root by calls that reach its server or device. Many others are answered from the
 /// cache.
-fn look(context: &Context, target: u32, side: Side) -> io::Result<()> {
+fn probe_root(context: &Context, target: u32, side: Side) -> io::Result<()> {
     let target = &context.targets.list[target as usize];
     let root = match (side, &target.destination) {
         (Side::Source, _) => target.source.as_fd(),

@@ -1,5 +1,5 @@
-//! Stopping a run, and tidying up after it: nothing incomplete is left, and directories that were
-//! in progress get their metadata.
+//! Stops a run and tidies up: removes incomplete files, and applies the metadata of directories in
+//! progress.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{Job, JobId, JobKind, JobUpdate};
 use crate::scoreboard::WriteTarget;
 use crate::scoreboard::claims::Claim;
-use crate::ui::{About, Kind as MessageKind};
+use crate::ui::{About, MessageKind};
 
 /// How long a stopped run waits for its workers. They check whether to stop after each chunk of
 /// a file.
@@ -30,13 +30,13 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(60);
 const PATIENCE_IF_FULL: u32 = 100;
 
 /// An incomplete file at the destination.
-pub(super) struct Unfinished {
+pub(super) struct IncompleteFile {
     target: u32,
     dir: RelPath,
     name: Name,
 }
 
-impl Unfinished {
+impl IncompleteFile {
     fn in_directory(directory: &Directory, name: Name) -> Self {
         Self {
             target: directory.target,
@@ -94,8 +94,8 @@ impl Scheduler {
         }
     }
 
-    /// Drops the queue, except for directories that only need their metadata, and in a run that
-    /// finishes what it has begun, except for that.
+    /// Drops the queue, except for directories that only need their metadata. A run that finishes
+    /// what it has begun keeps that work too.
     pub(super) fn drop_queue(&mut self) {
         self.has_unlisted |= self.queue.has_listings();
         if self.phase == Phase::Finishing {
@@ -114,10 +114,10 @@ impl Scheduler {
                 _ => Vec::new(),
             };
             let directory = self.tree.dir(job.node);
-            let unfinished = names
+            let incomplete_files = names
                 .into_iter()
-                .map(|name| Unfinished::in_directory(directory, name));
-            self.unfinished.extend(unfinished);
+                .map(|name| IncompleteFile::in_directory(directory, name));
+            self.incomplete_files.extend(incomplete_files);
         }
     }
 
@@ -128,7 +128,8 @@ impl Scheduler {
         {
             for file in files.iter().skip(running.settled) {
                 let name = self.unsynced_name(running.node, file.clone());
-                self.unfinished.push(Unfinished::of_job(&running.job, name));
+                self.incomplete_files
+                    .push(IncompleteFile::of_job(&running.job, name));
             }
         }
     }
@@ -176,8 +177,8 @@ impl Scheduler {
         let deadline = self.engine.now() + LONGEST_TIDY;
         self.drop_queue();
         let busy = self.kill_busy();
-        self.note_unfinished(&busy);
-        self.remove_unfinished();
+        self.note_incomplete_files(&busy);
+        self.remove_incomplete_files();
         // The deepest directory is queued last, and sent first.
         for (node, stat) in self.tree.take_unfinished().into_iter().rev() {
             self.push(node, JobKind::FinishDirectory { stat });
@@ -193,11 +194,11 @@ impl Scheduler {
             .collect();
         waiting.sort_unstable();
         for id in waiting {
-            self.queue.push_again(id);
+            self.queue.push_resend(id);
         }
         self.finish_directories(deadline);
         // Those of workers that were slow to stop.
-        self.remove_unfinished();
+        self.remove_incomplete_files();
     }
 
     /// Sends the last jobs and waits for them.
@@ -210,7 +211,7 @@ impl Scheduler {
             {
                 let job = match popped {
                     Popped::New(job) => Some(self.begin(*job)),
-                    Popped::Again(id) => self.unclaimed(id),
+                    Popped::Resend(id) => self.unclaimed(id),
                 };
                 if let Some(job) = job {
                     tidying.insert(job.id);
@@ -248,7 +249,7 @@ impl Scheduler {
                 }
                 Some(Event::Returned { jobs }) => {
                     for id in jobs.into_iter().filter(|id| tidying.contains(id)) {
-                        self.queue.push_again(id);
+                        self.queue.push_resend(id);
                     }
                 }
                 None => {}
@@ -263,7 +264,8 @@ impl Scheduler {
             for file in update.unsynced.clone() {
                 let name = self.unsynced_name(node, file);
                 let job = &self.running[&update.job].job;
-                self.unfinished.push(Unfinished::of_job(job, name));
+                self.incomplete_files
+                    .push(IncompleteFile::of_job(job, name));
             }
         }
     }
@@ -283,37 +285,38 @@ impl Scheduler {
     }
 
     /// Notes incomplete files: those that these workers are writing, and chunked files.
-    fn note_unfinished(&mut self, workers: &[usize]) {
+    fn note_incomplete_files(&mut self, workers: &[usize]) {
         for &worker in workers {
             let job = self.context.scoreboard.slot(worker).job();
             let running = job.and_then(|id| self.running.get(&id));
             if let Some(running) = running
                 && let Some(name) = self.name_being_written(worker, &running.job)
             {
-                self.unfinished.push(Unfinished::of_job(&running.job, name));
+                self.incomplete_files
+                    .push(IncompleteFile::of_job(&running.job, name));
             }
         }
         // Removals that were sent, or for which no worker was found.
         for running in self.running.values() {
             if let JobKind::Remove { name } = &running.job.kind {
-                self.unfinished
-                    .push(Unfinished::of_job(&running.job, name.clone()));
+                self.incomplete_files
+                    .push(IncompleteFile::of_job(&running.job, name.clone()));
             }
         }
         for (node, file) in self.unsynced_files() {
             let name = self.unsynced_name(node, file);
             let directory = self.tree.dir(node);
-            self.unfinished
-                .push(Unfinished::in_directory(directory, name));
+            self.incomplete_files
+                .push(IncompleteFile::in_directory(directory, name));
         }
-        let mut unfinished = Vec::new();
+        let mut incomplete_files = Vec::new();
         for directory in self.tree.directories() {
             for suspect in directory.suspects.iter().filter(|it| it.is_incomplete) {
                 let name = self.name_at_destination(directory.target, &suspect.name);
-                unfinished.push(Unfinished::in_directory(directory, name));
+                incomplete_files.push(IncompleteFile::in_directory(directory, name));
             }
         }
-        self.unfinished.append(&mut unfinished);
+        self.incomplete_files.append(&mut incomplete_files);
         // With `--partial` the next run goes on with them, unless there is no space for them.
         if self.context.config.contents.partial && !self.summary.is_full {
             return;
@@ -323,9 +326,9 @@ impl Scheduler {
             .chunked_files()
             .filter_map(|(directory, chunked)| {
                 let temp = chunked.file.temp.clone()?;
-                Some(Unfinished::in_directory(directory, temp))
+                Some(IncompleteFile::in_directory(directory, temp))
             });
-        self.unfinished.extend(chunked);
+        self.incomplete_files.extend(chunked);
     }
 
     /// Returns the name at the destination under which a worker is writing.
@@ -342,16 +345,16 @@ impl Scheduler {
 
     /// Removes incomplete files. A separate thread does it, because the file system may hang.
     /// Workers do not, because none may be free in time.
-    fn remove_unfinished(&mut self) {
-        let unfinished = std::mem::take(&mut self.unfinished);
-        if unfinished.is_empty() {
+    fn remove_incomplete_files(&mut self) {
+        let incomplete_files = std::mem::take(&mut self.incomplete_files);
+        if incomplete_files.is_empty() {
             return;
         }
         let context = self.context;
         let deadline = self.engine.now() + LONGEST_TIDY;
         let (done, wait) = crossbeam_channel::bounded::<()>(1);
         let thread = std::thread::Builder::new().spawn(move || {
-            for file in unfinished {
+            for file in incomplete_files {
                 let target = file.target as usize;
                 context
                     .targets

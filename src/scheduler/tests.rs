@@ -17,7 +17,7 @@ use crate::fs::path::Kind;
 use crate::fs::stat::FileId;
 use crate::protocol::entry::ChunkedFile;
 use crate::protocol::error::{CopyError, Death, Reason, Step};
-use crate::protocol::{EntryError, HardLinkEntry, JobUpdate, Progress, Report};
+use crate::protocol::{EntryError, HardLinkEntry, JobProgress, JobUpdate, Report};
 use crate::scoreboard::{Scoreboard, WorkerSlot, WriteTarget};
 use crate::targets::Targets;
 use crate::ui::Outputs;
@@ -230,7 +230,7 @@ fn writing_a(own: Names) -> (Stage, Arc<Job>) {
     let mut stage = Stage::new();
     let job = stage.job();
     let slot = stage.begin(0, &job);
-    let progress = Progress::Listed {
+    let progress = JobProgress::Listed {
         entries: own.len() as u64,
         own,
     };
@@ -463,7 +463,7 @@ fn a_file_that_a_retry_has_copied_survives_the_end_of_the_run() {
     let complete = create_a(&stage);
     let entries = stage.job();
     stage.begin(1, &entries);
-    let progress = Progress::Settled(1);
+    let progress = JobProgress::Settled(1);
     stage.report(
         1,
         JobUpdate {
@@ -484,7 +484,7 @@ fn a_directory_that_a_stuck_worker_should_finish_is_finished_by_another() {
     stage.begin(0, &listing);
     let mut shares = done(&listing);
     shares.shared = files(["a", "b"]);
-    shares.unfinished = Some(ChunkedFile::sample("a", 1, 1).stat);
+    shares.stat_to_finish = Some(ChunkedFile::sample("a", 1, 1).stat);
     stage.report(0, shares);
     let entries = stage.job();
     stage.run_job(0, &entries);

@@ -1,8 +1,9 @@
-//! How many workers may copy contents at one time: as many as make it faster.
+//! How many workers may copy contents at one time: as many as make the run faster.
 //!
-//! A disk with one head wants one: two readers make it seek back and forth, and it brings a tenth.
-//! A network wants many, and memory all. What they bring decides, not how they wait. So this starts
-//! with one, measures, tries another number for as long, and keeps it if it pays.
+//! A disk with one head needs one: two readers make it seek back and forth, at a tenth of the
+//! speed. A network needs many, and memory takes all. The measured rate decides, not how workers
+//! wait. So this starts with one, measures, tries another number for as long, and keeps it if it is
+//! faster.
 //!
 //! This is a state machine over samples. It reads neither clocks nor shared memory, so the tests
 //! run it against simulated devices.
@@ -31,17 +32,17 @@ const SHORT_WINDOW: Duration = Duration::from_millis(50);
 /// The first step up after a quick window. On a disk with one head it costs no more than a small
 /// one: the probe ends after [`EARLIEST_END`].
 const FIRST_LEAP: usize = 8;
-/// The shortest time after which a probe is given up because it harms.
+/// The shortest time after which a probe is given up because it does harm.
 const EARLIEST_END: Duration = Duration::from_millis(40);
-/// More workers must bring so much more.
+/// More workers are kept if the rate grows by this factor.
 const GAIN: f64 = 1.2;
 /// Part of the ideal gain that makes the next step a large one.
 const SCALING: f64 = 0.7;
-/// Fewer workers may bring so much.
+/// Fewer workers are kept if they reach this part of the rate.
 const NO_LOSS: f64 = 0.97;
-/// A probe with less than this harms.
+/// A probe below this part of the rate does harm.
 const HARM: f64 = 0.35;
-/// A probe that brings less than this is not prolonged.
+/// A probe below this part of the rate is not prolonged.
 const HOPE: f64 = 0.8;
 /// Windows that a probe may take if it brings neither gain nor harm: it may only need time.
 const PATIENCE: u32 = 3;
@@ -53,12 +54,12 @@ const SHORTEST_REST: Duration = Duration::from_millis(250);
 const LONGEST_REST: Duration = Duration::from_secs(10);
 /// A rate that is so many times as high or low is that of another device, or of other files.
 const CHANGE: f64 = 2.0;
-/// Looks that come sooner than this after the last one do not count among those.
+/// Samples that follow the last one sooner than this do not count for [`SURE`].
 const SPACING: Duration = Duration::from_millis(15);
-/// Looks in a row that must agree before an open gate is closed, or a half-open one opened.
+/// Samples in a row that must agree before an open gate is closed, or a half-open one opened.
 const SURE: u32 = 4;
 
-/// What the workers have done so far, and how they are.
+/// The work done so far, and the state of the workers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
     /// Since the start of the run.
@@ -72,7 +73,7 @@ pub(super) struct Sample {
     pub(super) waiting: usize,
     /// A worker has found that copying is work for the processor.
     pub(super) is_opened: bool,
-    /// Workers wait because of `--bwlimit`. What they bring says nothing of the device.
+    /// Workers wait because of `--bwlimit`. Their rate says nothing about the device.
     pub(super) is_throttled: bool,
 }
 
@@ -108,7 +109,7 @@ struct Mark {
     work: u64,
 }
 
-/// What was measured before a probe.
+/// The measurement before a probe.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Known {
     permits: usize,
@@ -151,7 +152,7 @@ pub(super) struct Throughput {
     max: usize,
     limit: Limit,
     phase: Phase,
-    /// Looks in a row at workers that hardly sleep, and when the last one was.
+    /// Samples in a row in which workers hardly slept, and when the last one was taken.
     awake: u32,
     awake_at: Duration,
     /// Probes in a row that failed.
@@ -162,9 +163,9 @@ pub(super) struct Throughput {
     has_overshot: bool,
     /// The last probe brought nearly as much for each worker as before.
     is_scaling: bool,
-    /// The rate when the present number was found to be right.
-    settled: Option<f64>,
-    /// Not before, a probe with fewer workers is made without a reason.
+    /// The rate at which the present number was found to be best.
+    best_rate: Option<f64>,
+    /// Before this time, no probe with fewer workers is made without a reason.
     look_down_at: Duration,
     look_down_every: Duration,
     /// The start and length of the rest in which the gate was opened.
@@ -192,7 +193,7 @@ impl Throughput {
             is_down_next: false,
             has_overshot: false,
             is_scaling: false,
-            settled: None,
+            best_rate: None,
             look_down_at: LONGEST_WINDOW,
             look_down_every: LONGEST_WINDOW,
             resting: None,
@@ -224,7 +225,7 @@ impl Throughput {
             return (self.limit != before).then_some(self.limit);
         }
         match sample.asleep {
-            // Nothing to measure: nobody works.
+            // No worker works, so there is nothing to measure.
             None => {
                 if let Phase::Measure { .. } = self.phase {
                     self.measure(sample);
@@ -260,7 +261,7 @@ impl Throughput {
         self.phase = Phase::Open { asleep: 0 };
     }
 
-    /// Begins the present window anew. What was tried is given up.
+    /// Begins the present window anew. A probe is given up.
     fn pause(&mut self, sample: &Sample) {
         self.awake = 0;
         match &mut self.phase {
@@ -284,7 +285,7 @@ impl Throughput {
     /// Begins anew with one worker.
     fn restart(&mut self, sample: &Sample) {
         self.limit = Limit::Permits(1);
-        self.settled = None;
+        self.best_rate = None;
         self.is_down_next = false;
         self.has_overshot = false;
         self.is_scaling = false;
@@ -344,7 +345,7 @@ impl Throughput {
                     let now = from.rate(sample);
                     let before = *rate.get_or_insert(now);
                     let has_changed = now > CHANGE * before || now * CHANGE < before;
-                    // Files of different sizes, in turns, must not mean probes without end.
+                    // Files of different sizes in turns must not cause endless probes.
                     is_over |= has_changed && 4 * rested >= *rest;
                     *from = Mark::of(sample);
                 }
@@ -360,13 +361,13 @@ impl Throughput {
         let (rate, window) = (from.rate(sample), from.took(sample));
         if permits > 1
             && self
-                .settled
-                .is_some_and(|settled| 2.0 * CHANGE * rate < settled)
+                .best_rate
+                .is_some_and(|best_rate| 2.0 * CHANGE * rate < best_rate)
         {
-            // Another disk, perhaps one on which many are too many.
+            // Another disk, perhaps one that many workers slow down.
             return self.restart(sample);
         }
-        self.settled = Some(self.settled.map_or(rate, |settled| settled.max(rate)));
+        self.best_rate = Some(self.best_rate.map_or(rate, |best_rate| best_rate.max(rate)));
         let may_look_down = self.is_down_next || sample.now >= self.look_down_at;
         let next = if has_waiters && permits < self.max && !self.is_down_next {
             let may_leap = (window <= SHORT_WINDOW || self.is_scaling) && !self.has_overshot;
@@ -409,7 +410,7 @@ impl Throughput {
         };
         if is_better {
             self.failed = 0;
-            self.settled = None;
+            self.best_rate = None;
             // Nearly as much for each worker as before: many more may pay.
             let more = permits as f64 / known.permits as f64;
             self.is_scaling = is_up && rate > SCALING * more * known.rate;

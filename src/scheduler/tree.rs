@@ -46,24 +46,24 @@ pub(super) struct Directory {
     pub(super) ancestors: Vec<DirIds>,
     /// Its own ids, once its listing has shown subdirectories.
     pub(super) ids: Option<DirIds>,
-    pub(super) listing: Listing,
+    pub(super) listing: ListingState,
     /// Set if the directory must be finished by a job once nothing is pending.
-    pub(super) unfinished: Option<Box<FileStat>>,
+    pub(super) stat_to_finish: Option<Box<FileStat>>,
     /// Errors of the directory itself that were reported.
     errors: Vec<CopyError>,
-    /// Set if something is to be deleted here.
+    /// Set if entries of this directory must be deleted.
     deletion: Option<Box<Deletion>>,
 }
 
 /// State of a directory's listing.
-pub(super) enum Listing {
+pub(super) enum ListingState {
     /// Its job is queued or running.
-    Running(Listed),
+    Running(ListingProgress),
     /// Its worker was lost. It is repeated when nothing else of the directory is pending, so that
     /// no entry is worked on twice at a time.
-    Repeat(Listed),
+    Repeat(ListingProgress),
     /// It failed, and is repeated at the end of the run.
-    Deferred(Listed),
+    Deferred(ListingProgress),
     Done,
 }
 
@@ -77,7 +77,7 @@ pub(super) struct Suspect {
 
 /// The reported progress of a listing.
 #[derive(Default)]
-pub(super) struct Listed {
+pub(super) struct ListingProgress {
     /// Entries listed, in the order of the listing.
     pub(super) entries: u64,
     /// Of these, the ones that the lister copies itself and has not reported.
@@ -98,7 +98,7 @@ pub(super) struct Chunked {
     /// It is copied again at the end of the run.
     pub(super) is_deferred: bool,
     /// The job that commits or discards it is queued or running.
-    is_settling: bool,
+    has_last_job: bool,
 }
 
 /// Where a worker crashed. `position` is the chunk's offset, or for the directory itself the number
@@ -113,7 +113,7 @@ pub(super) struct CrashSite {
 pub(super) enum Next {
     /// More of it is pending.
     Wait,
-    /// Its listing is to be repeated.
+    /// Its listing must be repeated.
     RepeatListing,
     /// This last job of the node is pending now.
     Finish(JobKind),
@@ -125,7 +125,7 @@ pub(super) enum Next {
 #[derive(Default)]
 pub(super) struct Tree {
     nodes: Slab<Node>,
-    /// What directories that are complete have left to the end of the run.
+    /// The entries that complete directories leave to remove at the end of the run.
     pub(super) found: Vec<Found>,
 }
 
@@ -135,7 +135,7 @@ impl Tree {
         &mut self,
         target: u32,
         origin: DirOrigin,
-        listing: Listing,
+        listing: ListingState,
     ) -> NodeKey {
         self.insert(
             None,
@@ -148,7 +148,7 @@ impl Tree {
                 ancestors: Vec::new(),
                 ids: None,
                 listing,
-                unfinished: None,
+                stat_to_finish: None,
                 errors: Vec::new(),
                 deletion: None,
             }),
@@ -170,8 +170,8 @@ impl Tree {
             suspects: Vec::new(),
             ancestors: above.ancestors.iter().copied().chain(above.ids).collect(),
             ids: None,
-            listing: Listing::Running(Listed::default()),
-            unfinished: None,
+            listing: ListingState::Running(ListingProgress::default()),
+            stat_to_finish: None,
             errors: Vec::new(),
             deletion: None,
         };
@@ -186,7 +186,7 @@ impl Tree {
         jobs: usize,
         deletion: Deletion,
     ) -> NodeKey {
-        let node = self.open_target(target, DirOrigin::default(), Listing::Done);
+        let node = self.open_target(target, DirOrigin::default(), ListingState::Done);
         self.nodes[node].pending = jobs as u64;
         let directory = self.dir_mut(node);
         directory.path = path;
@@ -218,7 +218,7 @@ impl Tree {
             has_changed: false,
             has_failed: false,
             is_deferred: false,
-            is_settling: false,
+            has_last_job: false,
         };
         self.insert(Some(parent), chunks as u64, NodeKind::Chunked(chunked))
     }
@@ -291,7 +291,7 @@ impl Tree {
     pub(super) fn has_more_listings_than(&self, most: usize) -> bool {
         let mut listings = self
             .directories()
-            .filter(|directory| !matches!(directory.listing, Listing::Done));
+            .filter(|directory| !matches!(directory.listing, ListingState::Done));
         listings.nth(most).is_some()
     }
 
@@ -306,13 +306,13 @@ impl Tree {
         let NodeKind::Directory(directory) = &node.kind else {
             return false;
         };
-        node.pending == 1 && matches!(directory.listing, Listing::Repeat(_))
+        node.pending == 1 && matches!(directory.listing, ListingState::Repeat(_))
     }
 
     /// Repeats a listing as soon as nothing else of its directory is pending.
-    pub(super) fn repeat_listing(&mut self, key: NodeKey, listed: Listed) -> Next {
+    pub(super) fn repeat_listing(&mut self, key: NodeKey, listed: ListingProgress) -> Next {
         let directory = self.dir_mut(key);
-        directory.listing = Listing::Repeat(listed);
+        directory.listing = ListingState::Repeat(listed);
         if let Some(deletion) = &mut directory.deletion {
             deletion.forget_extraneous();
         }
@@ -336,7 +336,7 @@ impl Tree {
     /// Returns the directories whose listings wait to be repeated.
     pub(super) fn repeats(&self) -> Vec<NodeKey> {
         let is_repeat = |(_, node): &(NodeKey, &Node)| match &node.kind {
-            NodeKind::Directory(directory) => matches!(directory.listing, Listing::Repeat(_)),
+            NodeKind::Directory(directory) => matches!(directory.listing, ListingState::Repeat(_)),
             NodeKind::Chunked(_) => false,
         };
         let repeats = self.nodes.iter().filter(is_repeat);
@@ -355,7 +355,7 @@ impl Tree {
         }
         let last = match &mut node.kind {
             NodeKind::Directory(directory) => directory.last_job(),
-            NodeKind::Chunked(chunked) => chunked.settle(),
+            NodeKind::Chunked(chunked) => chunked.last_job(),
         };
         if let Some(last) = last {
             node.pending = 1;
@@ -368,7 +368,7 @@ impl Tree {
         Next::Closed(node.parent)
     }
 
-    /// Remembers what a complete directory leaves to the end of the run.
+    /// Remembers the entries that a complete directory leaves to remove at the end of the run.
     fn note_deletion(&mut self, directory: Directory, parent: Option<NodeKey>) {
         let Some(deletion) = directory.deletion else {
             return;
@@ -411,7 +411,7 @@ impl Tree {
         let mut unfinished = Vec::new();
         for (key, node) in &mut self.nodes {
             if let NodeKind::Directory(directory) = &mut node.kind
-                && let Some(stat) = directory.unfinished.take()
+                && let Some(stat) = directory.stat_to_finish.take()
             {
                 unfinished.push((directory.path.as_bytes().len(), key, *stat));
             }
@@ -425,12 +425,12 @@ impl Tree {
 }
 
 impl Directory {
-    /// Returns what deletion knows of this directory.
+    /// Returns the state of deletion in this directory.
     pub(super) fn deletion(&mut self) -> &mut Deletion {
         self.deletion.get_or_insert_default()
     }
 
-    /// Returns true if only the destination has it, and it is to be removed.
+    /// Returns true if only the destination has it, and it must be removed.
     pub(super) fn is_doomed(&self) -> bool {
         self.deletion.as_ref().is_some_and(|it| it.is_doomed())
     }
@@ -439,7 +439,7 @@ impl Directory {
     fn last_job(&mut self) -> Option<JobKind> {
         let last = self.deletion.as_mut().and_then(|it| it.last_job());
         let finish = || {
-            let stat = self.unfinished.take();
+            let stat = self.stat_to_finish.take();
             stat.map(|stat| JobKind::FinishDirectory { stat: *stat })
         };
         last.or_else(finish)
@@ -448,14 +448,14 @@ impl Directory {
     /// Returns the job that lists this directory, or lists it again.
     pub(super) fn listing_job(&mut self) -> JobKind {
         if self.is_doomed() {
-            self.listing = Listing::Done;
+            self.listing = ListingState::Done;
             return JobKind::EmptyDirectory;
         }
-        let listed = match std::mem::replace(&mut self.listing, Listing::Done) {
-            Listing::Running(listed) | Listing::Repeat(listed) | Listing::Deferred(listed) => {
-                listed
-            }
-            Listing::Done => Listed::default(),
+        let listed = match std::mem::replace(&mut self.listing, ListingState::Done) {
+            ListingState::Running(listed)
+            | ListingState::Repeat(listed)
+            | ListingState::Deferred(listed) => listed,
+            ListingState::Done => ListingProgress::default(),
         };
         let resume = Resume {
             reported: listed.entries,
@@ -463,7 +463,7 @@ impl Directory {
             is_announced: listed.is_announced,
             is_shared: false,
         };
-        self.listing = Listing::Running(listed);
+        self.listing = ListingState::Running(listed);
         JobKind::Directory {
             ancestors: self.ancestors.clone(),
             resume,
@@ -473,8 +473,9 @@ impl Directory {
     /// Remembers that other jobs have these entries, or that they failed, for as long as the
     /// directory may be listed again.
     pub(super) fn hand_out(&mut self, names: impl IntoIterator<Item = Name>) {
-        if let Listing::Running(listed) | Listing::Repeat(listed) | Listing::Deferred(listed) =
-            &mut self.listing
+        if let ListingState::Running(listed)
+        | ListingState::Repeat(listed)
+        | ListingState::Deferred(listed) = &mut self.listing
         {
             listed.handed_out.extend(names);
         }
@@ -500,8 +501,8 @@ impl Directory {
     /// Returns the entries that the lister copies itself and has not reported.
     pub(super) fn own_entries(&self) -> Names {
         match &self.listing {
-            Listing::Running(listed) | Listing::Repeat(listed) => listed.own.clone(),
-            Listing::Deferred(_) | Listing::Done => Names::default(),
+            ListingState::Running(listed) | ListingState::Repeat(listed) => listed.own.clone(),
+            ListingState::Deferred(_) | ListingState::Done => Names::default(),
         }
     }
 
@@ -518,8 +519,8 @@ impl Directory {
 
 impl Chunked {
     /// Returns the last job of the file, once.
-    fn settle(&mut self) -> Option<JobKind> {
-        if std::mem::replace(&mut self.is_settling, true) {
+    fn last_job(&mut self) -> Option<JobKind> {
+        if std::mem::replace(&mut self.has_last_job, true) {
             return None;
         }
         let file = self.file.clone();
@@ -540,7 +541,7 @@ mod tests {
 
     fn open() -> (Tree, NodeKey) {
         let mut tree = Tree::default();
-        let listing = Listing::Running(Listed::default());
+        let listing = ListingState::Running(ListingProgress::default());
         let root = tree.open_target(0, DirOrigin::default(), listing);
         (tree, root)
     }
@@ -561,7 +562,7 @@ mod tests {
     fn a_listing_is_repeated_when_nothing_else_is_pending() {
         let (mut tree, root) = open();
         tree.add_pending(root, 1);
-        let next = tree.repeat_listing(root, Listed::default());
+        let next = tree.repeat_listing(root, ListingProgress::default());
         assert!(matches!(next, Next::Wait));
         assert!(matches!(tree.complete_one(root), Next::RepeatListing));
         let job = tree.dir_mut(root).listing_job();
@@ -573,7 +574,7 @@ mod tests {
         let (mut tree, root) = open();
         let found = &mut tree.dir_mut(root).deletion().extraneous;
         found.push(crate::fs::path::Kind::File, b"old");
-        tree.repeat_listing(root, Listed::default());
+        tree.repeat_listing(root, ListingProgress::default());
         assert!(tree.dir_mut(root).deletion().extraneous.is_empty());
     }
 

@@ -1,12 +1,13 @@
 //! `--bwlimit`: how many bytes all workers together may copy in a second.
 //!
-//! One word of shared memory says until when the bandwidth is used up. A worker that wants to copy
-//! some bytes moves it on by the time that these take, with one compare-exchange, and waits until
-//! the moment where it was before. So the workers' turns follow each other without gaps, whoever
-//! comes first goes first, and no counter can disagree with another. What a worker does not use in
-//! the end is given back. A worker that dies while it waits costs the others its turn, which is short.
+//! One word of shared memory holds the time until which the bandwidth is used up. A worker that
+//! wants to copy some bytes adds the time that they take, with one compare-exchange, and waits
+//! until the old time. So the workers' turns follow each other without gaps, first come, first
+//! served. There are no counters that could disagree. Bandwidth that a worker does not use is given
+//! back. A worker that dies while it waits costs the others its turn, which is short.
 //!
-//! Time in which nobody copied is lost, but for [`BURST`]: it makes up for workers that are woken late.
+//! Time in which no worker copied is lost, except for [`BURST`], which makes up for workers that
+//! are woken late.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::AtomicU64;
@@ -24,7 +25,7 @@ const TURN: Duration = Duration::from_millis(50);
 /// Bytes of a turn.
 const SHORTEST_TURN: u64 = 512;
 const LONGEST_TURN: u64 = 1 << 20;
-/// How long a worker waits before it shows that it lives, and looks whether the run stops.
+/// How long a worker waits before it shows a heartbeat and checks whether the run stops.
 const WAIT: Duration = Duration::from_millis(50);
 
 /// The bandwidth of a run.

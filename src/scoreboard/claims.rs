@@ -58,7 +58,7 @@ impl Claims {
     }
 
     /// Returns who has claimed a job.
-    pub(crate) fn look(&self, index: u32, job: JobId) -> Claim {
+    pub(crate) fn read(&self, index: u32, job: JobId) -> Claim {
         claim_of(self.words[index as usize].get(), job)
     }
 
@@ -181,18 +181,18 @@ mod tests {
         let words: &'static [AtomicU64] = Box::leak(Box::new([const { AtomicU64::new(0) }; 2]));
         let claims = Claims::new(words);
         claims.publish(1, 7);
-        assert_eq!(claims.look(1, 7), Claim::Open);
+        assert_eq!(claims.read(1, 7), Claim::Open);
         assert!(claims.claim(1, 7, 65_000));
         assert!(!claims.claim(1, 7, 2));
-        assert_eq!(claims.look(1, 7), Claim::By(65_000));
-        assert_eq!(claims.look(1, 6), Claim::Ended);
+        assert_eq!(claims.read(1, 7), Claim::By(65_000));
+        assert_eq!(claims.read(1, 6), Claim::Ended);
         claims.release(1);
-        assert_eq!(claims.look(1, 7), Claim::Ended);
+        assert_eq!(claims.read(1, 7), Claim::Ended);
         assert!(!claims.claim(9, 7, 0), "an index from a damaged message");
         claims.publish(1, 8);
         assert!(claims.claim(1, 8, 3));
         assert!(!claims.hand_over(1, 8, 4, 5) && !claims.hand_over(1, 7, 3, 5));
         assert!(claims.hand_over(1, 8, 3, 5));
-        assert_eq!(claims.look(1, 8), Claim::By(5));
+        assert_eq!(claims.read(1, 8), Claim::By(5));
     }
 }

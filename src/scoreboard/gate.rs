@@ -26,7 +26,7 @@ use rustix::time::Timespec;
 
 use super::slot::{GateState, WorkerSlot};
 
-/// How long a worker waits before it shows that it lives, and looks whether the run stops.
+/// How long a worker waits before it shows a heartbeat and checks whether the run stops.
 const WAIT: Duration = Duration::from_millis(50);
 /// The limit that stands for none.
 const OPEN: u64 = u64::MAX;
@@ -49,14 +49,14 @@ pub(crate) enum Limit {
 pub(crate) struct Gate {
     /// The limit, and after it the permits.
     words: &'static [AtomicU64],
-    turn: &'static AtomicU32,
+    wait_word: &'static AtomicU32,
 }
 
 impl Gate {
-    /// Makes an open gate from one word more than there can be permits, and one to wait on.
-    pub(super) fn new(words: &'static [AtomicU64], turn: &'static AtomicU32) -> Self {
+    /// Makes an open gate. There is one word more than there can be permits, and one to wait on.
+    pub(super) fn new(words: &'static [AtomicU64], wait_word: &'static AtomicU32) -> Self {
         words[0].store(OPEN, Release);
-        Self { words, turn }
+        Self { words, wait_word }
     }
 
     pub(crate) fn limit(&self) -> Limit {
@@ -114,8 +114,8 @@ impl Gate {
         }
         let mut since = None;
         loop {
-            // Before the look for a permit: one that is freed after it wakes this worker.
-            let turn = announce(self.turn);
+            // Before the search for a permit: freeing one after that wakes this worker.
+            let turn = announce(self.wait_word);
             let permits = self.permits();
             let state = match take(permits, worker) {
                 Some(permit) => Some(GateState::Permit(permit)),
@@ -135,7 +135,7 @@ impl Gate {
                 tv_sec: 0,
                 tv_nsec: WAIT.as_nanos() as i64,
             };
-            let _ = futex::wait(self.turn, futex::Flags::empty(), turn, Some(&most));
+            let _ = futex::wait(self.wait_word, futex::Flags::empty(), turn, Some(&most));
             // It waits for its turn and is not stuck.
             slot.heartbeat();
         }
@@ -171,7 +171,7 @@ impl Gate {
         }
     }
 
-    /// Frees what a worker has that is dead or hangs. Returns true if it had a permit.
+    /// Frees the permit of a worker that is dead or hangs. Returns true if it had one.
     pub(crate) fn revoke(&self, worker: usize) -> bool {
         let permits = self.words[1..].iter();
         let freed = permits.filter(|word| word.replace(owned_by(worker), FREE));
@@ -183,8 +183,8 @@ impl Gate {
     }
 
     fn pass_on(&self, permits: u32) {
-        if change(self.turn) {
-            let _ = futex::wake(self.turn, futex::Flags::empty(), permits);
+        if change(self.wait_word) {
+            let _ = futex::wake(self.wait_word, futex::Flags::empty(), permits);
         }
     }
 }
@@ -199,14 +199,14 @@ fn take<W: Word>(permits: &[W], worker: usize) -> Option<usize> {
 }
 
 /// Announces that a worker is about to wait. Returns the value that it waits to see changed.
-fn announce(turn: &impl Turn) -> u32 {
-    turn.set_bits(HAS_WAITERS) | HAS_WAITERS
+fn announce(word: &impl WaitWord) -> u32 {
+    word.set_bits(HAS_WAITERS) | HAS_WAITERS
 }
 
 /// Announces that a permit may be free. Returns true if a worker waits for one.
-fn change(turn: &impl Turn) -> bool {
+fn change(word: &impl WaitWord) -> bool {
     let next = |turn: u32| (turn & !HAS_WAITERS).wrapping_add(2);
-    turn.update(next) & HAS_WAITERS != 0
+    word.update(next) & HAS_WAITERS != 0
 }
 
 /// An atomic word: the one of std, or loom's in the model.
@@ -217,7 +217,7 @@ trait Word {
 }
 
 /// The word to wait on.
-trait Turn {
+trait WaitWord {
     /// Returns the value before.
     fn set_bits(&self, bits: u32) -> u32;
     /// Returns the value before.
@@ -234,7 +234,7 @@ macro_rules! atomics {
                 self.compare_exchange(from, to, AcqRel, Acquire).is_ok()
             }
         }
-        impl Turn for $turn {
+        impl WaitWord for $turn {
             fn set_bits(&self, bits: u32) -> u32 {
                 self.fetch_or(bits, AcqRel)
             }
@@ -257,7 +257,7 @@ mod tests {
     use loom::thread;
 
     mod in_loom {
-        use super::{AcqRel, Acquire, Turn, Word};
+        use super::{AcqRel, Acquire, WaitWord, Word};
         atomics!(loom::sync::atomic::AtomicU64, loom::sync::atomic::AtomicU32);
     }
 
@@ -265,7 +265,7 @@ mod tests {
     /// loom finds the deadlock.
     struct Model {
         permit: [loom::sync::atomic::AtomicU64; 1],
-        turn: loom::sync::atomic::AtomicU32,
+        wait_word: loom::sync::atomic::AtomicU32,
         futex: Mutex<()>,
         changed: Condvar,
     }
@@ -274,7 +274,7 @@ mod tests {
         fn new(owner: u64) -> Arc<Self> {
             Arc::new(Self {
                 permit: [loom::sync::atomic::AtomicU64::new(owner)],
-                turn: loom::sync::atomic::AtomicU32::new(0),
+                wait_word: loom::sync::atomic::AtomicU32::new(0),
                 futex: Mutex::new(()),
                 changed: Condvar::new(),
             })
@@ -282,13 +282,13 @@ mod tests {
 
         fn enter(&self, worker: usize) {
             loop {
-                let turn = announce(&self.turn);
+                let turn = announce(&self.wait_word);
                 if take(&self.permit, worker).is_some() {
                     return;
                 }
                 // futex(2): the kernel compares and sleeps under one lock.
                 let lock = self.futex.lock().unwrap();
-                if self.turn.load(Acquire) == turn {
+                if self.wait_word.load(Acquire) == turn {
                     drop(self.changed.wait(lock).unwrap());
                 }
             }
@@ -296,7 +296,7 @@ mod tests {
 
         fn free(&self, worker: usize) -> bool {
             let is_freed = self.permit[0].replace(owned_by(worker), FREE);
-            if is_freed && change(&self.turn) {
+            if is_freed && change(&self.wait_word) {
                 let _lock = self.futex.lock().unwrap();
                 self.changed.notify_one();
             }

@@ -87,7 +87,7 @@ impl Scoreboard {
         let _ = self.common[STOP].compare_exchange(0, FINISHING, Release, Relaxed);
     }
 
-    /// Returns true if no more entries are to be begun.
+    /// Returns true if no more entries may be begun.
     pub(crate) fn is_finishing(&self) -> bool {
         self.common[STOP].load(Relaxed) != 0
     }

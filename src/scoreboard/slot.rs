@@ -193,7 +193,7 @@ impl WorkerSlot {
         self.words[LISTED].store(1, Relaxed);
     }
 
-    /// Returns true if it has.
+    /// Returns true if the worker has read that listing to the end.
     pub(crate) fn has_listed(&self) -> bool {
         self.words[LISTED].load(Relaxed) != 0
     }

@@ -23,7 +23,7 @@ const ROOTS: usize = 4;
 
 /// A destination whose files are synced in batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Batch {
+pub(crate) struct BatchedDevice {
     /// The first target on the same device, which has the descriptors to sync it by.
     pub(crate) leader: u32,
     pub(crate) device: u64,

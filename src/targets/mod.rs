@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-pub(crate) use self::batch::Batch;
+pub(crate) use self::batch::BatchedDevice;
 use self::batch::{is_synced_at_once, open_roots};
 use self::beside::Beside;
 use self::mounts::Mounts;
@@ -69,7 +69,7 @@ pub(crate) struct Target {
     /// The first of several targets in a row with the same destination directory.
     pub(crate) is_first: bool,
     /// Set with `--fsync` if files at the destination are synced in batches.
-    pub(crate) batch: Option<Batch>,
+    pub(crate) batch: Option<BatchedDevice>,
     /// Descriptors to sync that device by, if this target is the first one on it.
     pub(crate) sync_roots: Vec<OwnedFd>,
 }
@@ -242,7 +242,7 @@ impl Targets {
         &self,
         destination: BorrowedFd<'_>,
         mounts: &Mounts,
-    ) -> Option<(Batch, Vec<OwnedFd>)> {
+    ) -> Option<(BatchedDevice, Vec<OwnedFd>)> {
         let device = fs::fstat(destination).ok()?.st_dev;
         let mut known = self.list.iter().filter_map(|target| target.batch);
         if let Some(batch) = known.find(|batch| batch.device == device) {
@@ -252,7 +252,10 @@ impl Targets {
             return None;
         }
         let leader = self.list.len() as u32;
-        Some((Batch { leader, device }, open_roots(destination).ok()?))
+        Some((
+            BatchedDevice { leader, device },
+            open_roots(destination).ok()?,
+        ))
     }
 
     /// Refuses a directory whose name the destination treats as that of another source.

@@ -271,24 +271,24 @@ fn resolve_single(
             refuse_existing(&parent.join(&name))?;
             (parent, name)
         }
-        Destination::Path(target) | Destination::Exactly(target) => {
-            if target.as_os_str().as_bytes().ends_with(b"/") {
+        Destination::Path(dst) | Destination::Exactly(dst) => {
+            if dst.as_os_str().as_bytes().ends_with(b"/") {
                 bail!(
                     "{} ends in a slash, but it would become a file",
-                    quote_path(target)
+                    quote_path(dst)
                 );
             }
-            if target.is_dir() && !is_link(target) {
+            if dst.is_dir() && !is_link(dst) {
                 bail!(
                     "{} is a directory; without -T it lands in it",
-                    quote_path(target)
+                    quote_path(dst)
                 );
             }
             let kind = match &stream {
                 Some(_) => FileType::RegularFile,
                 None => FileType::from_raw_mode(stat.st_mode),
             };
-            split_target(target, kind)?
+            split_destination(dst, kind)?
         }
     };
     let kind = match &stream {
@@ -315,37 +315,37 @@ fn resolve_single(
 }
 
 /// Splits the path that a single file becomes into its directory and its name.
-fn split_target(target: &Path, source: FileType) -> Result<(PathBuf, OsString)> {
+fn split_destination(dst: &Path, source: FileType) -> Result<(PathBuf, OsString)> {
     // A link on the command line is followed, so the file that it leads to is replaced. But a link
     // that is copied as a link replaces a link.
-    let target = match target.canonicalize() {
-        _ if source == FileType::Symlink && is_link(target) => target.to_owned(),
+    let dst = match dst.canonicalize() {
+        _ if source == FileType::Symlink && is_link(dst) => dst.to_owned(),
         Ok(real) => real,
-        Err(_) if is_link(target) => bail!(
+        Err(_) if is_link(dst) => bail!(
             "{} is a symbolic link to nothing; remove it first to put a file in its place",
-            quote_path(target)
+            quote_path(dst)
         ),
-        Err(_) => target.to_owned(),
+        Err(_) => dst.to_owned(),
     };
-    refuse_special(&target, source)?;
-    match target.file_name() {
-        Some(name) => Ok((parent_of(&target), name.to_owned())),
-        None => bail!("{} does not end in a name", quote_path(&target)),
+    refuse_special(&dst, source)?;
+    match dst.file_name() {
+        Some(name) => Ok((parent_of(&dst), name.to_owned())),
+        None => bail!("{} does not end in a name", quote_path(&dst)),
     }
 }
 
 /// Refuses to replace a device, FIFO or socket by something else.
 ///
 /// A user who names a device as DST expects the data to be written to it.
-fn refuse_special(target: &Path, source: FileType) -> Result<()> {
-    let existing = fs::lstat(target).map(|stat| FileType::from_raw_mode(stat.st_mode));
+fn refuse_special(dst: &Path, source: FileType) -> Result<()> {
+    let existing = fs::lstat(dst).map(|stat| FileType::from_raw_mode(stat.st_mode));
     match existing {
         Ok(kind) if kind == source => Ok(()),
         Ok(
             FileType::BlockDevice | FileType::CharacterDevice | FileType::Fifo | FileType::Socket,
         ) => bail!(
             "{} is a device, FIFO or socket; remove it first to put a file in its place",
-            quote_path(target)
+            quote_path(dst)
         ),
         _ => Ok(()),
     }

@@ -1,4 +1,5 @@
-//! The file of `--failed-to`: what failed, relative to its source, each path ended by a NUL.
+//! The file of `--failed-to`: the failed entries, relative to their source, each path ended by a
+//! NUL.
 //!
 //! The list is written to a temporary file beside it and renamed into place when the run ends. So
 //! memory does not grow with it, and a run may read the list that it replaces.

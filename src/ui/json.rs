@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
-use super::message::{About, Kind};
+use super::message::{About, MessageKind};
 use super::paths::Side;
 use super::progress::{Figures, Precision};
 use super::summary::Summary;
@@ -132,11 +132,11 @@ impl<'a> Object<'a> {
         }
     }
 
-    pub(super) fn message(kind: Kind, text: &'a str, about: &About<'a>) -> Self {
+    pub(super) fn message(kind: MessageKind, text: &'a str, about: &About<'a>) -> Self {
         let path = Path::new(about.path);
         let worker = about.worker.map(bare);
         match kind {
-            Kind::Error => Self::Error {
+            MessageKind::Error => Self::Error {
                 path,
                 step: about.step.map(|step| step.to_string()),
                 errno: about.errno,
@@ -144,8 +144,8 @@ impl<'a> Object<'a> {
                 text,
                 worker,
             },
-            Kind::Warning => Self::Warning { path, text, worker },
-            Kind::Note => Self::Note { path, text, worker },
+            MessageKind::Warning => Self::Warning { path, text, worker },
+            MessageKind::Note => Self::Note { path, text, worker },
         }
     }
 
@@ -270,7 +270,7 @@ mod tests {
             ..About::default()
         };
         let about = about.failed(Step::Open, Reason::System(116));
-        let text = Object::message(Kind::Error, "a: open: Stale file handle", &about).line();
+        let text = Object::message(MessageKind::Error, "a: open: Stale file handle", &about).line();
         assert_eq!(
             text,
             "{\"message_type\":\"error\",\"path\":\"a\",\"step\":\"open\",\"errno\":116,\

@@ -4,7 +4,7 @@ use crate::protocol::error::{Reason, Step};
 
 /// How much a message matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum MessageKind {
     /// Something was not copied, or not reported.
     Error,
     /// Something is not as it was, or waits.

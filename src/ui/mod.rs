@@ -30,7 +30,7 @@ use crate::quote::quote;
 
 use json::Object;
 pub(crate) use manifest::Manifest;
-pub(crate) use message::{About, Kind};
+pub(crate) use message::{About, MessageKind};
 pub(crate) use outputs::Outputs;
 pub(crate) use paths::Side;
 use progress::Progress;
@@ -60,7 +60,7 @@ impl Ui {
     }
 
     /// Prints a message on stderr, and wherever else messages go.
-    pub(crate) fn say(&self, kind: Kind, line: &str, about: &About<'_>) {
+    pub(crate) fn say(&self, kind: MessageKind, line: &str, about: &About<'_>) {
         self.progress.suspend(|| output::print_message(line));
         self.log(about.worker, line);
         self.print_object(|| Object::message(kind, line, about));
@@ -72,7 +72,7 @@ impl Ui {
         self.report_lost(lost);
     }
 
-    /// Appends a line to the log that nobody must read while the run lasts.
+    /// Appends a line to the log that no user needs while the run lasts.
     pub(crate) fn log_only(&self, worker: Option<&str>, line: impl FnOnce() -> String) {
         if self.outputs.borrow().has_log() {
             self.log(worker, &line());
@@ -83,7 +83,7 @@ impl Ui {
     fn report_lost(&self, lost: Option<String>) {
         if let Some(line) = lost {
             self.has_lost_output.set(true);
-            self.say(Kind::Error, &line, &About::default());
+            self.say(MessageKind::Error, &line, &About::default());
         }
     }
 
@@ -109,7 +109,7 @@ impl Ui {
         )));
     }
 
-    /// Prints an error under the path on the side where it happened.
+    /// Prints an error with the path on the side that failed.
     pub(crate) fn print_entry_error(
         &self,
         worker: Option<&str>,
@@ -126,12 +126,12 @@ impl Ui {
             ..About::default()
         };
         let CopyError { step, reason } = error.error;
-        self.say(Kind::Error, &line, &about.failed(step, reason));
+        self.say(MessageKind::Error, &line, &about.failed(step, reason));
         self.list_failed(target, dir, error.name.as_ref());
     }
 
     /// Prints the missing metadata of a copied entry, as one line.
-    pub(crate) fn print_incomplete(
+    pub(crate) fn print_missing_metadata(
         &self,
         worker: Option<&str>,
         target: u32,
@@ -154,7 +154,7 @@ impl Ui {
         if let Some(first) = errors.first() {
             about = about.failed(first.step, first.reason);
         }
-        self.say(Kind::Error, &line, &about);
+        self.say(MessageKind::Error, &line, &about);
         self.list_failed(target, dir, name);
     }
 
@@ -219,7 +219,7 @@ impl Ui {
             path: Some(path),
             ..About::default()
         };
-        self.say(Kind::Warning, line, &about);
+        self.say(MessageKind::Warning, line, &about);
     }
 
     /// Warns of a file whose first copy was wrong. The disk or the memory may be bad.
@@ -380,10 +380,10 @@ impl Ui {
             "{failed} failed for a reason that can pass; trying {them} again{wait} ({number} of {of})"
         );
         if self.context.config.summary {
-            self.say(Kind::Note, &line, &About::default());
+            self.say(MessageKind::Note, &line, &About::default());
         } else {
             self.log(None, &line);
-            self.print_object(|| Object::message(Kind::Note, &line, &About::default()));
+            self.print_object(|| Object::message(MessageKind::Note, &line, &About::default()));
         }
     }
 
@@ -622,7 +622,7 @@ mod tests {
                 error(Step::SetMode, None, Errno::IO),
             ];
             let name = Name::new(b"pic");
-            ui.print_incomplete(None, 0, &RelPath::default(), Some(&name), &errors);
+            ui.print_missing_metadata(None, 0, &RelPath::default(), Some(&name), &errors);
         });
         assert_eq!(
             printed,

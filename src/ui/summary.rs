@@ -29,7 +29,7 @@ const RATE_DELAY: Duration = Duration::from_millis(100);
 /// The counts of a run, and how it ended.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Summary {
-    /// What the workers have counted. Failures are not in it.
+    /// The counts of the workers, without failures.
     pub(crate) counts: Counts,
     /// Entries, directories included, that failed.
     pub(crate) failed: u64,
@@ -44,7 +44,7 @@ pub(crate) struct Summary {
     /// Something was or would be made, replaced or updated.
     pub(crate) is_different: bool,
     pub(crate) is_full: bool,
-    /// Something that only the destination has was to be deleted, and stays.
+    /// An entry that only the destination has should have been deleted, and stays.
     pub(crate) has_kept: bool,
     /// The side of which a root is gone.
     pub(crate) gone: Option<Side>,

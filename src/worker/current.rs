@@ -8,7 +8,7 @@ use crate::protocol::entry::Decision;
 use crate::protocol::error::CopyError;
 use crate::protocol::items::Items;
 use crate::protocol::unsynced::Unsynced;
-use crate::protocol::{Counts, EntryError, Job, JobUpdate, Line, Progress};
+use crate::protocol::{Counts, EntryError, Job, JobProgress, JobUpdate, Line};
 use crate::scoreboard::WorkerSlot;
 
 /// State of the job that is being run.
@@ -137,13 +137,13 @@ impl CurrentJob {
             && self.update.unsynced.is_empty()
             && self.update.settled_unsynced == 0
             && self.update.sync_error.is_none()
-            && self.update.incomplete.is_empty()
+            && self.update.missing_metadata.is_empty()
             && self.update.lines.is_empty()
             && self.update.excluded.is_empty()
             && !self.update.is_about_deletion()
             && self.update.checksums.is_empty()
             && self.update.repeated.is_empty()
-            && self.update.unfinished.is_none();
+            && self.update.stat_to_finish.is_none();
         if is_empty {
             return None;
         }
@@ -225,14 +225,14 @@ impl Remaining {
     }
 
     /// Returns the progress of a list of names.
-    pub(super) fn progress(&self) -> Progress {
-        Progress::Settled(self.settled)
+    pub(super) fn progress(&self) -> JobProgress {
+        JobProgress::Settled(self.settled)
     }
 
     /// Returns the progress of a listing that has shown this many entries. These names remain.
-    pub(super) fn progress_of_listing(&self, entries: u64) -> Progress {
+    pub(super) fn progress_of_listing(&self, entries: u64) -> JobProgress {
         let own = self.names.clone().split_off(self.count);
-        Progress::Listed { entries, own }
+        JobProgress::Listed { entries, own }
     }
 }
 
@@ -252,14 +252,14 @@ mod tests {
         remaining.settle(next);
         assert_eq!(remaining.split_half().len(), 1);
         let own = |progress| match progress {
-            Progress::Listed { entries: 4, own } => {
+            JobProgress::Listed { entries: 4, own } => {
                 own.iter().map(|(_, name)| name.to_owned()).collect()
             }
             other => panic!("{other:?}"),
         };
         let listed: Vec<_> = own(remaining.progress_of_listing(4));
         assert_eq!(listed, [c"b".to_owned(), c"c".to_owned()]);
-        assert_eq!(remaining.progress(), Progress::Settled(1));
+        assert_eq!(remaining.progress(), JobProgress::Settled(1));
         remaining.extend(|names| names.push(Kind::File, b"e"));
         assert_eq!(remaining.len(), 3);
         remaining.sort_last(&[2, 1]);

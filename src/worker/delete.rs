@@ -1,4 +1,4 @@
-//! The jobs that remove what only the destination has.
+//! The jobs that remove entries that only the destination has.
 
 use std::ffi::CStr;
 use std::os::fd::AsFd;
@@ -7,7 +7,7 @@ use rustix::fs::{self, AtFlags, FileType};
 use rustix::io::Errno;
 
 use super::current::Remaining;
-use super::{BATCH, ReportSink, Worker};
+use super::{ENTRIES_PER_JOB, ReportSink, Worker};
 use crate::copy::dir::DirPair;
 use crate::copy::{Fate, delete};
 use crate::fs::devices;
@@ -16,10 +16,11 @@ use crate::fs::path::{Kind, Names};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::protocol::entry::{Decision, Outcome};
 use crate::protocol::error::{At, CopyError, Reason, Step};
-use crate::protocol::{Job, Progress};
+use crate::protocol::{Job, JobProgress};
 
 impl Worker {
-    /// Reports what only the destination has in a directory whose listing has ended well.
+    /// Reports the entries that only the destination has, if the directory was listed without
+    /// error.
     pub(super) fn report_extraneous(
         &mut self,
         job: &Job,
@@ -52,9 +53,9 @@ impl Worker {
         if let Some(ids) = self.current.dir_ids.take() {
             self.current.update.dir_ids = Some(ids);
         }
-        while extraneous.len() > BATCH {
-            self.current.update.extraneous = extraneous.take_last(BATCH);
-            let progress = Progress::Listed {
+        while extraneous.len() > ENTRIES_PER_JOB {
+            self.current.update.extraneous = extraneous.take_last(ENTRIES_PER_JOB);
+            let progress = JobProgress::Listed {
                 entries: listed,
                 own: Names::default(),
             };
@@ -141,7 +142,7 @@ impl Worker {
             }
             (true, old) => {
                 if old == Some(false) {
-                    let place = delete::Place {
+                    let place = delete::RemovalPlace {
                         target: job.target as usize,
                         path: &job.path,
                         source: Some(dir),
@@ -187,7 +188,7 @@ impl Worker {
             }
         };
         let dir = doomed.fd.as_fd();
-        let place = delete::Place {
+        let place = delete::RemovalPlace {
             target: job.target as usize,
             path: &job.path,
             source: None,
@@ -213,7 +214,7 @@ impl Worker {
             self.note_fate(Some(name), fate);
             stays |= self.current.update.has_kept;
             self.slot.end_entry();
-            self.after_entry(|| Progress::Unknown, sink);
+            self.after_entry(|| JobProgress::Unknown, sink);
         }
         listing.result().at(Step::Delete)?;
         self.copier
@@ -235,8 +236,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes back the last line of something that is replaced. As with rsync, its name has one line
-    /// only in the list of changes.
+    /// Removes the last line if it is about an entry that is replaced. As with rsync, the list of
+    /// changes has one line for each name.
     fn hide_line(&mut self) {
         let lines = &mut self.current.update.lines;
         if self.context.config.itemize
@@ -251,7 +252,7 @@ impl Worker {
     /// Opens a directory that was finished. It is finished once more after this job.
     fn open_again(&mut self, job: &Job) -> Result<DirPair, CopyError> {
         let dir = self.open(job)?;
-        self.current.update.unfinished = Some(Box::new(dir.stat_to_apply(self.context)));
+        self.current.update.stat_to_finish = Some(Box::new(dir.stat_to_apply(self.context)));
         dir.make_writable(self.context);
         Ok(dir)
     }
@@ -275,7 +276,7 @@ impl Worker {
         self.current.update.is_cut |= remaining.len() > 0;
     }
 
-    /// Notes what became of an entry, or of the job's directory.
+    /// Notes the fate of an entry, or of the job's directory.
     fn note_fate(&mut self, name: Option<&CStr>, fate: Result<Fate, CopyError>) {
         match fate {
             Ok(Fate::Removed) => {

@@ -1,4 +1,4 @@
-//! Listing a directory and copying its entries, alone or shared with other workers.
+//! Lists a directory and copies its entries, alone or shared with other workers.
 
 use std::ffi::CStr;
 
@@ -6,8 +6,8 @@ use rustix::fs;
 use rustix::io::Errno;
 
 use super::current::Remaining;
-use super::entries::{Candidate, Listed};
-use super::{BATCH, ReportSink, Worker, is_report_full};
+use super::entries::{Candidate, DirEntries};
+use super::{ENTRIES_PER_JOB, ReportSink, Worker, is_report_full};
 use crate::copy::dir::{DirPair, Made};
 use crate::copy::temp;
 use crate::fs::list::{self, Listing};
@@ -15,7 +15,7 @@ use crate::fs::path::{Kind, Names};
 use crate::fs::stat::DirIds;
 use crate::protocol::entry::{Decision, HardLinks};
 use crate::protocol::error::{At, CopyError, Reason, Step};
-use crate::protocol::{Job, Progress, Resume};
+use crate::protocol::{Job, JobProgress, Resume};
 
 impl Worker {
     /// Lists a directory, makes its subdirectories and copies its entries. Finishes it if no
@@ -65,7 +65,7 @@ impl Worker {
         }
         let is_unfinished = self.current.has_children() || !self.current.unsynced.is_empty();
         if is_unfinished || self.should_end() {
-            self.current.update.unfinished = Some(Box::new(stat));
+            self.current.update.stat_to_finish = Some(Box::new(stat));
             return Ok(());
         }
         self.slot.begin_dir();
@@ -78,7 +78,8 @@ impl Worker {
         target.lands_in && job.path.as_bytes().is_empty()
     }
 
-    /// Applies the metadata of a directory that must not be read. Its failure is named already.
+    /// Applies the metadata of a directory without read permission. Its failure was reported
+    /// already.
     fn finish_unreadable(&mut self, job: &Job) {
         let target = job.target as usize;
         let dir = DirPair::open_unreadable(self.context, target, &job.path, job.origin);
@@ -89,8 +90,8 @@ impl Worker {
         }
     }
 
-    /// Refuses directories that would be copied into themselves for ever. Returns true for one
-    /// on another file system that is to be left out: it is made, and stays empty.
+    /// Refuses directories that would be copied into themselves for ever. Returns true for one on
+    /// another file system that `-x` leaves out: it is made, and stays empty.
     fn check_place(
         &self,
         job: &Job,
@@ -131,7 +132,7 @@ impl Worker {
         }
         let listing = Listing::of(list::path_to(dir.source(), self.has_own_cwd));
         let list = &self.context.targets.list[job.target as usize].selection;
-        let listed = Listed::new(listing, selection, skip, filter);
+        let listed = DirEntries::new(listing, selection, skip, filter);
         let mut listed = listed.with_list(list.as_deref(), &job.path);
         self.recheck_reported(job, dir, &mut listed, resume.reported, sink);
         let mut remaining = Remaining::default();
@@ -177,7 +178,7 @@ impl Worker {
         &mut self,
         job: &Job,
         dir: &mut DirPair,
-        listed: &mut Listed<'_>,
+        listed: &mut DirEntries<'_>,
         reported: u64,
         sink: &mut dyn ReportSink,
     ) {
@@ -197,12 +198,12 @@ impl Worker {
                 Ok(Some(kind)) => {
                     let counts = self.slot.counts();
                     let lines = self.current.update.lines.len();
-                    let incomplete = self.current.update.incomplete.len();
+                    let missing = self.current.update.missing_metadata.len();
                     let checksums = self.current.update.checksums.len();
                     self.copy_entry(job, dir, kind, &name, HardLinks::Report);
                     self.slot.reset_counts(counts);
                     self.current.update.lines.truncate(lines);
-                    self.current.update.incomplete.truncate(incomplete);
+                    self.current.update.missing_metadata.truncate(missing);
                     self.current.update.checksums.truncate(checksums);
                     self.after_entry(|| listed_progress(reported), sink);
                 }
@@ -213,11 +214,11 @@ impl Worker {
         self.current.set_suspects(suspects);
     }
 
-    /// Lists up to [`BATCH`] more entries to copy, and makes the subdirectories among them.
+    /// Lists up to [`ENTRIES_PER_JOB`] more entries, and makes the subdirectories among them.
     fn list_more(
         &mut self,
         dir: &mut DirPair,
-        listed: &mut Listed<'_>,
+        listed: &mut DirEntries<'_>,
         remaining: &mut Remaining,
         sink: &mut dyn ReportSink,
     ) {
@@ -229,11 +230,11 @@ impl Worker {
     fn read_more(
         &mut self,
         dir: &mut DirPair,
-        listed: &mut Listed<'_>,
+        listed: &mut DirEntries<'_>,
         remaining: &mut Remaining,
         sink: &mut dyn ReportSink,
     ) {
-        let enough = remaining.len() + BATCH;
+        let enough = remaining.len() + ENTRIES_PER_JOB;
         self.slot.begin_dir();
         while remaining.len() < enough && !self.should_end() {
             if !listed.advance() {
@@ -307,7 +308,7 @@ impl Worker {
         job: &Job,
         dir: &mut DirPair,
         remaining: &mut Remaining,
-        mut listed: Option<&mut Listed<'_>>,
+        mut listed: Option<&mut DirEntries<'_>>,
         hard_links: HardLinks,
         sink: &mut dyn ReportSink,
     ) {
@@ -331,7 +332,7 @@ impl Worker {
             }
             remaining.settle(next);
             self.after_entry(|| progress(remaining, listed.as_deref()), sink);
-            self.settle_if_many(dir, job);
+            self.sync_own_if_many(dir, job);
         }
     }
 
@@ -357,7 +358,7 @@ impl Worker {
     }
 }
 
-fn progress(remaining: &Remaining, listed: Option<&Listed<'_>>) -> Progress {
+fn progress(remaining: &Remaining, listed: Option<&DirEntries<'_>>) -> JobProgress {
     match listed {
         Some(listed) => remaining.progress_of_listing(listed.entries),
         None => remaining.progress(),
@@ -365,8 +366,8 @@ fn progress(remaining: &Remaining, listed: Option<&Listed<'_>>) -> Progress {
 }
 
 /// Returns the progress of a listing that has not passed the reported entries.
-fn listed_progress(entries: u64) -> Progress {
-    Progress::Listed {
+fn listed_progress(entries: u64) -> JobProgress {
+    JobProgress::Listed {
         entries,
         own: Names::default(),
     }

@@ -1,5 +1,5 @@
-//! The entries of a directory that are to be copied: its listing, or a list of the user, less what
-//! the filters leave out.
+//! The entries of a directory to copy: its listing or the user's list, without those that the
+//! filters exclude.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
@@ -18,8 +18,8 @@ use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::protocol::{Excluded, Job};
 
 /// A directory's entries, and how far they have been read.
-pub(super) struct Listed<'a> {
-    names: Source,
+pub(super) struct DirEntries<'a> {
+    names: NamesFrom,
     /// Entries read so far, including skipped ones.
     pub(super) entries: u64,
     skip: &'a HashSet<Name>,
@@ -29,12 +29,12 @@ pub(super) struct Listed<'a> {
 }
 
 /// Where the names come from.
-enum Source {
+enum NamesFrom {
     Directory(Listing),
     Selection(ChosenNames),
 }
 
-/// The names in a directory that a list of the user has.
+/// The names in a directory that are on the user's list.
 struct ChosenNames {
     selection: &'static Selection,
     cursor: Cursor,
@@ -42,14 +42,14 @@ struct ChosenNames {
     chosen: Chosen,
 }
 
-/// An entry that is to be copied.
+/// An entry to copy.
 pub(super) struct Candidate {
     pub(super) kind: Kind,
     /// Its inode number, if the listing has it.
     pub(super) inode: u64,
 }
 
-impl<'a> Listed<'a> {
+impl<'a> DirEntries<'a> {
     /// Prepares to read a directory's entries.
     pub(super) fn new(
         listing: Listing,
@@ -58,8 +58,8 @@ impl<'a> Listed<'a> {
         filter: Option<DirFilter<'static>>,
     ) -> Self {
         let names = match selection {
-            None => Source::Directory(listing),
-            Some((selection, cursor)) => Source::Selection(ChosenNames {
+            None => NamesFrom::Directory(listing),
+            Some((selection, cursor)) => NamesFrom::Selection(ChosenNames {
                 selection,
                 cursor,
                 name: CString::default(),
@@ -81,12 +81,12 @@ impl<'a> Listed<'a> {
         self
     }
 
-    /// Moves on to the next entry that is not to be skipped. Returns false after the last one.
+    /// Moves on to the next entry that must not be skipped. Returns false after the last one.
     pub(super) fn advance(&mut self) -> bool {
         loop {
             let name = match &mut self.names {
-                Source::Directory(listing) => listing.read().map(|(_, name)| name),
-                Source::Selection(names) => names.read(),
+                NamesFrom::Directory(listing) => listing.read().map(|(_, name)| name),
+                NamesFrom::Selection(names) => names.read(),
             };
             let Some(name) = name else {
                 return false;
@@ -101,24 +101,26 @@ impl<'a> Listed<'a> {
     /// Returns the name of the current entry.
     pub(super) fn name(&self) -> &CStr {
         match &self.names {
-            Source::Directory(listing) => listing.last_read().map_or(c"", |(_, name)| name),
-            Source::Selection(names) => &names.name,
+            NamesFrom::Directory(listing) => listing.last_read().map_or(c"", |(_, name)| name),
+            NamesFrom::Selection(names) => &names.name,
         }
     }
 
     /// Returns the kind of the current entry, as far as the listing has it.
     pub(super) fn kind(&self) -> Kind {
         match &self.names {
-            Source::Directory(listing) => listing.last_read().map_or(Kind::File, |(kind, _)| kind),
-            Source::Selection(_) => Kind::File,
+            NamesFrom::Directory(listing) => {
+                listing.last_read().map_or(Kind::File, |(kind, _)| kind)
+            }
+            NamesFrom::Selection(_) => Kind::File,
         }
     }
 
     /// Returns the error that ended the listing, if any.
     pub(super) fn result(self) -> Result<(), Errno> {
         match self.names {
-            Source::Directory(listing) => listing.result(),
-            Source::Selection(_) => Ok(()),
+            NamesFrom::Directory(listing) => listing.result(),
+            NamesFrom::Selection(_) => Ok(()),
         }
     }
 }
@@ -197,21 +199,21 @@ impl Worker {
         Some(dir_filter)
     }
 
-    /// Decides whether the current entry is copied, and as what: a link that is followed is its
-    /// target.
+    /// Decides whether the current entry is copied, and as which kind: a link that is followed
+    /// counts as its target.
     pub(super) fn choose(
         &mut self,
         dir: &DirPair,
-        listed: &Listed<'_>,
+        listed: &DirEntries<'_>,
     ) -> Result<Option<Candidate>, CopyError> {
         let name = listed.name();
         let (candidate, chosen) = match &listed.names {
-            Source::Directory(listing) => {
+            NamesFrom::Directory(listing) => {
                 let kind = listing.last_read().map_or(Kind::File, |(kind, _)| kind);
                 let inode = listing.inode();
                 (Ok(Candidate { kind, inode }), None)
             }
-            Source::Selection(names) => {
+            NamesFrom::Selection(names) => {
                 let candidate = examine(dir, name).map(|stat| Candidate {
                     kind: Kind::of(FileType::from_raw_mode(stat.st_mode)),
                     inode: FileId::of(&stat).ino,
@@ -308,8 +310,7 @@ impl Worker {
 
 const GITIGNORE: &CStr = c".gitignore";
 
-/// Looks at a path that the user has listed. If it is missing, it has not vanished: perhaps it was
-/// never there.
+/// Examines a path on the user's list. A missing one has not vanished: perhaps it was never there.
 fn examine(dir: &DirPair, name: &CStr) -> Result<Stat, CopyError> {
     match fs::statat(dir.source(), name, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => Err(CopyError::new(Step::Look, Reason::Missing)),

@@ -18,15 +18,15 @@ use rustix::fs;
 use crate::context::Context;
 use crate::copy::dir::DirPair;
 use crate::copy::temp;
-use crate::copy::{Attempt, Copier, Entry, EntryResult, Issues, LinkTarget, Stream, Unlinkable};
+use crate::copy::{Attempt, Copier, Entry, EntryResult, Issues, OpenLeader, Stream, Unlinkable};
 use crate::filter::Memory;
 use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::FileStat;
 use crate::protocol::entry::{ChunkedFile, DirOrigin, HardLinks, Outcome};
 use crate::protocol::error::{At, CopyError, Reason, Step};
-use crate::protocol::metadata::{Incomplete, MetadataError, Refusal};
+use crate::protocol::metadata::{MetadataError, MissingMetadata, Refusal};
 use crate::protocol::{
-    EntryError, FileChecksum, HardLinkEntry, Job, JobKind, Leader, Line, Progress, Report,
+    EntryError, FileChecksum, HardLinkEntry, Job, JobKind, JobProgress, Leader, Line, Report,
 };
 use crate::scoreboard::{WorkerSlot, WriteTarget};
 use current::{CurrentJob, Remaining};
@@ -34,7 +34,7 @@ use order::Order;
 
 /// Entries that are listed before they are copied, and the maximum in one job. So many that opening
 /// the directory again costs little, and so few that they fit in a message.
-pub(crate) const BATCH: usize = 256;
+pub(crate) const ENTRIES_PER_JOB: usize = 256;
 /// A report is sent once it is this old; sooner if other workers wait for work.
 const REPORT_AFTER: Duration = Duration::from_millis(20);
 /// A report is sent once it holds so many bytes of names and errors.
@@ -70,7 +70,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Makes the worker of this number, in the thread or process that it is to run in.
+    /// Makes the worker of this number, in the thread or process that it will run in.
     pub(crate) fn new(context: &'static Context, number: usize, has_own_cwd: bool) -> Self {
         let slot = context.scoreboard.slot(number);
         slot.set_thread(rustix::thread::gettid());
@@ -109,7 +109,7 @@ impl Worker {
     fn run_job(&mut self, job: &Job, sink: &mut dyn ReportSink) {
         self.slot.begin_job(job.id);
         self.current = CurrentJob::new(job, self.slot);
-        // Names that follow may become links to what a job for links copies.
+        // Later names may become links to a file that a job for hard links copies.
         self.copier.is_synced_alone = matches!(job.kind, JobKind::HardLinks { .. });
         let result = match &job.kind {
             JobKind::Directory { ancestors, resume } => {
@@ -176,7 +176,7 @@ impl Worker {
         opened.map_err(|error| self.copier.explain_missing(target, &job.path, error))
     }
 
-    /// Returns true if no more entries are to be begun.
+    /// Returns true if no more entries may be begun.
     fn should_end(&self) -> bool {
         self.context.scoreboard.is_finishing()
     }
@@ -235,7 +235,8 @@ impl Worker {
         match result {
             Ok(EntryResult::Done(decision)) => {
                 let decision = self.current.as_counted(decision);
-                let has_failed = self.note_incomplete(Some((kind, name)), Some(decision.outcome()));
+                let has_failed =
+                    self.note_missing_metadata(Some((kind, name)), Some(decision.outcome()));
                 if !has_failed {
                     self.slot.add_outcome(decision.outcome());
                 }
@@ -283,7 +284,11 @@ impl Worker {
     }
 
     /// Notes metadata of an entry that could not be kept. Returns true if the entry has failed.
-    fn note_incomplete(&mut self, entry: Option<(Kind, &CStr)>, outcome: Option<Outcome>) -> bool {
+    fn note_missing_metadata(
+        &mut self,
+        entry: Option<(Kind, &CStr)>,
+        outcome: Option<Outcome>,
+    ) -> bool {
         let Issues { failures, refusals } = self.copier.take_issues();
         if failures.is_empty() && refusals.is_empty() {
             return false;
@@ -298,10 +303,10 @@ impl Worker {
         }
         self.size += entry.map_or(0, |(_, name)| name.count_bytes())
             + names
-            + size_of::<Incomplete>()
+            + size_of::<MissingMetadata>()
             + size_of::<MetadataError>() * failures.len()
             + size_of::<Refusal>() * refusals.len();
-        self.current.update.incomplete.push(Incomplete {
+        self.current.update.missing_metadata.push(MissingMetadata {
             name: entry.map(|(_, name)| Name::new(name.to_bytes())),
             kind: entry.map(|(kind, _)| kind),
             outcome: outcome.filter(|_| !has_failed),
@@ -317,7 +322,7 @@ impl Worker {
         }
         self.copier.take_issues();
         let result = self.copier.finish_dir(dir, stat);
-        self.note_incomplete(None, None);
+        self.note_missing_metadata(None, None);
         result
     }
 
@@ -354,12 +359,12 @@ impl Worker {
                 attempt: Attempt::First,
                 stream: None,
             };
-            let to = LinkTarget {
+            let to = OpenLeader {
                 dir: &leader_dir,
                 name: &leader_name,
             };
             let result = self.copier.hard_link(&mut dir, to, entry);
-            // A link has the contents of its leader, and what was copied instead has its own.
+            // A link has the checksum of its leader, and a copy that was made instead has its own.
             self.copier.checksum = self.copier.checksum.or(leader_checksum);
             let unlinked = self.copier.unlinked.take().filter(|_| result.is_ok());
             if let Some(why) = unlinked {
@@ -457,7 +462,7 @@ impl Worker {
     }
 
     /// Sends an update after an entry, if one is due.
-    fn after_entry(&mut self, progress: impl FnOnce() -> Progress, sink: &mut dyn ReportSink) {
+    fn after_entry(&mut self, progress: impl FnOnce() -> JobProgress, sink: &mut dyn ReportSink) {
         if !self.current.update.chunked.is_empty() || self.has_unreported_temp() {
             // Sent at once, so that the parent knows the temporary name if this worker dies.
             self.send_update(progress(), sink);
@@ -473,7 +478,7 @@ impl Worker {
     }
 
     /// Sends the pending update of the job.
-    fn send_update(&mut self, progress: Progress, sink: &mut dyn ReportSink) {
+    fn send_update(&mut self, progress: JobProgress, sink: &mut dyn ReportSink) {
         self.current.update.progress = progress;
         self.put_update();
         self.send_report(sink);

@@ -2,18 +2,19 @@
 //!
 //! ext4 and F2FS list a directory by hashes of the names. They place files on the disk in the order
 //! in which they were made, and inode numbers have the same order. On a disk with one head, nearly
-//! each file that is read in the order of the list costs a seek.
+//! every file that is read in the order of the list costs a seek.
 //!
-//! Measured with 20,000 files of 8 KiB in 100 directories on ext4, nothing cached, and one worker:
-//! requests that were more than 1 MiB away from the one before. In the order of the list there were
-//! 4,502, in the order of inode numbers 278. cp(1), which sorts too, made 305.
+//! Measured with 20,000 files of 8 KiB in 100 directories on ext4, nothing cached, and one worker.
+//! In the order of the list, 4,502 requests were more than 1 MiB away from the one before, in the
+//! order of inode numbers 278. cp(1), which sorts too, made 305 of them.
 //!
-//! Only what is listed at a time is put in order, so a directory of millions costs no memory.
+//! Only the entries that are listed at a time are sorted, so a directory with millions of them
+//! costs no memory.
 
 use crate::copy::dir::DirPair;
 use crate::fs::file_system::FileSystem;
 
-/// The inode numbers of what is listed, if it is to be put in order.
+/// The inode numbers of the listed entries, if these must be sorted.
 #[derive(Default)]
 pub(super) struct Order {
     /// A source's device, and whether its file system lists by hash.

@@ -10,14 +10,14 @@ use crate::copy::dir::DirPair;
 use crate::fs::path::Kind;
 use crate::protocol::error::CopyError;
 use crate::protocol::unsynced::Unsynced;
-use crate::protocol::{Job, Progress};
+use crate::protocol::{Job, JobProgress};
 
-/// Files of one job, and their bytes, that a worker leaves to the parent.
+/// From this many files or bytes in one job on, the worker syncs them itself.
 const MOST_FILES: usize = 4096;
 const MOST_BYTES: u64 = 256 << 20;
 
 impl Worker {
-    /// Notes a file that is to be synced. It is counted when it is committed.
+    /// Notes a file that must be synced. It is counted when it is committed.
     pub(super) fn note_unsynced(&mut self, file: Unsynced) {
         self.size += size_of::<Unsynced>() + file.name.as_bytes().len();
         self.current.unsynced_bytes += file.stat.size;
@@ -32,7 +32,7 @@ impl Worker {
     }
 
     /// Syncs and commits the job's files if they are very many.
-    pub(super) fn settle_if_many(&mut self, dir: &mut DirPair, job: &Job) {
+    pub(super) fn sync_own_if_many(&mut self, dir: &mut DirPair, job: &Job) {
         let (files, bytes) = (self.current.unsynced.len(), self.current.unsynced_bytes);
         if files < MOST_FILES && bytes < MOST_BYTES {
             return;
@@ -77,7 +77,7 @@ impl Worker {
         self.copier.take_issues();
         let result = self.copier.commit_synced(dir, &from, to, file);
         let result = result.map_err(|error| {
-            // Nothing incomplete is left. That this may fail too changes nothing.
+            // This removes the incomplete file. If it fails too, nothing else can be done.
             let _ = self.copier.discard_unsynced(dir, to, file);
             self.copier.explain_name(dir, to, error)
         });
@@ -104,10 +104,10 @@ impl Worker {
             }
             self.commit_file(&mut dir, job, file);
             settled += 1;
-            self.after_entry(|| Progress::Settled(settled), sink);
+            self.after_entry(|| JobProgress::Settled(settled), sink);
         }
         // If the run stops, the parent removes the rest.
-        self.current.update.progress = Progress::Settled(settled);
+        self.current.update.progress = JobProgress::Settled(settled);
         Ok(())
     }
 

@@ -31,7 +31,7 @@ impl Worker {
                     dev: 1,
                     ino: self.dir() as u64 + 1,
                 };
-                self.update.unfinished = Some(Box::new(stat(id)));
+                self.update.stat_to_finish = Some(Box::new(stat(id)));
             }
             JobKind::EmptyDirectory => {
                 self.slot.begin_dir();

@@ -9,7 +9,7 @@ use super::worker::{EEXIST, ETIMEDOUT, State, Worker, stat};
 use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::FileId;
 use crate::protocol::error::Step;
-use crate::protocol::{HardLinkEntry, JobKind, Progress};
+use crate::protocol::{HardLinkEntry, JobKind, JobProgress};
 
 impl Worker {
     pub(super) fn list(&mut self, env: &mut Env) -> State {
@@ -30,7 +30,7 @@ impl Worker {
         }
         self.update.is_cut = is_stopping;
         if env.context.config.limits.retries > 0 {
-            self.update.progress = Progress::Listed {
+            self.update.progress = JobProgress::Listed {
                 entries: self.current().listed as u64,
                 own: Names::default(),
             };
@@ -51,7 +51,7 @@ impl Worker {
                 dev: 1,
                 ino: self.dir() as u64 + 1,
             };
-            self.update.unfinished = Some(Box::new(stat(id)));
+            self.update.stat_to_finish = Some(Box::new(stat(id)));
             return State::EndJob;
         }
         self.slot.begin_dir();

@@ -4,7 +4,7 @@ use super::env::Env;
 use super::worker::{State, Worker};
 use crate::fs::path::{Kind, Name};
 use crate::protocol::error::{CopyError, Death, Reason, Step};
-use crate::protocol::{Counts, EntryError, JobKind, JobUpdate, Progress, Report};
+use crate::protocol::{Counts, EntryError, JobKind, JobProgress, JobUpdate, Report};
 use crate::scoreboard::WriteTarget;
 
 impl Worker {
@@ -27,7 +27,7 @@ impl Worker {
         env.world.borrow_mut().release(self.number, None);
         self.update.is_done = true;
         if let JobKind::CommitSynced { .. } = self.current().job.kind {
-            self.update.progress = Progress::Settled(self.current().settled);
+            self.update.progress = JobProgress::Settled(self.current().settled);
         }
         let has_chunked = !self.update.chunked.is_empty();
         self.put_update();
@@ -47,18 +47,18 @@ impl Worker {
         self.send(env);
     }
 
-    fn progress(&mut self) -> Progress {
+    fn progress(&mut self) -> JobProgress {
         let current = self.current();
         match &current.job.kind {
             JobKind::Directory { resume, .. } => {
                 let left = current.left;
-                Progress::Listed {
+                JobProgress::Listed {
                     entries: resume.reported.max(current.listed as u64),
                     own: current.names.clone().split_off(left),
                 }
             }
-            JobKind::EmptyDirectory => Progress::Unknown,
-            _ => Progress::Settled(current.settled),
+            JobKind::EmptyDirectory => JobProgress::Unknown,
+            _ => JobProgress::Settled(current.settled),
         }
     }
 
@@ -76,7 +76,7 @@ impl Worker {
             && self.update.sync_error.is_none()
             && self.update.lines.is_empty()
             && !self.update.is_about_deletion()
-            && self.update.unfinished.is_none();
+            && self.update.stat_to_finish.is_none();
         if is_empty {
             return;
         }

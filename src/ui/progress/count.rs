@@ -4,8 +4,8 @@
 //! that is safe: the fork server was forked before, and the parent itself never forks. If anything
 //! fails here, the figures are incomplete, and the workers' own listings complete them later.
 //!
-//! It does not use walkdir, which would set the access time of every directory before a worker has
-//! read that for the copy, and could follow a link that has taken the place of a directory.
+//! It does not use walkdir. That would set the access time of every directory before a worker has
+//! read it for the copy. It could also follow a link that has replaced a directory.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -30,7 +30,7 @@ const MAX_SIZES: u64 = 50_000;
 const SIZES_AT_ONCE: u32 = 64;
 /// ... take longer than this: then each is a seek, or a question to a server.
 const SIZES_TIME: Duration = Duration::from_millis(20);
-/// How often the thread looks while it rests whether it should stop.
+/// How often the thread checks while it rests whether it should stop.
 const PAUSE: Duration = Duration::from_millis(50);
 /// With one worker at a time the thread rests so many times as long as it listed: a disk with one
 /// head seeks for each of the two.
@@ -38,7 +38,7 @@ const REST: u32 = 50;
 /// The whole tree, as a sum of the shares of its directories.
 const WHOLE: f64 = (1_u64 << 53) as f64;
 
-/// What was counted so far.
+/// The counts so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Counted {
     /// Entries, without directories.
@@ -117,7 +117,7 @@ struct Level {
     share: f64,
 }
 
-/// What the thread knows.
+/// State of the thread.
 struct Walk {
     context: &'static Context,
     shared: Arc<Shared>,

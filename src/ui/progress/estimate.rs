@@ -2,7 +2,7 @@
 //!
 //! The workers know the sizes of the files that they have examined, and the names in the
 //! directories that they have listed. The thread that counts ([`super::count`]) knows more names,
-//! and sizes where these are cheap. What nobody knows yet counts with the average.
+//! and sizes where these are cheap. Unknown sizes count with the average.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub(in crate::ui) enum Precision {
     AtLeast,
 }
 
-/// What is known of a run at one moment.
+/// The state of a run at one moment, as far as it is known.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
     pub(super) counts: Counts,
@@ -118,7 +118,7 @@ impl Estimate {
         Some(if is_all { 100 } else { share })
     }
 
-    /// Returns how long the rest takes if a second brings this much.
+    /// Returns how long the rest takes at this rate.
     pub(super) fn time_left(&self, work_per_second: f64) -> Option<Duration> {
         let rest = self.work - self.work_done;
         if !self.is_meaningful || work_per_second <= 0.0 || rest <= 0.0 {
@@ -162,7 +162,7 @@ mod tests {
             ..Counts::default()
         };
         assert_eq!(percent(&known(unchanged, None)), Some(50));
-        // What did not have to be copied is done.
+        // Bytes that need no copy are done.
         let spared = Counts {
             found: 4,
             sized: 2,

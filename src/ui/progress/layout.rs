@@ -1,7 +1,7 @@
 //! The lines of the bar, as a function of the figures and the terminal's width.
 //!
-//! What matters least goes first: the path, the number of files, the rate, the bytes, the failures,
-//! the time left, the percentage.
+//! If room is short, the least important part is left out first: the path, the number of files, the
+//! rate, the bytes, the failures, the time left, the percentage.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub(in crate::ui) struct Figures {
     pub(in crate::ui) workers: usize,
 }
 
-/// What the workers are at.
+/// The present activity of the workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Activity {
     /// One of them copies the entry at this path, if it is not empty.

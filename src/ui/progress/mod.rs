@@ -42,7 +42,7 @@ const COUNT_AFTER: Duration = Duration::from_secs(1);
 /// How often the rate and the time left change: often enough, and slow enough to be read.
 const RATE_PERIOD: Duration = Duration::from_millis(500);
 
-/// What the scheduler knows of a run in progress.
+/// The state of a run in progress, as the scheduler knows it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Status {
     pub(crate) counts: Counts,
@@ -77,7 +77,7 @@ struct State {
     counter: Option<Counter>,
     /// Every directory has been listed. Only a repeated listing could find more.
     is_listed: bool,
-    /// The highest percentage so far. What is shown never goes back.
+    /// The highest percentage so far. The percentage that is shown never goes back.
     percent: Option<u8>,
     window: Window,
     rate: Option<Rate>,

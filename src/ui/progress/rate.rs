@@ -70,7 +70,7 @@ struct Sample {
     work: f64,
 }
 
-/// What a second brings.
+/// The progress in one second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rate {
     pub(super) bytes: u64,
@@ -110,7 +110,7 @@ impl Window {
         if time < MIN_TIME {
             return None;
         }
-        // What a lost worker had not reported is not counted any more.
+        // The unreported work of a lost worker no longer counts.
         let bytes = bytes.saturating_sub(oldest.bytes) as f64;
         Some(Rate {
             bytes: (bytes / time.as_secs_f64()) as u64,
