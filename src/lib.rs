@@ -12,6 +12,7 @@ mod environment;
 mod filter;
 mod foreign;
 mod fs;
+mod killed;
 mod lock;
 pub mod manual;
 mod mpi;
@@ -32,6 +33,7 @@ use context::{Context, Identity};
 use engine::Engine;
 use engine::processes::Processes;
 use engine::threads::Threads;
+use killed::Presence;
 use lock::Lock;
 use mpi::Ended;
 use scheduler::Scheduler;
@@ -63,6 +65,7 @@ pub fn run(config: Config) -> Result<i32> {
 fn run_here(config: Config) -> Result<i32> {
     let mut outputs = Outputs::open(&config.report)?;
     let Prepared {
+        presence: _presence,
         lock,
         engine,
         context,
@@ -80,6 +83,7 @@ fn run_here(config: Config) -> Result<i32> {
 
 /// What a run needs before it begins.
 struct Prepared {
+    presence: Option<Presence>,
     lock: Option<Lock>,
     engine: Box<dyn Engine>,
     context: &'static Context,
@@ -94,6 +98,8 @@ fn prepare(config: Config, outputs: &Outputs) -> Result<Prepared> {
     let list = config.contents.manifest.clone();
     let identity = Identity::read();
     let targets = Targets::open(&config, identity.umask)?;
+    let is_real = !config.dry_run;
+    let presence = is_real.then(|| Presence::begin(&targets)).flatten();
     Identity::clear_umask(&config);
     let workers = limit.limit() + limit.max() + REPLACEMENTS;
     let scoreboard = Scoreboard::new(
@@ -123,6 +129,7 @@ fn prepare(config: Config, outputs: &Outputs) -> Result<Prepared> {
         }
     };
     Ok(Prepared {
+        presence,
         lock,
         engine,
         context,

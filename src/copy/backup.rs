@@ -281,6 +281,49 @@ impl Copier {
         });
         Ok(fd)
     }
+
+    /// Syncs the directory that keeps what was replaced or removed in a directory of a target, with
+    /// `--fsync`. That of a directory whose own parent is not synced after it needs `with_parents`.
+    ///
+    /// It is synced when the directory itself is: then it does not matter which worker has moved
+    /// what there, and which of them are lost.
+    pub(crate) fn sync_backups(
+        &self,
+        target: usize,
+        path: &RelPath,
+        with_parents: bool,
+    ) -> Result<(), CopyError> {
+        let context = self.context;
+        let Some(root) = context
+            .targets
+            .backup_dir()
+            .filter(|_| context.config.fsync)
+        else {
+            return Ok(());
+        };
+        let mut path = context.targets.list[target].below_named.append(path);
+        loop {
+            match open_dir(root, &path) {
+                Ok(dir) => fs::fsync(dir).at(Step::Sync)?,
+                // Nothing was kept.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+                Err(errno) => return Err(CopyError::new(Step::Sync, errno)),
+            }
+            if !with_parents || path.as_bytes().is_empty() {
+                return Ok(());
+            }
+            path = path.split_last().0;
+        }
+    }
+
+    /// The same for a directory that is open, and for the directories above that of a whole target.
+    pub(crate) fn sync_backups_of(&self, dir: &DirPair) -> Result<(), CopyError> {
+        // It has its path whenever there is a directory of backups.
+        let Some(path) = dir.path() else {
+            return Ok(());
+        };
+        self.sync_backups(dir.target, path, path.as_bytes().is_empty())
+    }
 }
 
 fn simple(backup: &Backup, dir: Rc<OwnedFd>, name: &CStr) -> Result<Place, CopyError> {

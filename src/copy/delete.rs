@@ -250,6 +250,27 @@ impl Copier {
         Ok(Ok(DoomedDir { fd }))
     }
 
+    /// Syncs a directory that stays although only the destination has it, with `--fsync`, and the
+    /// backups of what was removed from it.
+    pub(crate) fn sync_doomed(
+        &self,
+        target: u32,
+        path: &RelPath,
+        doomed: &DoomedDir,
+        stays: bool,
+    ) -> Result<(), CopyError> {
+        let config = &self.context.config;
+        let target = target as usize;
+        if !config.fsync || config.dry_run {
+            return Ok(());
+        }
+        // It is no mount point, so it is on the device of the target.
+        if stays && self.context.targets.list[target].batch.is_none() {
+            fs::fsync(&doomed.fd).at(Step::Sync)?;
+        }
+        self.sync_backups(target, path, true)
+    }
+
     /// Removes a directory whose entries were removed.
     pub(crate) fn remove_emptied(
         &mut self,

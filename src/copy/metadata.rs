@@ -398,6 +398,7 @@ impl Copier {
         }
         if config.fsync && !self.is_batched(dir) {
             fs::fsync(target).at(Step::Sync)?;
+            self.sync_backups_of(dir)?;
         }
         Ok(())
     }

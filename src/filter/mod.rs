@@ -135,6 +135,12 @@ impl Filter {
         Ok(())
     }
 
+    /// Returns true if a rule excludes a directory below the source.
+    pub(crate) fn is_dir_excluded(&self, dir: &RelPath) -> bool {
+        let (parent, name) = dir.split_last();
+        self.is_excluded(&parent, name, true)
+    }
+
     /// Returns true if a rule excludes an entry of this name in a directory below the source.
     pub(crate) fn is_excluded(&self, dir: &RelPath, name: &[u8], is_dir: bool) -> bool {
         self.find_rule(&path_of(dir), name, is_dir).is_some()
@@ -186,6 +192,13 @@ pub(crate) fn load_selection(settings: &FilterSettings) -> Result<Option<Selecti
     let selection = Selection::new(lines, settings.recursive);
     let selection = selection.map_err(|outside| anyhow::anyhow!("{outside}"));
     selection.context(name).map(Some)
+}
+
+/// Returns true if everything in a directory is copied although there is a list. As in rsync, only
+/// what the list has below a directory is copied if a rule excludes that.
+pub(crate) fn is_whole(selection: &Selection, filter: Option<&Filter>, dir: &RelPath) -> bool {
+    let is_excluded = |dir: &RelPath| filter.is_some_and(|filter| filter.is_dir_excluded(dir));
+    selection.is_whole(dir, is_excluded)
 }
 
 /// What a worker remembers from one directory to the next.

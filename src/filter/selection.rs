@@ -28,6 +28,14 @@ pub(crate) struct Chosen {
 }
 
 impl Chosen {
+    /// Returns a name that only leads to paths in the list.
+    pub(crate) fn below() -> Self {
+        Self {
+            is_listed: false,
+            has_below: true,
+        }
+    }
+
     /// Returns true for a directory that leads to paths in the list. It is made and entered even if
     /// a rule excludes it, listed itself or not: what is listed below it must not be lost.
     pub(crate) fn is_way(self) -> bool {
@@ -143,14 +151,28 @@ impl Selection {
 
     /// Returns true if everything in a directory is copied: the list has the directory or one that
     /// it is in, and directories are copied whole.
-    pub(crate) fn is_whole(&self, dir: &RelPath) -> bool {
+    ///
+    /// Of a directory for which `is_excluded` is true, only what the list has below it is copied.
+    pub(crate) fn is_whole(&self, dir: &RelPath, is_excluded: impl Fn(&RelPath) -> bool) -> bool {
         if !self.is_recursive {
             return false;
         }
-        let path = to_stored(dir);
-        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == 0);
-        let mut ends = ends.map(|(at, _)| at).chain([0, path.len()]);
-        ends.any(|end| self.find(&path[..end]).is_ok())
+        let mut dir = dir.clone();
+        while !dir.as_bytes().is_empty() && !is_excluded(&dir) {
+            if self.find(&to_stored(&dir)).is_ok() {
+                return true;
+            }
+            dir = dir.split_last().0;
+        }
+        dir.as_bytes().is_empty() && self.find(b"").is_ok()
+    }
+
+    /// Returns true if paths below a directory are in the list.
+    pub(crate) fn has_below(&self, dir: &RelPath, name: &[u8]) -> bool {
+        let mut path = to_stored(&dir.join(name));
+        path.push(0);
+        let (Ok(first) | Err(first)) = self.find(&path);
+        first < self.len() && self.path(first).starts_with(&path)
     }
 
     fn find(&self, path: &[u8]) -> Result<usize, usize> {
@@ -292,15 +314,35 @@ mod tests {
 
     #[test]
     fn a_directory_is_whole_below_a_path_of_the_list() {
+        let never = |_: &RelPath| false;
         let paths = ["a/b"].map(str::as_bytes);
         let whole = Selection::new(paths, true).unwrap();
         for (path, is_whole) in [("", false), ("a", false), ("a/b", true), ("a/b/c/d", true)] {
-            assert_eq!(whole.is_whole(&dir(path)), is_whole, "{path}");
+            assert_eq!(whole.is_whole(&dir(path), never), is_whole, "{path}");
         }
-        assert!(!selection(&["a/b"]).is_whole(&dir("a/b")));
+        assert!(!selection(&["a/b"]).is_whole(&dir("a/b"), never));
         let all = Selection::new(["."].map(str::as_bytes), true).unwrap();
-        assert!(all.is_whole(&dir("")) && all.is_whole(&dir("x/y")));
+        assert!(all.is_whole(&dir(""), never) && all.is_whole(&dir("x/y"), never));
         assert!(names(&all, "").is_empty());
+    }
+
+    #[test]
+    fn what_is_excluded_is_not_whole_unless_a_path_below_is_listed() {
+        let paths = ["a", "a/b/c"].map(str::as_bytes);
+        let list = Selection::new(paths, true).unwrap();
+        let is_b = |path: &RelPath| path.as_bytes() == b"a/b";
+        for (path, is_whole) in [
+            ("a", true),
+            ("a/x", true),
+            ("a/b", false),
+            ("a/b/x", false),
+            ("a/b/c", true),
+            ("a/b/c/d", true),
+        ] {
+            assert_eq!(list.is_whole(&dir(path), is_b), is_whole, "{path}");
+        }
+        assert!(list.has_below(&dir("a"), b"b") && list.has_below(&dir(""), b"a"));
+        assert!(!list.has_below(&dir("a/b"), b"c") && !list.has_below(&dir("a"), b"bb"));
     }
 
     proptest! {

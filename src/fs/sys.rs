@@ -195,6 +195,30 @@ pub(crate) fn close_inherited(fd: BorrowedFd<'_>) {
     unsafe { rustix::io::close(fd.as_raw_fd()) };
 }
 
+/// Takes a shared lock of a byte of a file. Returns true if another open file has it too.
+///
+/// The lock belongs to the open file, and so to all processes that have inherited that (fcntl(2),
+/// "Open file description locks"). The byte need not exist.
+pub(crate) fn share_lock(file: BorrowedFd<'_>, byte: u64) -> io::Result<bool> {
+    let call = |command, kind| {
+        // SAFETY: all fields are numbers, which may be zero.
+        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+        lock.l_type = kind;
+        lock.l_whence = libc::SEEK_SET as libc::c_short;
+        lock.l_start = byte as libc::off_t & libc::off_t::MAX;
+        lock.l_len = 1;
+        // SAFETY: the descriptor is open, and `lock` outlives the call.
+        match unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(lock.l_type),
+        }
+    };
+    let unlocked = libc::F_UNLCK as libc::c_short;
+    let found = call(libc::F_OFD_GETLK, libc::F_WRLCK as libc::c_short)?;
+    call(libc::F_OFD_SETLK, libc::F_RDLCK as libc::c_short)?;
+    Ok(found != unlocked)
+}
+
 /// Duplicates the descriptor of this number, which the command line names.
 pub(crate) fn duplicate(number: i32) -> rustix::io::Result<OwnedFd> {
     if number < 0 {

@@ -77,6 +77,11 @@ impl Batches {
         })
     }
 
+    /// Has each device synced once more at the end of the jobs that follow.
+    pub(super) fn expect_changes(&mut self) {
+        self.is_final_begun = false;
+    }
+
     fn files(&self) -> impl Iterator<Item = &Waiting> {
         let batches = self.devices.values();
         batches.flat_map(|batch| batch.waiting.iter().chain(batch.syncing.iter().flatten()))
@@ -186,7 +191,7 @@ impl Scheduler {
         }
     }
 
-    /// Queues the last sync of each device, once. Returns true if there is one.
+    /// Queues the last sync of each device, once after all changes. Returns true if there is one.
     pub(super) fn begin_final_sync(&mut self) -> bool {
         if self.phase != Phase::Running || self.batches.is_final_begun {
             return false;
@@ -296,6 +301,7 @@ impl Scheduler {
 
     /// Reports files that could not be synced, and removes them.
     fn fail_unsynced(&mut self, target: u32, files: Vec<Waiting>, error: CopyError) {
+        self.note_missing_files();
         let mut by_dir: BTreeMap<NodeKey, Vec<Waiting>> = BTreeMap::new();
         for file in files {
             by_dir.entry(file.dir).or_default().push(file);

@@ -193,6 +193,8 @@ impl Scheduler {
                     }
                     other => *listing = other,
                 }
+                // The next attempt lists the destination again too.
+                self.tree.dir_mut(node).deletion().forget_extraneous();
                 Work::Listing
             }
             JobKind::Entries { names, .. } => {

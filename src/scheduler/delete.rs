@@ -15,10 +15,11 @@
 //!
 //! Then two rounds follow. The first removes what is in the way of an entry of another type, and
 //! copies that entry. The second removes the rest. A worker looks at the source once more before
-//! each removal (`copy/delete.rs`). A directory is removed by the tree of pending counters too: its
+//! each removal (`copy/delete.rs`). With `--fsync` a sync follows each round, so what was copied is on
+//! disk before anything is deleted. A directory is removed by the tree of pending counters too: its
 //! entries first, and at zero the directory itself.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::extraneous::{Deletion, Found};
 use super::tree::NodeKey;
@@ -65,29 +66,40 @@ impl Scheduler {
         let found = std::mem::take(&mut self.tree.found);
         self.tick();
         if !self.may_delete() {
-            return;
+            if self.phase == Phase::Running {
+                self.fail_obstructed(&found);
+            }
+            return self.note_cut_deletion(!found.is_empty());
         }
         self.deleting.round = Round::MakeRoom;
         let mut extraneous = Vec::new();
-        let mut obstructed: HashMap<RelPath, Names> = HashMap::new();
+        let mut obstructed: BTreeMap<Vec<u8>, (RelPath, Names)> = BTreeMap::new();
         for found in found {
             if !found.obstructed.is_empty() {
-                let names = obstructed.entry(found.path.clone()).or_default();
+                let path = found.path.as_bytes().to_vec();
+                let (_, names) = obstructed
+                    .entry(path)
+                    .or_insert_with(|| (found.path.clone(), Names::default()));
                 names.append(&found.obstructed);
             }
             if !found.extraneous.is_empty() {
                 extraneous.push(found);
             }
         }
-        for (path, names) in obstructed {
+        if !obstructed.is_empty() {
+            self.batches.expect_changes();
+        }
+        for (path, names) in obstructed.into_values() {
             self.queue_room(path, names);
         }
         self.run_jobs();
         self.tick();
         if extraneous.is_empty() || !self.may_delete() {
+            self.note_cut_deletion(!extraneous.is_empty());
             return self.warn_over_limit();
         }
         self.deleting.round = Round::Delete;
+        self.batches.expect_changes();
         for found in extraneous {
             // The names come with the ids.
             if let Some(ids) = found.ids {
@@ -121,6 +133,29 @@ impl Scheduler {
         self.ui.say(MessageKind::Error, &line, &About::default());
         self.summary.has_kept = true;
         false
+    }
+
+    /// Notes that something is left to be deleted in a run that ends early.
+    fn note_cut_deletion(&mut self, has_more: bool) {
+        self.has_cut |= has_more && self.phase != Phase::Running;
+    }
+
+    /// Reports the entries that something of another type is in the way of, and stays.
+    fn fail_obstructed(&mut self, found: &[Found]) {
+        for found in found {
+            for (kind, name) in found.obstructed.iter() {
+                let name = name.to_bytes();
+                let (step, dir) = (Step::OpenDestinationDirectory, found.path.join(name));
+                if kind == Kind::Directory {
+                    let error = EntryError::new(None, CopyError::new(step, Reason::FileInTheWay));
+                    self.fail(None, TARGET, &dir, &error);
+                } else {
+                    let error = CopyError::new(Step::Create, Reason::DirectoryInTheWay);
+                    let error = EntryError::new(Some(Name::new(name)), error);
+                    self.fail(None, TARGET, &found.path, &error);
+                }
+            }
+        }
     }
 
     fn warn_over_limit(&mut self) {
@@ -159,6 +194,11 @@ impl Scheduler {
         let deletion = Deletion::default();
         let node = self.tree.open_again(TARGET, path, batches, deletion);
         self.push_deletion(node, names, ids);
+    }
+
+    /// Notes that files have not arrived.
+    pub(super) fn note_missing_files(&mut self) {
+        self.deleting.is_incomplete = true;
     }
 
     /// Notes an error that shows that not all of the source has arrived.
@@ -218,10 +258,13 @@ impl Scheduler {
         if update.has_kept {
             self.tree.dir_mut(dir).deletion().keep();
         }
-        if !update.doomed.is_empty() {
-            self.tree.add_pending(dir, update.doomed.len());
-            let names = std::mem::take(&mut update.doomed);
-            self.push_doomed(dir, names);
+        let doomed = std::mem::take(&mut update.doomed);
+        if !doomed.is_empty() {
+            let names = self.tree.dir_mut(dir).deletion().begin_emptying(doomed);
+            if !names.is_empty() {
+                self.tree.add_pending(dir, names.len());
+                self.push_doomed(dir, names);
+            }
         }
     }
 }

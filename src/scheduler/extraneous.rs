@@ -1,6 +1,8 @@
 //! What only the destination has: what is known of it in one directory.
 
-use crate::fs::path::{Names, RelPath};
+use std::collections::HashSet;
+
+use crate::fs::path::{Name, Names, RelPath};
 use crate::fs::stat::DirIds;
 use crate::protocol::JobKind;
 use crate::protocol::entry::HardLinks;
@@ -20,6 +22,8 @@ pub(super) struct Deletion {
     has_kept: bool,
     /// The job that removes it is queued or running.
     is_removing: bool,
+    /// Directories in it that are being emptied, or were.
+    emptying: HashSet<Name>,
 }
 
 /// What was found in a directory, to be removed at the end.
@@ -49,6 +53,15 @@ impl Deletion {
         self.is_doomed = true;
         // A directory in which room is made has nothing else to remove.
         self.is_in_the_way = above.is_some_and(|above| above.is_removing && !above.is_doomed);
+    }
+
+    /// Notes directories in this one that are to be emptied. Returns those that are not known yet: a
+    /// job that is done again finds them once more.
+    pub(super) fn begin_emptying(&mut self, mut names: Names) -> Names {
+        names.remove_all(&self.emptying);
+        let new = names.iter().map(|(_, name)| Name::new(name.to_bytes()));
+        self.emptying.extend(new);
+        names
     }
 
     /// Returns the next job of a directory of which nothing is pending.
@@ -92,5 +105,27 @@ impl Deletion {
             extraneous: self.extraneous,
             obstructed: self.obstructed,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::path::Kind;
+
+    #[test]
+    fn a_directory_is_emptied_once() {
+        let mut deletion = Deletion::default();
+        let names = |list: &[&str]| {
+            let mut names = Names::default();
+            for name in list {
+                names.push(Kind::Directory, name.as_bytes());
+            }
+            names
+        };
+        assert_eq!(deletion.begin_emptying(names(&["a", "b"])).len(), 2);
+        // The job was done again.
+        let new = deletion.begin_emptying(names(&["a", "b", "c"]));
+        assert!(new.len() == 1 && new.contains(&Name::new(b"c")));
     }
 }

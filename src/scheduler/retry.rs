@@ -228,6 +228,7 @@ impl Scheduler {
             .dir_mut(running.node)
             .hand_out(names.iter().cloned());
         for name in names {
+            self.give_up_suspect(running.node, &name);
             let name = Some(name);
             self.report_error(worker, &running.job, &EntryError::new(name, error));
         }

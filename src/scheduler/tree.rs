@@ -569,6 +569,15 @@ mod tests {
     }
 
     #[test]
+    fn a_repeated_listing_forgets_what_it_has_found() {
+        let (mut tree, root) = open();
+        let found = &mut tree.dir_mut(root).deletion().extraneous;
+        found.push(crate::fs::path::Kind::File, b"old");
+        tree.repeat_listing(root, Listed::default());
+        assert!(tree.dir_mut(root).deletion().extraneous.is_empty());
+    }
+
+    #[test]
     fn a_chunked_file_is_committed_when_its_chunks_are_there() {
         let (mut tree, root) = open();
         let file = ChunkedFile::sample("film", 64 << 20, 64 << 20);

@@ -153,15 +153,19 @@ fn relative_to(named: &Path, dir: &Path) -> PathBuf {
 
 fn open_backup_dir(path: &Path, config: &Config) -> rustix::io::Result<Option<OwnedFd>> {
     if !config.dry_run {
+        let create = |path: &Path, mode| {
+            if create_dir(path, mode)? && config.fsync {
+                sync_parent(path)?;
+            }
+            Ok(())
+        };
         if config.mkpath {
             for parent in missing_parents(path).iter().rev() {
-                create_dir(parent, Mode::from_raw_mode(0o777))?;
+                create(parent, Mode::from_raw_mode(0o777))?;
             }
         }
         // What it keeps may be private, and its directories get the modes of those of DST.
-        if create_dir(path, Mode::RWXU)? && config.fsync {
-            sync_parent(path)?;
-        }
+        create(path, Mode::RWXU)?;
     }
     match open_followed(path) {
         Ok(dir) => Ok(Some(dir)),

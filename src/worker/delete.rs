@@ -195,10 +195,14 @@ impl Worker {
         // A backup beside the entry keeps the directory.
         let backup = self.context.config.backup.as_ref();
         let keeps_backups = backup.is_some_and(|backup| backup.dir.is_none());
+        let mut stays = false;
         let mut listing = Listing::of(list::path_to(dir, self.has_own_cwd));
-        while let Some((kind, name)) = listing.read()
-            && !self.should_end()
-        {
+        while let Some((kind, name)) = listing.read() {
+            if self.should_end() {
+                self.current.update.is_cut = true;
+                self.current.update.has_kept = true;
+                break;
+            }
             self.slot.begin_entry(name.to_bytes());
             let fate = if delete::is_protected(self.context, &job.path, name, kind) {
                 Ok(Fate::Kept)
@@ -207,10 +211,13 @@ impl Worker {
             };
             self.current.update.has_kept |= keeps_backups && fate == Ok(Fate::Removed);
             self.note_fate(Some(name), fate);
+            stays |= self.current.update.has_kept;
             self.slot.end_entry();
             self.after_entry(|| Progress::Unknown, sink);
         }
-        listing.result().at(Step::Delete)
+        listing.result().at(Step::Delete)?;
+        self.copier
+            .sync_doomed(job.target, &job.path, &doomed, stays)
     }
 
     /// Removes a directory whose entries were removed.
@@ -265,6 +272,7 @@ impl Worker {
             remaining.settle(next);
             self.after_entry(|| remaining.progress(), sink);
         }
+        self.current.update.is_cut |= remaining.len() > 0;
     }
 
     /// Notes what became of an entry, or of the job's directory.

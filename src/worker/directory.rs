@@ -130,7 +130,9 @@ impl Worker {
             self.check_chosen(job, dir, skip);
         }
         let listing = Listing::of(list::path_to(dir.source(), self.has_own_cwd));
-        let mut listed = Listed::new(listing, selection, skip, filter);
+        let list = &self.context.targets.list[job.target as usize].selection;
+        let listed = Listed::new(listing, selection, skip, filter);
+        let mut listed = listed.with_list(list.as_deref(), &job.path);
         self.recheck_reported(job, dir, &mut listed, resume.reported, sink);
         let mut remaining = Remaining::default();
         loop {

@@ -10,9 +10,9 @@ use rustix::io::Errno;
 use super::Worker;
 use crate::context::Context;
 use crate::copy::dir::DirPair;
-use crate::filter::{Chosen, Cursor, DirFilter, Exclusion, Place, Selection};
+use crate::filter::{Chosen, Cursor, DirFilter, Exclusion, Place, Selection, is_whole};
 use crate::fs::list::Listing;
-use crate::fs::path::{Kind, Name};
+use crate::fs::path::{Kind, Name, RelPath};
 use crate::fs::stat::FileId;
 use crate::protocol::error::{At, CopyError, Reason, Step};
 use crate::protocol::{Excluded, Job};
@@ -24,6 +24,8 @@ pub(super) struct Listed<'a> {
     pub(super) entries: u64,
     skip: &'a HashSet<Name>,
     filter: Option<DirFilter<'static>>,
+    /// A list that may have paths below entries of this directory, all of which is copied.
+    list: Option<(&'static Selection, &'a RelPath)>,
 }
 
 /// Where the names come from.
@@ -69,7 +71,14 @@ impl<'a> Listed<'a> {
             entries: 0,
             skip,
             filter,
+            list: None,
         }
+    }
+
+    /// Sets the list of paths of which some may be below entries of this directory.
+    pub(super) fn with_list(mut self, list: Option<&'static Selection>, dir: &'a RelPath) -> Self {
+        self.list = list.map(|list| (list, dir));
+        self
     }
 
     /// Moves on to the next entry that is not to be skipped. Returns false after the last one.
@@ -131,7 +140,8 @@ impl Worker {
         let selection = context.targets.list[job.target as usize]
             .selection
             .as_deref()?;
-        let is_whole = selection.is_whole(&job.path);
+        let filter = context.targets.filter.as_ref();
+        let is_whole = is_whole(selection, filter, &job.path);
         (!is_whole).then(|| (selection, selection.names_in(&job.path)))
     }
 
@@ -219,7 +229,12 @@ impl Worker {
         let Some(filter) = &listed.filter else {
             return candidate.map(Some);
         };
-        let is_way = chosen.is_some_and(Chosen::is_way);
+        let is_dir = matches!(&candidate, Ok(it) if it.kind == Kind::Directory);
+        let leads_below = || match listed.list {
+            Some((list, dir)) => is_dir && list.has_below(dir, name.to_bytes()),
+            None => false,
+        };
+        let is_way = chosen.map_or_else(leads_below, Chosen::is_way);
         let candidate = match candidate {
             Ok(candidate) => candidate,
             // As in rsync, an entry that a rule leaves out is no error, whatever it is.
@@ -230,7 +245,6 @@ impl Worker {
                 return if is_excluded { Ok(None) } else { Err(error) };
             }
         };
-        let is_dir = candidate.kind == Kind::Directory;
         if let Some(exclusion) = filter.find(name.to_bytes(), is_dir, is_way) {
             self.note_excluded(name, is_dir, &exclusion);
             return Ok(None);

@@ -434,7 +434,8 @@ impl Worker {
         if !config.fsync || config.dry_run || self.copier.is_batched(dir) {
             return Ok(());
         }
-        fs::fsync(dir.destination()?).at(Step::Sync)
+        fs::fsync(dir.destination()?).at(Step::Sync)?;
+        self.copier.sync_backups_of(dir)
     }
 
     /// Notes that something may be tried again at the end of the run.

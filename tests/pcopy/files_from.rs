@@ -59,6 +59,23 @@ all_modes!(a_listed_directory_is_whole_with_r, |env| {
         .fails_only(&[("src/a/b/missing", "No such file")]);
 });
 
+both_modes!(of_an_excluded_directory_what_is_listed_is_copied, |env| {
+    project(env);
+    env.file("list", "a\na/b/x\nc\n");
+    for (rule, copied) in [
+        ("--exclude=/a/", &["a/b/x", "c/1", "c/2"][..]),
+        ("--exclude=b", &["a/b/x", "a/z", "c/1", "c/2"]),
+        ("--exclude=c", &["a/b/x", "a/b/y", "a/z"]),
+        ("--exclude=/a/**", &["c/1", "c/2"]),
+    ] {
+        env.sh("rm -rf dst");
+        env.pcopy(["-r", "--files-from=list", rule, "src", "dst"])
+            .ok();
+        let found = env.sh("cd dst && find . -type f | sort | cut -c3-");
+        assert_eq!(found.lines().collect::<Vec<_>>(), copied, "{rule}");
+    }
+});
+
 both_modes!(what_is_missing_is_named_and_the_rest_is_copied, |env| {
     project(env);
     env.symlink("src/link", "a");

@@ -32,7 +32,7 @@ fn skipped_without_batches(env: &Env) -> bool {
 /// Runs pcopy, and returns its system calls about syncs, times and names, in the order in which
 /// they began. A sync stands where it has ended.
 fn trace(env: &Env, args: &[&str]) -> Vec<String> {
-    let calls = "trace=syncfs,fsync,fdatasync,utimensat,renameat,renameat2,linkat";
+    let calls = "trace=syncfs,fsync,fdatasync,utimensat,renameat,renameat2,linkat,mkdirat,unlinkat";
     let strace = ["strace", "-f", "-y", "-qq", "-e", calls, "-o", "trace"];
     env.command(args).under(&strace).run().ok();
     let trace = String::from_utf8_lossy(&env.read("trace")).into_owned();
@@ -330,3 +330,84 @@ both_modes!(elsewhere_every_new_name_is_synced, |env| {
         ["", "other", "other/dst"].map(PathBuf::from).into()
     );
 });
+
+both_modes!(
+    deletions_are_synced_and_a_failed_sync_prevents_them,
+    |env| {
+        if env.skipped_without_strace() || skipped_without_batches(env) {
+            return;
+        }
+        env.file("src/a/file", "contents").mtime(TIME, 5);
+        env.file("src/b", "in the place of a directory")
+            .mtime(TIME, 5);
+        env.file("dst/b/inner", "old");
+        env.file("dst/old/inner", "old");
+        let args = ["--fsync", "--delete", "-j1", "src", "dst"];
+        // Perhaps the file was moved, and this is the only copy.
+        env.command(args)
+            .injecting("syncfs:error=EIO:when=1")
+            .run()
+            .exits(1)
+            .stderr_has("nothing was deleted");
+        assert!(env.exists("dst/old/inner") && env.exists("dst/b/inner"));
+        assert!(!env.exists("dst/a/file"));
+        let lines = trace(env, &args);
+        env.assert_same("src", "dst");
+        let shown = lines.join("\n");
+        let last_sync = lines.iter().rposition(|line| is_sync(line));
+        let is_deletion = |line: &String| line.contains("unlinkat(");
+        let is_change = |line: &String| is_commit(line) || is_deletion(line);
+        let last_change = lines.iter().rposition(is_change);
+        assert!(last_change.is_some() && last_change < last_sync, "{shown}");
+        // What was copied is on disk before anything is deleted.
+        let first_commit = lines.iter().position(|line| is_commit(line)).unwrap();
+        let first_deletion = lines.iter().position(is_deletion).unwrap();
+        let between = &lines[first_commit..first_deletion];
+        assert!(between.iter().any(|line| is_sync(line)), "{shown}");
+    }
+);
+
+both_modes!(
+    directories_of_backups_are_synced_after_their_changes,
+    |env| {
+        if env.skipped_without_strace() {
+            return;
+        }
+        for name in ["file", "a/deep/file", "a/deep/other"] {
+            env.file(format!("src/{name}"), "new").mtime(2_000, 0);
+            env.file(format!("dst/{name}"), "old").mtime(1_000, 0);
+        }
+        env.file("dst/gone/below/file", "gone");
+        // A rule protects this one, so its directory stays.
+        env.file("dst/stays/file.keep", "kept");
+        env.file("dst/stays/other", "gone");
+        let args = ["--fsync", "--delete", "--mkpath", "--exclude=*.keep"];
+        let args = [&args[..], &["--backup-dir=../kept/today", "src", "dst"]].concat();
+        let lines = trace(env, &args);
+        let shown = lines.join("\n");
+        for dir in [
+            "kept",
+            "kept/today",
+            "kept/today/a",
+            "kept/today/a/deep",
+            "kept/today/gone",
+            "kept/today/gone/below",
+            "kept/today/stays",
+            "dst",
+            "dst/a/deep",
+            "dst/stays",
+        ] {
+            let fd = format!("<{}>", env.inner_path(dir).display());
+            let is_sync = |line: &&String| line.contains("fsync(") && line.contains(&fd);
+            let last_sync = lines.iter().rposition(|line| is_sync(&line));
+            let is_change = |line: &String| line.contains(&fd) && !is_sync(&line);
+            let last_change = lines.iter().rposition(is_change);
+            assert!(
+                last_sync.is_some() && last_change < last_sync,
+                "{dir}\n{shown}"
+            );
+        }
+        assert_eq!(env.read("kept/today/a/deep/file"), b"old");
+        assert_eq!(env.read("kept/today/gone/below/file"), b"gone");
+    }
+);

@@ -82,6 +82,36 @@ both_modes!(
     }
 );
 
+both_modes!(what_stays_in_the_way_is_named, |env| {
+    // Something else fails: the name of its backup is taken.
+    env.file("src/file", "new");
+    env.file("src/dir/file", "new");
+    env.file("src/failing", "new");
+    env.file("dst/file/x", "in the way");
+    env.file("dst/dir", "in the way");
+    env.file("dst/failing~", "");
+    env.file("dst/failing", "old").mtime(1, 1);
+    env.file("src/failing~", "of the source");
+    let run = env.pcopy(["--delete", "-b", "src", "dst"]).exits(1);
+    let run = run.stderr_has("nothing was deleted, because");
+    assert_eq!(run.summary().failed, 3, "{run}");
+    for (path, reason) in [
+        ("dst/file", "create: a directory of that name is in the way"),
+        (
+            "dst/dir",
+            "open directory: a file of that name is in the way",
+        ),
+        ("dst/failing", "keep backup: "),
+    ] {
+        let line = format!("pcopy: {path}: {reason}");
+        assert!(
+            run.complaints().iter().any(|it| it.starts_with(&line)),
+            "{run}"
+        );
+    }
+    assert_eq!(env.read("dst/file/x"), b"in the way");
+});
+
 all_modes!(what_is_in_the_way_is_removed_and_the_entry_copied, |env| {
     env.file("src/file", "file");
     env.hard_link("src/link", "src/file");

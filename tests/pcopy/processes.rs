@@ -18,6 +18,16 @@ impl Process {
         !matches!(self.state, 'Z' | 'X')
     }
 
+    /// Returns true for a process that was killed and is still in a system call.
+    pub(crate) fn has_pending_kill(&self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let mut lines = status.lines();
+        let mask = lines.find_map(|line| line.strip_prefix("SigPnd:"));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        let kill = 1 << (Signal::KILL.as_raw() - 1);
+        self.is_alive() && mask.unwrap_or(0) & kill != 0
+    }
+
     /// Returns the command that `ps` shows.
     pub(crate) fn title(&self) -> String {
         let line = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();

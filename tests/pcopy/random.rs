@@ -12,7 +12,7 @@ use crate::env::{Env, Mode, bytes_path, is_root};
 use crate::noise::{pattern, seed};
 
 /// The number of trees for each mode.
-const TREES: u32 = 30;
+const TREES: u32 = 20;
 
 /// An entry of a random tree.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use crate::compare::{self, Properties};
 use crate::env::eventually;
 use crate::faultfs::FaultFs;
 use crate::noise::{Random, pattern, seed};
-use crate::processes::has_group_ended;
+use crate::processes::{has_group_ended, processes};
 
 both_modes!(a_run_after_sigkill_completes_the_copy, |env| {
     const KILLS: usize = 10;
@@ -147,4 +147,33 @@ both_modes!(stale_temporary_files_are_removed, |env| {
     assert_eq!(env.stat("dst/slow").mtime(), 1_000);
     env.pcopy(["real", "dst"]).ok();
     env.assert_same("real", "dst");
+});
+
+both_modes!(a_run_waits_until_killed_processes_have_ended, |env| {
+    for i in 0..40 {
+        env.file(format!("real/{}/{i}", i % 8), "new")
+            .mtime(2_000, 0);
+    }
+    env.file("dst/0/0", "old").mtime(1_000, 0);
+    // A killed process waits for the answer to its call.
+    let Some(_slow) = FaultFs::mount(env, "real", "mnt", &["--delay-ms", "120"]) else {
+        return;
+    };
+    let running = env.command(["-j8", "mnt", "dst"]).start();
+    let is_copied = |i| env.exists(format!("dst/{}/{i}", i % 8));
+    eventually("several workers copy", || {
+        (8..40).filter(|&i| is_copied(i)).count() >= 4
+    });
+    let group = running.pid();
+    running.signal_group(Signal::KILL);
+    let began = Instant::now();
+    env.pcopy(["real", "dst"]).ok();
+    let mut killed = processes().filter(|it| it.group == group.as_raw_pid());
+    if killed.any(|process| process.has_pending_kill()) {
+        // On a machine that is very busy. A run waits for a second, and no longer.
+        assert!(began.elapsed() >= Duration::from_secs(1));
+        return;
+    }
+    env.assert_same("real", "dst");
+    env.snapshot("dst").assert_no_temporaries();
 });

@@ -101,7 +101,7 @@ fn ended_cleanly(run: &Run) {
 }
 
 /// The number of runs during which names are swapped.
-const SWAPPED_RUNS: u64 = 60;
+const SWAPPED_RUNS: u64 = 40;
 
 both_modes!(
     a_source_directory_swapped_for_a_link_leads_nowhere_outside,

@@ -21,7 +21,7 @@ both_modes!(two_runs_at_once_both_end_right, |env| {
     env.file("src/big", pattern(33 << 20, 7));
     env.fifo("src/fifo");
     let mut random = Random::new(seed());
-    for round in 0..12 {
+    for round in 0..8 {
         if round % 2 == 0 {
             env.sh("rm -rf dst");
         } else {

@@ -7,13 +7,18 @@ use super::tree::{Before, Entry, Item, Sort, Trouble};
 
 /// The printed lines, by entry and directory.
 #[derive(Default)]
-struct Printed {
-    failed: HashMap<usize, u32>,
-    failed_dirs: HashSet<usize>,
-    lines: HashMap<usize, u32>,
-    dir_lines: HashMap<usize, u32>,
-    /// copied, unchanged, failed.
-    summary: Option<[u64; 3]>,
+pub(super) struct Printed {
+    pub(super) failed: HashMap<usize, u32>,
+    pub(super) failed_dirs: HashSet<usize>,
+    pub(super) lines: HashMap<usize, u32>,
+    pub(super) dir_lines: HashMap<usize, u32>,
+    /// Removals that failed, other than those that keep an entry from being copied.
+    pub(super) failed_deletions: Vec<(Vec<u8>, String)>,
+    pub(super) deletions: HashMap<String, u32>,
+    /// A line says that nothing was deleted.
+    pub(super) has_kept: bool,
+    /// copied, unchanged, failed, deleted.
+    pub(super) summary: Option<[u64; 4]>,
 }
 
 impl World {
@@ -27,6 +32,7 @@ impl World {
             self.check_dirs(outcome, &printed);
         }
         self.check_sums(outcome, &printed);
+        self.check_deletions(outcome, &printed);
         if outcome.status == 0 && self.is_unsynced() {
             self.broke(Rule::SyncedLast, "changed after the last sync");
         }
@@ -45,6 +51,10 @@ impl World {
             {
                 continue;
             }
+            if line.contains(" was deleted, because ") || line.contains(" so nothing was deleted") {
+                printed.has_kept = true;
+                continue;
+            }
             if let Some(counts) = read_summary(line) {
                 let sum = printed.summary.get_or_insert_default();
                 for (sum, count) in sum.iter_mut().zip(counts) {
@@ -53,7 +63,22 @@ impl World {
                 continue;
             }
             let path = line.split(": ").next().unwrap_or_default();
+            let is_deletion = line.contains(": delete: ");
+            let below = self.below_root(path, outcome);
+            let bytes = |path: Option<&str>| path.unwrap_or_default().as_bytes().to_vec();
+            let was_there = |path: &str| self.extras.was_there(path.as_bytes());
             match self.item(path, outcome) {
+                None if below.is_some_and(was_there) => {
+                    printed.failed_deletions.push((bytes(below), line.clone()));
+                }
+                Some(item) if is_deletion => {
+                    printed.failed_deletions.push((bytes(below), line.clone()));
+                    if let Item::Dir(dir) = item
+                        && below.is_some_and(was_there)
+                    {
+                        printed.failed_dirs.insert(dir);
+                    }
+                }
                 Some(Item::Dir(dir)) => _ = printed.failed_dirs.insert(dir),
                 Some(Item::Entry(entry)) => *printed.failed.entry(entry).or_default() += 1,
                 // A host that was lost.
@@ -63,6 +88,11 @@ impl World {
         }
         for line in &outcome.out {
             let path = line.split_once("] ").map_or("", |(_, path)| path);
+            if let Some(path) = path.strip_prefix("delete ") {
+                let path = path.trim_end_matches('/').to_owned();
+                *printed.deletions.entry(path).or_default() += 1;
+                continue;
+            }
             match self.item(path.trim_end_matches('/'), outcome) {
                 Some(Item::Dir(dir)) => *printed.dir_lines.entry(dir).or_default() += 1,
                 Some(Item::Entry(entry)) => *printed.lines.entry(entry).or_default() += 1,
@@ -73,9 +103,14 @@ impl World {
     }
 
     fn item(&self, path: &str, outcome: &Outcome) -> Option<Item> {
+        let path = self.below_root(path, outcome)?;
+        self.tree.item(path.as_bytes())
+    }
+
+    fn below_root<'a>(&self, path: &'a str, outcome: &Outcome) -> Option<&'a str> {
         let in_root = |root: &String| path.strip_prefix(root.as_str());
         let path = outcome.roots.iter().find_map(in_root)?;
-        self.tree.item(path.trim_start_matches('/').as_bytes())
+        Some(path.trim_matches('/'))
     }
 
     /// Returns true if a directory or one above it failed: then nothing is expected below.
@@ -100,7 +135,7 @@ impl World {
         self.has_losses && (!self.dirs[dir].is_new || is_below_old())
     }
 
-    fn is_complete(&self, entry: usize) -> bool {
+    pub(super) fn is_complete(&self, entry: usize) -> bool {
         let Entry { dir, name, .. } = &self.tree.entries[entry];
         let inode = self.existing(*dir, name);
         inode.is_some_and(|inode| self.is_copy(inode, entry))
@@ -115,7 +150,7 @@ impl World {
         dir.passes + above
     }
 
-    fn has_died_twice(&self, dir: usize, name: Option<&[u8]>) -> bool {
+    pub(super) fn has_died_twice(&self, dir: usize, name: Option<&[u8]>) -> bool {
         let place = (dir, name.map(<[u8]>::to_vec));
         self.deaths.get(&place).is_some_and(|&deaths| deaths >= 2)
     }
@@ -144,11 +179,17 @@ impl World {
             } else {
                 outcome.retries
             };
+            let path = self.tree.path(number);
+            // The rounds of retries may be over when there is room for it.
+            let is_obstructed = self.extras.is_in_the_way(&self.tree, &path)
+                || matches!(trouble, Trouble::Passes(_))
+                    && self.extras.was_in_the_way(&self.tree, &path);
             let may_fail = matches!(trouble, Trouble::Fails | Trouble::ChunkFails(_))
                 || matches!(trouble, Trouble::Passes(times) if times + rounds_above > most)
                 || self.full.contains(&number)
                 || self.has_died_twice(dir, Some(&name))
-                || self.has_died_twice(dir, None);
+                || self.has_died_twice(dir, None)
+                || is_obstructed;
             if failures > 0 && !may_fail {
                 let message = outcome
                     .err
@@ -237,7 +278,16 @@ impl World {
             let dir = self.dirs[number];
             let shown = self.tree.dirs[number].path.escape_ascii().to_string();
             let is_passing = self.rounds_until_listed(number) > outcome.retries;
-            let may_fail = self.has_died_twice(number, None) || self.has_sync_failed || is_passing;
+            let path = &self.tree.dirs[number].path;
+            let is_obstructed = self.extras.is_in_the_way(&self.tree, path)
+                || self.tree.dirs[number].passes > 0
+                    && self.extras.was_in_the_way(&self.tree, path);
+            let may_fail = self.has_died_twice(number, None)
+                || self.has_sync_failed
+                || is_passing
+                || is_obstructed
+                // A sync that crashes fails its files.
+                || self.is_durable && self.has_died_twice(0, None);
             if printed.failed_dirs.contains(&number) && !may_fail {
                 let messages: Vec<_> = outcome
                     .err
@@ -251,6 +301,8 @@ impl World {
             }
             match dir.finished {
                 None => self.broke(Rule::MetadataLast, format!("never applied to {shown}/")),
+                // Its deletions were given up.
+                Some(_) if self.has_died_twice(number, None) => {}
                 Some(finished) if finished < dir.changed => {
                     let how = format!("{shown}/ was changed later");
                     self.broke(Rule::MetadataLast, how);
@@ -268,10 +320,11 @@ impl World {
 
     fn check_sums(&mut self, outcome: &Outcome, printed: &Printed) {
         let all = self.tree.entries.len() as u64;
-        let Some([copied, unchanged, failed]) = printed.summary else {
+        let Some([copied, unchanged, failed, _]) = printed.summary else {
             self.broke(Rule::SummaryAddsUp, "no summary");
             return;
         };
+        let failed = failed.saturating_sub(printed.failed_deletions.len() as u64);
         let sum = copied + unchanged + failed;
         let shown =
             format!("{copied} copied + {unchanged} unchanged + {failed} failed of {all} entries");
@@ -287,7 +340,7 @@ impl World {
         }
         let complete = |entry| self.is_complete(entry);
         let is_all_there = (0..self.tree.entries.len()).all(complete);
-        let has_failed = failed > 0;
+        let has_failed = failed > 0 || !printed.failed_deletions.is_empty() || printed.has_kept;
         if (outcome.status == 0) == has_failed || outcome.status == 0 && !is_all_there {
             let how = format!("{}, all there: {is_all_there}, {shown}", outcome.status);
             self.broke(Rule::ExitStatus, how);
@@ -336,23 +389,25 @@ impl World {
     }
 }
 
-/// Returns what a line of the summary says was copied, unchanged and failed.
-fn read_summary(line: &str) -> Option<[u64; 3]> {
+/// Returns what a line of the summary says was copied, unchanged, failed and deleted.
+fn read_summary(line: &str) -> Option<[u64; 4]> {
     let (number, rest) = line.split_once(' ')?;
     let number = match number {
         "no" => 0,
         number => number.parse().ok()?,
     };
-    let unchanged = rest.split(", ").find_map(|part| {
-        let (number, what) = part.split_once(' ')?;
-        let number = number.parse().ok()?;
-        what.starts_with("unchanged").then_some(number)
-    });
+    let count = |of: &str| {
+        let mut parts = rest.split(", ").filter_map(|part| part.split_once(' '));
+        let number = parts.find(|(_, what)| what.starts_with(of))?.0;
+        number.parse().ok()
+    };
+    let deleted = count("deleted").unwrap_or(0);
     if rest.contains(" (named above)") {
-        Some([0, 0, number])
+        Some([0, 0, number, 0])
     } else if rest.contains(" copied to ") {
-        Some([number, unchanged.unwrap_or(0), 0])
+        Some([number, count("unchanged").unwrap_or(0), 0, deleted])
     } else {
-        rest.contains(" unchanged at ").then_some([0, number, 0])
+        let is_first = rest.contains(" unchanged at ");
+        is_first.then_some([0, number, 0, deleted])
     }
 }

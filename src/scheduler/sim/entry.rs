@@ -3,22 +3,28 @@
 use std::sync::Arc;
 
 use super::env::Env;
-use super::tree::{CHUNK, Sort, Trouble};
-use super::worker::{ETIMEDOUT, Outcome, State, Worker, Writing, stat};
+use super::tree::{Sort, Trouble};
+use super::worker::{
+    EACCES, EEXIST, EIO, ENOENT, ENOSPC, ETIMEDOUT, Outcome, State, Worker, Writing, stat,
+};
 use crate::copy::temp;
 use crate::fs::path::Name;
 use crate::fs::stat::{FileId, FileStat};
-use crate::protocol::entry::{Chunk, ChunkedFile, Decision, HardLinks};
+use crate::protocol::entry::{ChunkedFile, Decision, HardLinks};
 use crate::protocol::error::{CopyError, Death, Reason, Step};
 use crate::protocol::unsynced::Unsynced;
 use crate::protocol::{JobKind, Line};
 use crate::scoreboard::WriteTarget;
 
-const EACCES: i32 = 13;
-const EIO: i32 = 5;
-const EEXIST: i32 = 17;
-const ENOENT: i32 = 2;
-const ENOSPC: i32 = 28;
+/// How an entry is copied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copying {
+    First,
+    /// A comparison in chunks has found a difference.
+    Different,
+    /// The existing file was replaced during its comparison.
+    Undivided,
+}
 
 impl Worker {
     pub(super) fn pick(&mut self, env: &mut Env) -> State {
@@ -40,7 +46,7 @@ impl Worker {
             JobKind::Entries { hard_links, .. } => *hard_links == HardLinks::Report,
             _ => true,
         };
-        if may_share && self.current().left >= 2 && env.context.scoreboard.take_wanted() {
+        if may_share && self.current().left >= 2 && env.board(self.number).take_wanted() {
             if is_listing {
                 let before = self.current().names.len();
                 self.list_some(env, before + env.batch, usize::MAX);
@@ -106,7 +112,18 @@ impl Worker {
                 drop(world);
                 self.link(env, target, entry)
             }
-            _ => self.copy(env, entry, trouble, fails),
+            _ => {
+                if let Some(reason) = self.reason_to_wait(env, entry) {
+                    return reason;
+                }
+                if trouble == Trouble::Fails {
+                    return failed(Step::Open, EACCES);
+                }
+                if fails {
+                    return failed(Step::Open, ETIMEDOUT);
+                }
+                self.copy(env, entry, Copying::First)
+            }
         }
     }
 
@@ -118,10 +135,14 @@ impl Worker {
         env.world.borrow().existing(current.dir, &current.name)
     }
 
-    fn copy(&mut self, env: &mut Env, entry: usize, trouble: Trouble, fails: bool) -> State {
-        let dir = self.dir();
-        let name = self.current().name.clone();
-        let sort = env.world.borrow().tree.entries[entry].sort;
+    /// Returns why an entry is not copied now: something is in its way, or it waits for others of
+    /// its group of hard links.
+    fn reason_to_wait(&mut self, env: &Env, entry: usize) -> Option<State> {
+        let world = env.world.borrow();
+        if env.is_obstructed(&world.tree.path(entry)) {
+            let error = CopyError::new(Step::Create, Reason::DirectoryInTheWay);
+            return Some(State::Concluded(Err(error)));
+        }
         let is_leader = matches!(
             self.current().job.kind,
             JobKind::Entries {
@@ -129,25 +150,43 @@ impl Worker {
                 ..
             }
         );
-        if matches!(sort, Sort::Linked(_)) && !is_leader {
-            return State::Concluded(Ok(Outcome::HardLink));
-        }
-        if trouble == Trouble::Fails {
-            return failed(Step::Open, EACCES);
-        }
-        if fails {
-            return failed(Step::Open, ETIMEDOUT);
-        }
+        let is_linked = matches!(world.tree.entries[entry].sort, Sort::Linked(_));
+        (is_linked && !is_leader).then_some(State::Concluded(Ok(Outcome::HardLink)))
+    }
+
+    /// Copies an entry, or begins to.
+    pub(super) fn copy(&mut self, env: &mut Env, entry: usize, copying: Copying) -> State {
+        let dir = self.dir();
+        let name = self.current().name.clone();
+        let (sort, trouble) = {
+            let entry = &env.world.borrow().tree.entries[entry];
+            (entry.sort, entry.trouble)
+        };
         let existing = self.existing(env);
+        let compares = env.context.config.contents.checksum;
+        let is_divisible = matches!(sort, Sort::Chunked(_));
+        if let Some(inode) = existing
+            && compares
+            && is_divisible
+            && copying == Copying::First
+            && env.world.borrow().has_size_of(inode, entry)
+        {
+            return State::Concluded(Ok(Outcome::Chunked(ChunkedFile {
+                temp: None,
+                decision: Decision::LeaveUnchanged,
+                ..chunked_file(env, entry, inode)
+            })));
+        }
         let is_same = existing.is_some_and(|inode| env.world.borrow().is_copy(inode, entry));
-        if is_same && !self.is_suspect(&name) {
+        if is_same && (compares || !self.is_suspect(&name)) {
             return State::Concluded(Ok(Outcome::Done(Decision::LeaveUnchanged)));
         }
         if trouble == Trouble::Crashes && env.is_process {
             self.die(env, Death::Signal(11));
             return State::Free;
         }
-        let is_chunked = matches!(sort, Sort::Chunked(_)) && env.board(self.number).begin_chunked();
+        let is_chunked =
+            is_divisible && copying != Copying::Undivided && env.board(self.number).begin_chunked();
         let (written_as, decision) = if is_chunked {
             self.temps += 1;
             self.slot.set_writing(WriteTarget::Chunked(self.temps));
@@ -179,20 +218,10 @@ impl Worker {
             }
         };
         if is_chunked {
-            let size = env.world.borrow().tree.size(entry);
-            let source = env.world.borrow().tree.source(entry);
-            let id = |dev, ino| FileId { dev, ino };
             return State::Concluded(Ok(Outcome::Chunked(ChunkedFile {
-                name: Name::new(&name),
                 temp: Some(Name::new(&written_as)),
                 decision,
-                items: None,
-                id: id(2, inode),
-                stat: Box::new(FileStat {
-                    size,
-                    allocated: size,
-                    ..stat(id(1, source))
-                }),
+                ..chunked_file(env, entry, inode)
             })));
         }
         State::Written(Writing {
@@ -275,80 +304,8 @@ impl Worker {
         })
     }
 
-    fn write_chunk(
-        &mut self,
-        env: &mut Env,
-        file: &ChunkedFile,
-        chunk: Chunk,
-        trouble: Trouble,
-    ) -> Result<Outcome, CopyError> {
-        let dir = self.dir();
-        let mut world = env.world.borrow_mut();
-        let number = chunk.offset / CHUNK;
-        if trouble == Trouble::ChunkFails(number) {
-            return Err(CopyError::new(Step::Read, Reason::System(EIO)));
-        }
-        if trouble == Trouble::ChunkChanges(number) {
-            return Err(CopyError::new(Step::Read, Reason::Changed));
-        }
-        match world.existing(dir, file.temp_name()) {
-            None => Err(CopyError::new(Step::Write, Reason::System(ENOENT))),
-            Some(inode) if inode != file.id.ino => {
-                Err(CopyError::new(Step::Write, Reason::Replaced))
-            }
-            Some(inode) => {
-                world.write_chunk(inode, chunk.offset);
-                Ok(Outcome::Chunk)
-            }
-        }
-    }
-
-    fn commit(&mut self, env: &mut Env, file: &ChunkedFile, changed: bool, entry: usize) -> State {
-        let dir = self.dir();
-        let name = self.current().name.clone();
-        let mut world = env.world.borrow_mut();
-        let temp = file.temp_name();
-        match world.existing(dir, temp) {
-            None => {
-                // A worker renamed it and crashed before it could report that.
-                let existing = world.existing(dir, &name);
-                if existing.is_some_and(|inode| world.is_copy(inode, entry)) {
-                    return State::Concluded(Ok(Outcome::Done(Decision::Create)));
-                }
-                failed(Step::Write, ENOENT)
-            }
-            Some(inode) if inode != file.id.ino => {
-                State::Concluded(Err(CopyError::new(Step::Write, Reason::Replaced)))
-            }
-            Some(inode) => {
-                if changed {
-                    world.write_all(inode, entry);
-                }
-                if env.is_batched() {
-                    let source = world.tree.source(entry);
-                    drop(world);
-                    let writing = Writing {
-                        name: temp.to_vec(),
-                        inode,
-                        decision: Decision::Create,
-                        is_link: false,
-                    };
-                    return State::Concluded(Ok(self.leave_unsynced(&name, writing, source)));
-                }
-                world.sync_one(inode);
-                world.complete(inode, entry);
-                State::Written(Writing {
-                    name: temp.to_vec(),
-                    inode,
-                    decision: Decision::Create,
-                    is_link: true,
-                })
-            }
-        }
-    }
-
     /// Leaves a file that is written to a batch.
-    fn leave_unsynced(&mut self, name: &[u8], writing: Writing, source: u64) -> Outcome {
+    pub(super) fn leave_unsynced(&mut self, name: &[u8], writing: Writing, source: u64) -> Outcome {
         let id = |dev, ino| FileId { dev, ino };
         Outcome::Unsynced(Unsynced {
             name: Name::new(name),
@@ -390,7 +347,7 @@ impl Worker {
     fn settle_own(&mut self, env: &mut Env) {
         let files = std::mem::take(&mut self.current().unsynced);
         if !env.sync() {
-            env.context.scoreboard.sync_alone();
+            env.board(self.number).sync_alone();
             self.update.sync_error = Some(CopyError::new(Step::Sync, Reason::System(EIO)));
             return;
         }
@@ -423,7 +380,7 @@ impl Worker {
         let job = Arc::clone(&current.job);
         let number = self.number;
         env.world.borrow_mut().release(number, Some(&name));
-        let (is_ok, mut is_urgent) = (outcome.is_ok(), false);
+        let (mut is_ok, mut is_urgent) = (outcome.is_ok(), false);
         match outcome {
             Ok(Outcome::Done(decision)) => {
                 let is_retry = job.origin.created && !job.origin.known_empty;
@@ -465,6 +422,7 @@ impl Worker {
                 self.update.unsynced.push(file);
             }
             Ok(Outcome::Chunk) => {}
+            Err(error) if self.leave_obstructed(env, error) => is_ok = true,
             Err(error) => self.fail_with(env, Some(&name), error),
         }
         if is_ok && self.is_suspect(&name) {
@@ -496,7 +454,26 @@ impl Worker {
     }
 }
 
-fn failed(step: Step, errno: i32) -> State {
+/// Returns a chunked file without a name to write it under.
+fn chunked_file(env: &Env, entry: usize, inode: u64) -> ChunkedFile {
+    let world = env.world.borrow();
+    let size = world.tree.size(entry);
+    let id = |dev, ino| FileId { dev, ino };
+    ChunkedFile {
+        name: Name::new(&world.tree.entries[entry].name),
+        temp: None,
+        decision: Decision::Create,
+        items: None,
+        id: id(2, inode),
+        stat: Box::new(FileStat {
+            size,
+            allocated: size,
+            ..stat(id(1, world.tree.source(entry)))
+        }),
+    }
+}
+
+pub(super) fn failed(step: Step, errno: i32) -> State {
     let error = CopyError::new(step, Reason::System(errno));
     State::Concluded(Err(error))
 }

@@ -44,6 +44,8 @@ pub(super) struct Faults {
 /// State that all workers of a run share.
 pub(super) struct Env {
     pub(super) rng: Rng,
+    /// For choices that were added later: each seed still stands for the same run.
+    pub(super) later: Rng,
     pub(super) now: Instant,
     pub(super) steps: u64,
     pub(super) world: Rc<RefCell<World>>,
@@ -85,6 +87,17 @@ impl Env {
         }
         world.sync();
         true
+    }
+
+    /// Returns true if the destination has something of another type under this path.
+    pub(super) fn is_obstructed(&self, path: &[u8]) -> bool {
+        self.world.borrow().extras.get(path).is_some()
+    }
+
+    /// Returns true if an entry that only the destination has must stay.
+    pub(super) fn is_protected(&self, path: &[u8]) -> bool {
+        let extra = self.world.borrow().extras.get(path);
+        extra.is_some_and(|extra| extra.is_protected)
     }
 
     pub(super) fn is_full(&self) -> bool {

@@ -1,15 +1,21 @@
 //! A seeded simulation of whole runs: workers that claim, report, crash, stall and lose messages
 //! over a made-up tree, in virtual time.
 //!
-//! `tree` and `model` are the world and `check` what must hold in it; these know nothing of the
-//! protocol. `worker`, `entry` and `engine` speak it. This file sets runs up.
+//! `tree`, `extra` and `model` are the world and `check` what must hold in it; these know nothing
+//! of the protocol. `engine` and `worker` speak it, and what a worker does is in `listing`,
+//! `entry`, `chunks`, `deletion` and `reports`. This file sets runs up.
 
 mod check;
+mod chunks;
+mod deletion;
 mod engine;
 mod entry;
 mod env;
+mod extra;
 mod hosts;
+mod listing;
 mod model;
+mod reports;
 mod tree;
 mod worker;
 
@@ -27,6 +33,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use self::engine::{Hung, SimEngine};
 use self::env::{Env, Faults, SLOTS};
+use self::extra::Extras;
 use self::hosts::HostsEngine;
 use self::model::{Broken, Outcome, Rule, World};
 use self::tree::{Rng, Tree};
@@ -44,6 +51,8 @@ use crate::ui::output::captured::{self, Stream};
 
 /// Seeds beyond the first thousand that have found faults.
 const KEPT_SEEDS: [u64; 4] = [5925, 7309, 7656, 8950];
+/// The same for runs that delete.
+const KEPT_DELETIONS: [u64; 2] = [1584, 7067];
 
 /// How a run is set up.
 #[derive(Debug)]
@@ -59,6 +68,10 @@ struct Setup {
     has_passing_faults: bool,
     /// In milliseconds.
     stop_after: Option<usize>,
+    /// With `--delete`.
+    deletes: bool,
+    /// With `--checksum`.
+    compares: bool,
     faults: Faults,
 }
 
@@ -105,6 +118,8 @@ impl Setup {
             retries: 0,
             has_passing_faults: false,
             stop_after: None,
+            deletes: false,
+            compares: false,
             faults,
         }
     }
@@ -116,6 +131,21 @@ impl Setup {
             self.retries = rng.pick(&[0, 1, 2, 3]);
         }
         self.stop_after = rng.chance(0.08).then(|| rng.range(1, 40));
+    }
+
+    /// Adds what came after that.
+    fn add_options(&mut self, seed: u64, rng: &mut Rng) {
+        let is_new = !KEPT_SEEDS.contains(&seed);
+        self.deletes = is_new && rng.chance(0.5);
+        self.compares = is_new && rng.chance(0.3);
+        if self.deletes && rng.chance(0.1) {
+            // Perhaps just when everything is copied.
+            self.stop_after = Some(rng.range(1, 150));
+        }
+        if self.deletes && self.is_process && rng.chance(0.2) {
+            // Few removals follow each other, so that crashes between them are rare.
+            self.faults.crash = 0.03;
+        }
     }
 }
 
@@ -154,6 +184,8 @@ impl Setup {
             (faults.full_at.is_some(), " full"),
             (self.is_durable, " fsync"),
             (faults.sync > 0.0, " sync-error"),
+            (self.deletes, " delete"),
+            (self.compares, " checksum"),
             (faults.starts < SLOTS, " starts"),
         ] {
             if is_set {
@@ -170,8 +202,11 @@ fn simulate(seed: u64, is_on_hosts: bool) -> (Setup, Vec<Broken>) {
     let mut setup = Setup::random(seed, &mut rng);
     let mut later_rng = Rng::new(seed ^ 0x1f2e_3d4c);
     setup.add_limits(&mut later_rng);
+    let mut last_rng = Rng::new(seed ^ 0x5a6b_7c8d);
     if is_on_hosts {
         setup = setup.on_hosts(&mut later_rng);
+    } else {
+        setup.add_options(seed, &mut last_rng);
     }
     let temporary = tempfile::tempdir().unwrap();
     let [source, destination] = ["src", "dst"].map(|name| temporary.path().join(name));
@@ -189,6 +224,12 @@ fn simulate(seed: u64, is_on_hosts: bool) -> (Setup, Vec<Broken>) {
     }
     if setup.is_durable {
         args.push("--fsync".into());
+    }
+    if setup.deletes {
+        args.push("--delete".into());
+    }
+    if setup.compares {
+        args.push("--checksum".into());
     }
     if let Some(seconds) = setup.stall_timeout {
         args.push(format!("--stall-timeout={seconds}").into());
@@ -218,10 +259,15 @@ fn simulate(seed: u64, is_on_hosts: bool) -> (Setup, Vec<Broken>) {
     if setup.has_passing_faults {
         tree.add_passing_faults(&mut later_rng);
     }
-    let world = Rc::new(RefCell::new(World::new(tree, is_durable)));
+    let mut world = World::new(tree, is_durable);
+    if setup.deletes {
+        world.extras = Extras::random(&world.tree, &mut last_rng);
+    }
+    let world = Rc::new(RefCell::new(world));
     let batch = rng.pick(&[8, 32, 256]);
     let env = Rc::new(RefCell::new(Env {
         rng,
+        later: last_rng,
         // Ahead of the real time: a real wait until a virtual time is long enough.
         now: Instant::now() + Duration::from_secs(3600),
         steps: 0,
@@ -245,6 +291,7 @@ fn simulate(seed: u64, is_on_hosts: bool) -> (Setup, Vec<Broken>) {
     let ended = catch_unwind(AssertUnwindSafe(|| {
         let mut scheduler = Scheduler::new(context, engine, limit, signals, Outputs::default());
         scheduler.run_jobs();
+        scheduler.delete_extraneous();
         // What the bar would show at the end.
         let found = scheduler.summary.counts.found + scheduler.unreported().found;
         (scheduler.end(), found)
@@ -335,7 +382,7 @@ fn a_thousand_runs() {
     // The ones with the fewest kinds of faults come first.
     let mut kinds_of: BTreeMap<Rule, BTreeMap<String, usize>> = BTreeMap::new();
     let seeds = 0..number("PCOPY_SIM_SEEDS").unwrap_or(1000);
-    for seed in seeds.chain(KEPT_SEEDS) {
+    for seed in seeds.chain(KEPT_SEEDS).chain(KEPT_DELETIONS) {
         let (setup, mut broken) = simulate(seed, false);
         broken.sort_by_key(|broken| broken.rule);
         broken.dedup_by_key(|broken| broken.rule);

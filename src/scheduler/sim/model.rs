@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use crate::fs::path::Name;
 
+use super::extra::Extras;
 use super::tree::{Before, CHUNK, Dir, Entry, Tree, Trouble, join};
 
 /// Where temporary names begin.
@@ -92,6 +93,14 @@ pub(super) enum Rule {
     SyncedFirst,
     /// With `--fsync`, everything is on disk at the end of a run that succeeds.
     SyncedLast,
+    /// Nothing is deleted that the source has, that is protected, or that holds something.
+    DeletesOnlyExtra,
+    /// Nothing is deleted before the whole source has arrived, nor after a failure.
+    DeletesLast,
+    /// A run without failures deletes everything that only the destination has.
+    DeletesAll,
+    /// What was deleted is counted and printed once.
+    DeletesOnce,
     /// A message is about something that exists.
     Message,
 }
@@ -127,6 +136,8 @@ pub(super) struct World {
     pub(super) dirs: Vec<DestinationDir>,
     pub(super) names: BTreeMap<(usize, Vec<u8>), u64>,
     pub(super) inodes: HashMap<u64, Inode>,
+    /// What only the destination has.
+    pub(super) extras: Extras,
     last_inode: u64,
     clock: u64,
     /// The run has `--fsync`.
@@ -168,6 +179,7 @@ impl World {
             tree,
             names: BTreeMap::new(),
             inodes: HashMap::new(),
+            extras: Extras::default(),
             last_inode: 0,
             clock: 0,
             is_durable,
@@ -228,7 +240,8 @@ impl World {
 
     fn trace_name(&self, what: &str, dir: usize, name: &[u8]) {
         self.trace(|| {
-            let path = join(&self.tree.dirs[dir].path, name);
+            let dir_path = self.tree.dirs.get(dir).map_or(&b""[..], |it| &it.path);
+            let path = join(dir_path, name);
             let inode = self.existing(dir, name);
             format!("{what} {} {inode:?}", path.escape_ascii())
         });
@@ -238,7 +251,7 @@ impl World {
 
     /// Makes a directory. Returns false if it exists.
     pub(super) fn make_dir(&mut self, dir: usize) -> bool {
-        if self.dirs[dir].exists {
+        if self.dirs[dir].exists || self.extras.get(&self.tree.dirs[dir].path).is_some() {
             return false;
         }
         self.dirs[dir].exists = true;
@@ -248,7 +261,7 @@ impl World {
         true
     }
 
-    fn touch(&mut self, dir: usize) {
+    pub(super) fn touch(&mut self, dir: usize) {
         self.clock += 1;
         self.dirs[dir].changed = self.clock;
     }
@@ -262,6 +275,12 @@ impl World {
     pub(super) fn is_copy(&self, inode: u64, entry: usize) -> bool {
         let inode = &self.inodes[&inode];
         inode.is_complete && inode.source == Some(self.tree.source(entry))
+    }
+
+    /// Returns true if an inode is as large as an entry.
+    pub(super) fn has_size_of(&self, inode: u64, entry: usize) -> bool {
+        // An older file that differs has other contents.
+        self.is_copy(inode, entry) || self.inodes[&inode].source.is_none()
     }
 
     /// Creates an incomplete file. Returns none if the name is taken (EEXIST).

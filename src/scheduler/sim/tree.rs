@@ -267,6 +267,12 @@ impl Tree {
         }
     }
 
+    /// Returns the path of an entry.
+    pub(super) fn path(&self, entry: usize) -> Vec<u8> {
+        let entry = &self.entries[entry];
+        join(&self.dirs[entry.dir].path, &entry.name)
+    }
+
     /// Returns the inode number of an entry in the source.
     pub(super) fn source(&self, entry: usize) -> u64 {
         match self.entries[entry].sort {

@@ -2,25 +2,28 @@
 //! crash or stall between them.
 
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::deletion::Removal;
 use super::env::Env;
-use super::tree::{Item, Sort};
+use super::extra::NOWHERE;
+use super::tree::join;
 use crate::context::Context;
 use crate::fs::path::{Kind, Name, Names};
 use crate::fs::stat::{DirIds, FileId, FileStat};
 use crate::protocol::entry::{ChunkedFile, Decision};
 use crate::protocol::error::{CopyError, Death, Reason, Step};
 use crate::protocol::unsynced::Unsynced;
-use crate::protocol::{
-    Counts, EntryError, HardLinkEntry, Job, JobKind, JobUpdate, Line, Progress, Report,
-};
+use crate::protocol::{Counts, Job, JobKind, JobUpdate, Line, Report};
 use crate::scoreboard::{WorkerSlot, WriteTarget};
 
-const EEXIST: i32 = 17;
-const EIO: i32 = 5;
+pub(super) const ENOENT: i32 = 2;
+pub(super) const EIO: i32 = 5;
+pub(super) const EACCES: i32 = 13;
+pub(super) const EEXIST: i32 = 17;
+pub(super) const ENOSPC: i32 = 28;
+pub(super) const ENOTEMPTY: i32 = 39;
 pub(super) const ETIMEDOUT: i32 = 110;
 
 /// How an entry of a job ended.
@@ -52,6 +55,7 @@ pub(super) enum State {
     Written(Writing),
     Renamed(Decision),
     Concluded(Result<Outcome, CopyError>),
+    Removing(Removal),
     FinishDir,
     EndJob,
     EndBatch,
@@ -71,12 +75,14 @@ pub(super) struct Current {
     pub(super) name: Vec<u8>,
     pub(super) kind: Kind,
     /// What the slot had counted at the last update.
-    counts: Counts,
-    has_reported_children: bool,
-    may_be_retried: bool,
+    pub(super) counts: Counts,
+    pub(super) has_reported_children: bool,
+    pub(super) may_be_retried: bool,
     /// The listing fails after so many items.
-    list_fails_at: Option<usize>,
-    ids: Option<DirIds>,
+    pub(super) list_fails_at: Option<usize>,
+    /// The directory is listed, and its metadata cannot be applied.
+    finish_fails: bool,
+    pub(super) ids: Option<DirIds>,
     /// Files that are neither synced nor committed.
     pub(super) unsynced: Vec<Unsynced>,
 }
@@ -95,9 +101,9 @@ pub(super) struct Worker {
     is_killed: bool,
     batch: Vec<Arc<Job>>,
     next: usize,
-    current: Option<Current>,
+    pub(super) current: Option<Current>,
     state: State,
-    report: Report,
+    pub(super) report: Report,
     pub(super) update: JobUpdate,
     pub(super) temps: u32,
 }
@@ -171,7 +177,14 @@ impl Worker {
             && current.job.id == id
         {
             let entry = self.slot.entry();
-            world.died_at(current.dir, entry.as_ref().map(Name::as_bytes));
+            let name = entry.as_ref().map(Name::as_bytes);
+            if current.dir == NOWHERE {
+                let path = current.job.path.as_bytes();
+                let path = name.map_or(path.to_vec(), |name| join(path, name));
+                world.died_at(NOWHERE, Some(&path));
+            } else {
+                world.died_at(current.dir, name);
+            }
         }
     }
 
@@ -202,6 +215,11 @@ impl Worker {
                 State::Concluded(Ok(Outcome::Done(decision)))
             }
             State::Concluded(outcome) => self.conclude(env, outcome),
+            State::Removing(removal) => self.remove(env, removal),
+            State::FinishDir if self.current().finish_fails => {
+                self.fail(env, None, Step::SetTimes, ETIMEDOUT);
+                State::EndJob
+            }
             State::FinishDir => {
                 env.world.borrow_mut().finish_dir(self.dir());
                 State::EndJob
@@ -249,8 +267,16 @@ impl Worker {
             job: job.id,
             ..JobUpdate::default()
         };
+        let is_doomed = matches!(
+            job.kind,
+            JobKind::EmptyDirectory | JobKind::RemoveDirectory { .. }
+        );
         self.current = Some(Current {
-            dir: env.world.borrow().tree.dir(job.path.as_bytes()),
+            dir: if is_doomed {
+                NOWHERE
+            } else {
+                env.world.borrow().tree.dir(job.path.as_bytes())
+            },
             job,
             names: Names::default(),
             offset: 0,
@@ -263,6 +289,7 @@ impl Worker {
             has_reported_children: false,
             may_be_retried: false,
             list_fails_at: None,
+            finish_fails: false,
             ids: None,
             unsynced: Vec::new(),
         });
@@ -285,6 +312,18 @@ impl Worker {
                         return State::EndJob;
                     }
                     self.current().list_fails_at = Some(env.rng.below(10));
+                    if env.later.chance(0.3) {
+                        self.current().list_fails_at = None;
+                        self.current().finish_fails = true;
+                    }
+                } else {
+                    drop(world);
+                }
+                if env.is_obstructed(job.path.as_bytes()) {
+                    let step = Step::OpenDestinationDirectory;
+                    let error = CopyError::new(step, Reason::FileInTheWay);
+                    self.fail_with(env, None, error);
+                    return State::EndJob;
                 }
                 if job.origin.created && !resume.is_announced {
                     self.update.lines.push(Line {
@@ -317,7 +356,8 @@ impl Worker {
                 State::Begun
             }
             JobKind::Discard { file } => {
-                if world.existing(dir, file.temp_name()) == Some(file.id.ino) {
+                if file.temp.is_some() && world.existing(dir, file.temp_name()) == Some(file.id.ino)
+                {
                     world.remove(dir, file.temp_name());
                 }
                 State::EndJob
@@ -334,7 +374,10 @@ impl Worker {
             JobKind::Delete { .. }
             | JobKind::MakeRoom { .. }
             | JobKind::EmptyDirectory
-            | JobKind::RemoveDirectory { .. } => unreachable!("nothing is deleted here"),
+            | JobKind::RemoveDirectory { .. } => {
+                drop(world);
+                self.open_removal(env, &job)
+            }
             JobKind::Sync { .. } => {
                 drop(world);
                 if !env.sync() {
@@ -359,232 +402,6 @@ impl Worker {
                 State::EndJob
             }
         }
-    }
-
-    // Listing.
-
-    fn list(&mut self, env: &mut Env) -> State {
-        let few = env.rng.range(1, 8);
-        let enough = env.batch;
-        if self.list_some(env, enough, few) {
-            return State::List;
-        }
-        let is_stopping = env.is_stopping();
-        if !self.current().names.is_empty() && !is_stopping {
-            let current = self.current();
-            current.offset = 0;
-            current.left = current.names.len();
-            if !self.update.subdirs.is_empty() {
-                self.send_update(env);
-            }
-            return State::Pick;
-        }
-        self.update.is_cut = is_stopping;
-        if env.context.config.limits.retries > 0 {
-            self.update.progress = Progress::Listed {
-                entries: self.current().listed as u64,
-                own: Names::default(),
-            };
-        }
-        if self.current().list_fails_at.is_some() && !is_stopping {
-            self.fail(env, None, Step::ListDirectory, ETIMEDOUT);
-        }
-        let has_unsynced = !self.current().unsynced.is_empty();
-        let has_children = self.current().has_reported_children || self.update.has_children();
-        let may_be_retried = self.current().may_be_retried;
-        if has_children || has_unsynced || may_be_retried || is_stopping {
-            let id = FileId {
-                dev: 1,
-                ino: self.dir() as u64 + 1,
-            };
-            self.update.unfinished = Some(Box::new(stat(id)));
-            return State::EndJob;
-        }
-        self.slot.begin_dir();
-        State::FinishDir
-    }
-
-    /// Lists up to `most` items, or until there are `enough` names. Returns false at that point,
-    /// or at the end.
-    pub(super) fn list_some(&mut self, env: &mut Env, enough: usize, most: usize) -> bool {
-        self.slot.begin_dir();
-        for _ in 0..most {
-            if self.current().names.len() >= enough || env.is_stopping() || self.death.is_some() {
-                return false;
-            }
-            let dir = self.dir();
-            let world = Rc::clone(&env.world);
-            let mut world = world.borrow_mut();
-            let listed = self.current().listed;
-            if self.current().list_fails_at.is_some_and(|at| listed >= at) {
-                return false;
-            }
-            let Some(&item) = world.tree.dirs[dir].items.get(listed) else {
-                return false;
-            };
-            self.current().listed += 1;
-            let name = match item {
-                Item::Dir(dir) => world.tree.dirs[dir].name.clone(),
-                Item::Entry(entry) => world.tree.entries[entry].name.clone(),
-            };
-            let job = Arc::clone(&self.current().job);
-            let JobKind::Directory { resume, .. } = &job.kind else {
-                unreachable!("only a directory is listed");
-            };
-            if resume.skip.contains(&name[..]) {
-                continue;
-            }
-            match item {
-                Item::Entry(entry) if (listed as u64) < resume.reported => {
-                    // Reported before, so it should be there. If not, it is copied, uncounted.
-                    match world.tree.entries[entry].sort {
-                        Sort::Linked(group) => {
-                            let id = world.tree.source(entry);
-                            let links = world.tree.groups[group].len();
-                            if world.existing(dir, &name).is_none() {
-                                self.add_hard_link(&name, id, links as u64);
-                            }
-                        }
-                        _ => world.recheck(dir, &name, entry),
-                    }
-                }
-                Item::Entry(_) => {
-                    self.slot.add_found();
-                    self.current().names.push(Kind::File, &name);
-                    self.current().left += 1;
-                }
-                Item::Dir(sub) => {
-                    self.slot.begin_entry(&name);
-                    let subdirs = &mut self.update.subdirs;
-                    let list = match (world.make_dir(sub), job.origin) {
-                        (true, _) => Some(&mut subdirs.new),
-                        (false, origin) if origin.known_empty => None,
-                        (false, origin) if origin.created => Some(&mut subdirs.resumed),
-                        (false, _) => Some(&mut subdirs.merged),
-                    };
-                    match list {
-                        Some(list) => list.push(Kind::Directory, &name),
-                        None => self.fail(env, Some(&name), Step::MakeDirectory, EEXIST),
-                    }
-                    if let Some(ids) = self.current().ids.take() {
-                        self.update.dir_ids = Some(ids);
-                    }
-                    self.slot.begin_dir();
-                }
-            }
-            drop(world);
-            let has_subdirs = !self.update.subdirs.is_empty();
-            if has_subdirs && env.context.scoreboard.take_wanted() || env.rng.chance(0.01) {
-                self.send_update(env);
-            }
-        }
-        true
-    }
-
-    pub(super) fn add_hard_link(&mut self, name: &[u8], ino: u64, links: u64) {
-        self.update.hard_links.push(HardLinkEntry {
-            name: Name::new(name),
-            kind: Kind::File,
-            id: FileId { dev: 1, ino },
-            links,
-        });
-    }
-
-    // Errors.
-
-    fn fail(&mut self, env: &Env, name: Option<&[u8]>, step: Step, errno: i32) {
-        self.fail_with(env, name, CopyError::new(step, Reason::System(errno)));
-    }
-
-    pub(super) fn fail_with(&mut self, env: &Env, name: Option<&[u8]>, error: CopyError) {
-        if error.is_full_destination() {
-            env.context.scoreboard.stop();
-        }
-        self.current().may_be_retried |= error.may_pass() && env.context.config.limits.retries > 0;
-        self.update.errors.push(EntryError {
-            kind: name.map(|_| Kind::File),
-            ..EntryError::new(name.map(Name::new), error)
-        });
-    }
-
-    fn end_job(&mut self, env: &mut Env) -> State {
-        env.world.borrow_mut().release(self.number, None);
-        self.update.is_done = true;
-        if let JobKind::CommitSynced { .. } = self.current().job.kind {
-            self.update.progress = Progress::Settled(self.current().settled);
-        }
-        self.put_update();
-        if env.rng.chance(0.3) {
-            self.send(env);
-        }
-        State::Next
-    }
-
-    // Reports.
-
-    pub(super) fn send_update(&mut self, env: &mut Env) {
-        let current = self.current();
-        self.update.progress = match &current.job.kind {
-            JobKind::Directory { resume, .. } => {
-                let left = current.left;
-                Progress::Listed {
-                    entries: resume.reported.max(current.listed as u64),
-                    own: current.names.clone().split_off(left),
-                }
-            }
-            _ => Progress::Settled(current.settled),
-        };
-        self.put_update();
-        self.send(env);
-    }
-
-    /// Moves the update into the report, as `CurrentJob::take_update` does.
-    fn put_update(&mut self) {
-        let counts = self.slot.counts();
-        let current = self.current.as_mut().expect("a job");
-        self.update.counts = counts - current.counts;
-        let is_empty = !self.update.is_done
-            && self.update.counts == Counts::default()
-            && !self.update.has_children()
-            && self.update.errors.is_empty()
-            && self.update.unsynced.is_empty()
-            && self.update.settled_unsynced == 0
-            && self.update.sync_error.is_none()
-            && self.update.lines.is_empty();
-        if is_empty {
-            return;
-        }
-        current.counts = counts;
-        current.has_reported_children |= self.update.has_children();
-        let next = JobUpdate {
-            job: self.update.job,
-            number: self.update.number + 1,
-            ..JobUpdate::default()
-        };
-        let update = std::mem::replace(&mut self.update, next);
-        self.report.updates.push(update);
-    }
-
-    fn send(&mut self, env: &mut Env) {
-        let report = std::mem::take(&mut self.report);
-        if report.updates.is_empty() && !report.is_batch_done {
-            return;
-        }
-        if env.is_process && env.rng.chance(env.faults.send) {
-            // It ends at once, and says nothing more.
-            return self.die(env, Death::Exit(1));
-        }
-        let number = self.number;
-        // Only what the parent must tell apart: a second batch's end would be an error of the
-        // transport.
-        if env.rng.chance(env.faults.double) {
-            let again = Report {
-                is_batch_done: false,
-                ..report.clone()
-            };
-            env.sent.push_back((number, again));
-        }
-        env.sent.push_back((number, report));
     }
 }
 

@@ -19,7 +19,7 @@ use rustix::fs::{self, AtFlags, OFlags, RawDir};
 use rustix::io::{Errno, Result};
 
 use crate::context::Context;
-use crate::filter::{Chosen, DirFilter, Memory, Place};
+use crate::filter::{Chosen, DirFilter, Memory, Place, is_whole};
 use crate::fs::open::open_dir;
 use crate::fs::path::{Kind, Names, RelPath};
 use crate::scoreboard::gate::Limit;
@@ -214,7 +214,7 @@ impl Walk {
         });
         let filter = filter.as_ref();
         if let Some(selection) = target.selection.as_deref()
-            && !selection.is_whole(path)
+            && !is_whole(selection, context.targets.filter.as_ref(), path)
         {
             let mut cursor = selection.names_in(path);
             while let Some((name, chosen)) = selection.next(&mut cursor) {
@@ -246,7 +246,10 @@ impl Walk {
                 }
                 known => Kind::of(known),
             };
-            self.note(&dir, kind, name, filter, None, names);
+            let list = target.selection.as_deref();
+            let chosen = list.filter(|list| list.has_below(path, name.to_bytes()));
+            let chosen = chosen.map(|_| Chosen::below());
+            self.note(&dir, kind, name, filter, chosen, names);
             if self.should_stop() {
                 return Err(Errno::CANCELED);
             }
