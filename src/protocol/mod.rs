@@ -238,6 +238,37 @@ pub(crate) struct JobUpdate {
 }
 
 impl JobUpdate {
+    /// Takes the update, and leaves an empty one that follows it. `None` if there is nothing to
+    /// report.
+    pub(crate) fn take(&mut self) -> Option<Self> {
+        if self.is_empty() {
+            return None;
+        }
+        let next = Self {
+            job: self.job,
+            number: self.number + 1,
+            ..Self::default()
+        };
+        Some(std::mem::replace(self, next))
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.is_done
+            && self.counts == Counts::default()
+            && !self.has_children()
+            && self.errors.is_empty()
+            && self.unsynced.is_empty()
+            && self.settled_unsynced == 0
+            && self.sync_error.is_none()
+            && self.missing_metadata.is_empty()
+            && self.lines.is_empty()
+            && self.excluded.is_empty()
+            && !self.is_about_deletion()
+            && self.checksums.is_empty()
+            && self.repeated.is_empty()
+            && self.stat_to_finish.is_none()
+    }
+
     /// Returns true if the update is about entries that only the destination has.
     pub(crate) fn is_about_deletion(&self) -> bool {
         !(self.extraneous.is_empty() && self.obstructed.is_empty())

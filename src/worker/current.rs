@@ -130,31 +130,10 @@ impl CurrentJob {
     pub(super) fn take_update(&mut self, slot: WorkerSlot) -> Option<JobUpdate> {
         let counts = slot.counts();
         self.update.counts = counts - self.counts;
-        let is_empty = !self.update.is_done
-            && self.update.counts == Counts::default()
-            && !self.update.has_children()
-            && self.update.errors.is_empty()
-            && self.update.unsynced.is_empty()
-            && self.update.settled_unsynced == 0
-            && self.update.sync_error.is_none()
-            && self.update.missing_metadata.is_empty()
-            && self.update.lines.is_empty()
-            && self.update.excluded.is_empty()
-            && !self.update.is_about_deletion()
-            && self.update.checksums.is_empty()
-            && self.update.repeated.is_empty()
-            && self.update.stat_to_finish.is_none();
-        if is_empty {
-            return None;
-        }
+        let update = self.update.take()?;
         self.counts = counts;
-        self.has_reported_children |= self.update.has_children();
-        let next = JobUpdate {
-            job: self.update.job,
-            number: self.update.number + 1,
-            ..JobUpdate::default()
-        };
-        Some(std::mem::replace(&mut self.update, next))
+        self.has_reported_children |= update.has_children();
+        Some(update)
     }
 }
 

@@ -4,7 +4,7 @@ use super::env::Env;
 use super::worker::{State, Worker};
 use crate::fs::path::{Kind, Name};
 use crate::protocol::error::{CopyError, Death, Reason, Step};
-use crate::protocol::{Counts, EntryError, JobKind, JobProgress, JobUpdate, Report};
+use crate::protocol::{EntryError, JobKind, JobProgress, Report};
 use crate::scoreboard::WriteTarget;
 
 impl Worker {
@@ -67,27 +67,11 @@ impl Worker {
         let counts = self.slot.counts();
         let current = self.current.as_mut().expect("a job");
         self.update.counts = counts - current.counts;
-        let is_empty = !self.update.is_done
-            && self.update.counts == Counts::default()
-            && !self.update.has_children()
-            && self.update.errors.is_empty()
-            && self.update.unsynced.is_empty()
-            && self.update.settled_unsynced == 0
-            && self.update.sync_error.is_none()
-            && self.update.lines.is_empty()
-            && !self.update.is_about_deletion()
-            && self.update.stat_to_finish.is_none();
-        if is_empty {
+        let Some(update) = self.update.take() else {
             return;
-        }
-        current.counts = counts;
-        current.has_reported_children |= self.update.has_children();
-        let next = JobUpdate {
-            job: self.update.job,
-            number: self.update.number + 1,
-            ..JobUpdate::default()
         };
-        let update = std::mem::replace(&mut self.update, next);
+        current.counts = counts;
+        current.has_reported_children |= update.has_children();
         self.report.updates.push(update);
     }
 
