@@ -14,11 +14,9 @@
 //! No test measures time: a busy machine only makes them slower. What must be fast is
 //! measured in `benches/`.
 
-/// Defines two tests with one body: threads and processes keep the same promise.
-///
-/// Each test gets an environment of its own; `env.mode()` returns its mode.
-macro_rules! both_modes {
-    ($name:ident, |$env:ident| $body:block) => {
+/// Defines a test with this body for each mode.
+macro_rules! in_modes {
+    ($name:ident, |$env:ident| $body:block, $($test:ident: $mode:ident),+) => {
         mod $name {
             #[allow(unused_imports, reason = "not every body needs its module's imports")]
             use super::*;
@@ -27,16 +25,26 @@ macro_rules! both_modes {
                 $body
             }
 
-            #[test]
-            fn thread() {
-                body(&crate::env::Env::new(crate::env::Mode::Thread));
-            }
-
-            #[test]
-            fn process() {
-                body(&crate::env::Env::new(crate::env::Mode::Process));
-            }
+            $(
+                #[test]
+                fn $test() {
+                    let mode = crate::env::Mode::$mode;
+                    if mode == crate::env::Mode::Mpi && crate::relay::is_missing() {
+                        return;
+                    }
+                    body(&crate::env::Env::new(mode));
+                }
+            )+
         }
+    };
+}
+
+/// Defines two tests with one body: threads and processes keep the same promise.
+///
+/// Each test gets an environment of its own; `env.mode()` returns its mode.
+macro_rules! both_modes {
+    ($name:ident, |$env:ident| $body:block) => {
+        in_modes!($name, |$env| $body, thread: Thread, process: Process);
     };
 }
 
@@ -44,32 +52,7 @@ macro_rules! both_modes {
 /// tests. For what depends on the engine.
 macro_rules! all_modes {
     ($name:ident, |$env:ident| $body:block) => {
-        mod $name {
-            #[allow(unused_imports, reason = "not every body needs its module's imports")]
-            use super::*;
-
-            fn body($env: &crate::env::Env) {
-                $body
-            }
-
-            #[test]
-            fn thread() {
-                body(&crate::env::Env::new(crate::env::Mode::Thread));
-            }
-
-            #[test]
-            fn process() {
-                body(&crate::env::Env::new(crate::env::Mode::Process));
-            }
-
-            #[test]
-            fn mpi() {
-                if crate::relay::is_missing() {
-                    return;
-                }
-                body(&crate::env::Env::new(crate::env::Mode::Mpi));
-            }
-        }
+        in_modes!($name, |$env| $body, thread: Thread, process: Process, mpi: Mpi);
     };
 }
 
