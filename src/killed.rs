@@ -12,13 +12,14 @@
 
 use std::fs::{read_dir, read_link, read_to_string};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{self, Mode, OFlags};
 
+use crate::fs::proc::real_path;
 use crate::fs::stat::FileId;
 use crate::fs::sys;
 use crate::targets::Targets;
@@ -80,16 +81,12 @@ fn await_killed(destinations: &[&OwnedFd]) {
         return;
     }
     let paths = destinations.iter().take(MOST_LOCKS);
-    let paths: Vec<PathBuf> = paths.filter_map(|it| read_link(path_of(it)).ok()).collect();
+    let paths: Vec<PathBuf> = paths.filter_map(|it| real_path(it.as_fd()).ok()).collect();
     killed.retain(|process| has_open(process, &paths));
     while !killed.is_empty() && began.elapsed() < LONGEST_WAIT {
         sleep(POLL_INTERVAL);
         killed.retain(|process| is_being_killed(process));
     }
-}
-
-fn path_of(fd: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 /// Returns the processes of pcopy that were killed and have not ended, by their paths in /proc.

@@ -1,6 +1,8 @@
 //! Paths through /proc, and what belongs to this process.
 
 use std::ffi::{CStr, CString, OsString};
+use std::fs::read_link;
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -11,6 +13,14 @@ use rustix::fs::Mode;
 /// device. Some system calls accept nothing else for an entry opened with O_PATH.
 pub(crate) fn magic_link(entry: &OwnedFd) -> CString {
     CString::new(format!("/proc/thread-self/fd/{}", entry.as_raw_fd())).unwrap_or_default()
+}
+
+/// Returns the path that an open entry has now.
+///
+/// # Errors
+/// If /proc is not mounted.
+pub(crate) fn real_path(entry: BorrowedFd<'_>) -> io::Result<PathBuf> {
+    read_link(format!("/proc/thread-self/fd/{}", entry.as_raw_fd()))
 }
 
 /// Returns a path to an entry of an open directory.

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr, OsString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +27,7 @@ use crate::fs::devices;
 use crate::fs::file_system::FileSystem;
 use crate::fs::open::{DIRECTORY, open_dir};
 use crate::fs::path::Name;
+use crate::fs::proc::real_path;
 use crate::fs::stat::FileId;
 use crate::protocol::error::Reason;
 use crate::protocol::nodes::{ListedPaths, Place, PlacesBeside, Root, SinglePlace};
@@ -51,7 +52,7 @@ impl Targets {
     /// # Errors
     /// If a directory cannot be examined.
     pub(crate) fn places_beside(&self) -> Result<PlacesBeside> {
-        let describe = |dir: &Arc<OwnedFd>| root_of(dir.as_fd(), &real_path(dir.as_fd()));
+        let describe = |dir: &Arc<OwnedFd>| root_of(dir.as_fd(), &path_or_empty(dir.as_fd()));
         let backup = self.beside.backup.as_ref().map(describe);
         let snapshots = self.beside.snapshots.iter().map(describe);
         Ok(PlacesBeside {
@@ -84,7 +85,7 @@ impl Targets {
                 is_same_inode,
             } = open_root(root, is_new)
                 .with_context(|| quote_path(Path::new(OsStr::from_bytes(&root.paths[0]))))?;
-            paths.push(real_path(dir.as_fd()));
+            paths.push(path_or_empty(dir.as_fd()));
             let is_stable = is_same_inode && has_same_inodes(dir.as_fd(), root);
             match known.iter_mut().find(|(own, _)| *own == dev) {
                 // One root with other numbers is enough.
@@ -124,7 +125,7 @@ impl Targets {
         let resolved = resolved?;
         if let Some(filter) = &mut filter {
             for source in &resolved {
-                let path = real_path(source.source.as_fd());
+                let path = path_or_empty(source.source.as_fd());
                 let is_dir = source.single.is_none();
                 filter.add_target(is_dir.then_some(path.as_path()))?;
             }
@@ -201,7 +202,7 @@ impl Target {
         let destination = self.destination.as_ref();
         let destination = destination.map(|it| root_of(it.as_fd(), &self.destination_path));
         let above = self.above.as_ref();
-        let above = above.map(|it| root_of(it.as_fd(), &real_path(it.as_fd())));
+        let above = above.map(|it| root_of(it.as_fd(), &path_or_empty(it.as_fd())));
         let selection = self.selection.as_ref().map(|selection| ListedPaths {
             list: selection.to_list(),
             is_recursive: selection.is_recursive(),
@@ -230,7 +231,7 @@ fn root_of(dir: BorrowedFd<'_>, written: &Path) -> Result<Root> {
     Ok(Root {
         paths: [
             written.into_os_string().into_vec(),
-            real_path(dir).into_os_string().into_vec(),
+            path_or_empty(dir).into_os_string().into_vec(),
         ],
         id: FileId::of(&stat),
         looks: looks_of(&stat),
@@ -238,8 +239,9 @@ fn root_of(dir: BorrowedFd<'_>, written: &Path) -> Result<Root> {
     })
 }
 
-fn real_path(dir: BorrowedFd<'_>) -> PathBuf {
-    std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).unwrap_or_default()
+/// Returns the path of a directory; an empty one if it is unknown.
+fn path_or_empty(dir: BorrowedFd<'_>) -> PathBuf {
+    real_path(dir).unwrap_or_default()
 }
 
 fn sample(dir: BorrowedFd<'_>) -> Vec<(Name, u64)> {
