@@ -120,8 +120,8 @@ impl Copier {
         result
     }
 
-    /// Gives the entry that is about to be replaced a second name, its backup. If the entry had to
-    /// be moved instead, returns its place.
+    /// Links the entry that is about to be replaced to the name of its backup. If it had to be moved
+    /// instead, returns its place.
     fn keep_replaced(
         &mut self,
         dir: &DirPair,

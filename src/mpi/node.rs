@@ -369,7 +369,7 @@ impl Node {
         claims.read(held.job.claim, held.job.id) == Claim::Open
     }
 
-    /// Gives back what idle workers elsewhere can do, and has the busy ones share the rest.
+    /// Returns jobs for idle workers on other nodes, and asks the busy ones here to share the rest.
     fn share(&mut self, wanted: usize) {
         let mut returned = Vec::new();
         // If a worker is idle here, it is about to take a job.

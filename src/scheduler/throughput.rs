@@ -163,7 +163,7 @@ pub(super) struct Throughput {
     has_overshot: bool,
     /// The last probe brought nearly as much for each worker as before.
     is_scaling: bool,
-    /// The rate at which the present number was found to be best.
+    /// The rate that made the present number the best one.
     best_rate: Option<f64>,
     /// Before this time, no probe with fewer workers is made without a reason.
     look_down_at: Duration,

@@ -197,8 +197,8 @@ impl World {
                     .find(|line| line.contains(&format!("{}: ", name.escape_ascii())));
                 self.broke(Rule::FailsForAReason, format!("{shown}: {message:?}"));
             }
-            // An entry at which a worker crashed is replaced whenever it is examined again. Of a lost
-            // host it is known late at which entries its workers were.
+            // An entry at which a worker crashed is replaced whenever it is examined again. After
+            // a host is lost, the run learns late which entries its workers were at.
             let is_suspect = self.deaths.contains_key(&(dir, Some(name.clone())));
             let commits = self.commits.get(&number).copied().unwrap_or(0);
             if commits > 1 && !is_suspect && !self.has_lost_host {

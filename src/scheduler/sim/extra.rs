@@ -182,7 +182,7 @@ impl World {
 }
 
 impl World {
-    /// Checks at the end of a run what was removed, and what is left.
+    /// Checks at the end of a run which entries were removed, and which remain.
     pub(super) fn check_deletions(&mut self, outcome: &Outcome, printed: &Printed) {
         let removed = self.extras.removed;
         if let Some((path, lines)) = printed.deletions.iter().find(|(_, lines)| **lines > 1) {
