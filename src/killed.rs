@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{self, Mode, OFlags};
 
+use crate::config::Config;
 use crate::fs::proc::real_path;
 use crate::fs::stat::FileId;
 use crate::fs::sys;
@@ -39,8 +40,11 @@ pub(crate) struct Presence {
 
 impl Presence {
     /// Shows this run to later ones at the same destinations. Waits until the killed processes of
-    /// other ones have ended. Returns `None` if that is impossible here.
-    pub(crate) fn begin(targets: &Targets) -> Option<Self> {
+    /// other ones have ended. Returns `None` if that is impossible here, and in a dry run.
+    pub(crate) fn begin(targets: &Targets, config: &Config) -> Option<Self> {
+        if config.dry_run {
+            return None;
+        }
         let destinations = targets.list.iter().filter_map(|it| it.destination.as_ref());
         let destinations: Vec<&OwnedFd> = destinations.map(AsRef::as_ref).collect();
         let (locks, is_alone) = lock(&destinations)?;

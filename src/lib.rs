@@ -98,8 +98,7 @@ fn prepare(config: Config, outputs: &Outputs) -> Result<Prepared> {
     let list = config.contents.manifest.clone();
     let identity = Identity::read();
     let targets = Targets::open(&config, identity.umask)?;
-    let is_real = !config.dry_run;
-    let presence = is_real.then(|| Presence::begin(&targets)).flatten();
+    let presence = Presence::begin(&targets, &config);
     Identity::clear_umask(&config);
     let workers = limit.limit() + limit.max() + REPLACEMENTS;
     let scoreboard = Scoreboard::new(

@@ -19,6 +19,7 @@ use crate::engine::mpi::{HEARTBEAT, WORKERS_OF_NODE};
 use crate::engine::processes::Processes;
 use crate::engine::threads::Threads;
 use crate::engine::{Engine, Event, Sent};
+use crate::killed::Presence;
 use crate::protocol::frames::{Link, Numbers, RELAY};
 use crate::protocol::job_map::JobMap;
 use crate::protocol::nodes::{FromNode, Room, Row, Start, ToNode};
@@ -93,7 +94,12 @@ pub(super) fn serve(mut link: Link, rank: u32, config: Config) -> Result<()> {
         return Ok(());
     };
     match prepare(&start, rank, config) {
-        Ok((context, limit, engine)) => {
+        Ok(Prepared {
+            presence: _presence,
+            context,
+            limit,
+            engine,
+        }) => {
             let mut node = Node::new(context, engine, limit, link, numbers, rank, &start);
             node.run();
             Ok(())
@@ -117,7 +123,13 @@ pub(super) fn serve(mut link: Link, rank: u32, config: Config) -> Result<()> {
     }
 }
 
-type Prepared = (&'static Context, WorkerLimit, Box<dyn Engine>);
+/// What a node needs before it begins.
+struct Prepared {
+    presence: Option<Presence>,
+    context: &'static Context,
+    limit: WorkerLimit,
+    engine: Box<dyn Engine>,
+}
 
 /// Checks that this node is like the lead, and opens everything.
 fn prepare(start: &Start, rank: u32, mut config: Config) -> Result<Prepared> {
@@ -129,6 +141,7 @@ fn prepare(start: &Start, rank: u32, mut config: Config) -> Result<Prepared> {
         NonZeroU64::new(share).unwrap_or(NonZeroU64::MIN)
     });
     let targets = start::open(start, &config, rank)?;
+    let presence = Presence::begin(&targets, &config);
     let identity = Identity {
         umask: start.umask,
         parent: getpid(),
@@ -157,7 +170,12 @@ fn prepare(start: &Start, rank: u32, mut config: Config) -> Result<Prepared> {
         Mode::Process => Box::new(Processes::new(context, limit.limit(), &[])?),
         _ => Box::new(Threads::new(context, limit.max(), limit.limit())?),
     };
-    Ok((context, limit, engine))
+    Ok(Prepared {
+        presence,
+        context,
+        limit,
+        engine,
+    })
 }
 
 impl Node {

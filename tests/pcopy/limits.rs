@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::env::{Mode, eventually};
+use crate::env::{Env, Mode, eventually};
 use crate::faultfs::FaultFs;
 use crate::json::objects;
 use crate::noise::pattern;
+use crate::outcome::Run;
 use crate::targets::refused;
 use crate::trees::small_tree;
 
@@ -39,6 +40,21 @@ both_modes!(a_signal_ends_the_wait_for_bandwidth, |env| {
     assert!(!env.exists("dst/file"));
 });
 
+/// Runs pcopy until its time is over, which must come after it has begun a file. On a busy machine
+/// that takes longer.
+fn stopped(env: &Env, begun: &str, args: &[&str]) -> Run {
+    for (minutes, shown) in [("0.03", "1.8 s"), ("0.1", "6.0 s"), ("0.5", "30 s")] {
+        let limit = format!("--stop-after={minutes}");
+        let run = env.pcopy([&[limit.as_str()], args].concat()).exits(5);
+        let end = format!("; stopped after {shown} (--stop-after), run again to resume");
+        let run = run.summary_ends_with(&end);
+        if env.exists(begun) {
+            return run;
+        }
+    }
+    panic!("{begun} was never begun");
+}
+
 all_modes!(what_was_begun_is_completed_when_the_time_is_over, |env| {
     env.file("real/1-slow", pattern(2 << 20, 1));
     for i in 0..300 {
@@ -49,9 +65,7 @@ all_modes!(what_was_begun_is_completed_when_the_time_is_over, |env| {
     else {
         return;
     };
-    let args = ["-j1", "--json", "--stop-after=0.03", "src", "dst"];
-    let run = env.pcopy(args).exits(5);
-    let run = run.summary_ends_with("; stopped after 1.8 s (--stop-after), run again to resume");
+    let run = stopped(env, "dst/1-slow", &["-j1", "--json", "src", "dst"]);
     let objects = objects(env, &run);
     assert_eq!(objects.last().unwrap()["stopped_by"], "time_limit", "{run}");
     assert_eq!(env.read("dst/1-slow"), env.read("real/1-slow"));
@@ -62,6 +76,27 @@ all_modes!(what_was_begun_is_completed_when_the_time_is_over, |env| {
     // A run that is done in time is as any other.
     env.pcopy(["--stop-after=60", "real", "dst-2"]).ok();
 });
+
+all_modes!(
+    a_deletion_that_has_no_time_left_is_not_reported_as_done,
+    |env| {
+        env.file("real/1-slow", pattern(2 << 20, 1));
+        for i in 0..20 {
+            env.file(format!("dst/extraneous/{i}"), "x");
+        }
+        // Extraneous entries go after the copies of their directory, so when the time is over.
+        let faults = ["--fault", "slow-read:1-slow:600"];
+        let Some(faulty) = FaultFs::mount(env, "real", "src", &faults) else {
+            return;
+        };
+        stopped(env, "dst/1-slow", &["-j1", "--delete", "src", "dst"]);
+        assert_eq!(env.read("dst/1-slow"), env.read("real/1-slow"));
+        assert!(env.exists("dst/extraneous/19"));
+        drop(faulty);
+        env.pcopy(["--delete", "real", "dst"]).ok();
+        env.assert_same("real", "dst");
+    }
+);
 
 both_modes!(one_run_at_a_time_has_the_lock, |env| {
     env.file("src/file", pattern(10 << 20, 1));

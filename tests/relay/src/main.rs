@@ -13,10 +13,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use rustix::io::{FdFlags, fcntl_setfd};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use faults::Fault;
 use peers::Peers;
@@ -68,6 +71,11 @@ fn lead(cli: &Cli) -> Result<()> {
 
 /// Starts all ranks but the first, and passes frames on until all have ended.
 fn serve(cli: Cli) -> Result<()> {
+    // Ctrl-C reaches the whole group. As with MPI's relay, rank 0 decides what it means. The programs
+    // that this one starts do not inherit a handler, as they would an ignored signal.
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        flag::register(signal, Arc::default())?;
+    }
     let lead = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     // Only this process has it.
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;

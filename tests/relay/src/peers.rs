@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::faults::{Fault, What};
 
@@ -121,8 +122,10 @@ impl Peers {
             tv_sec: 0,
             tv_nsec: 20_000_000,
         };
-        poll(&mut fds, Some(&timeout))?;
-        Ok(())
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn write(&mut self, rank: usize) {
