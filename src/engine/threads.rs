@@ -217,7 +217,11 @@ impl Engine for Threads {
     }
 
     fn next(&mut self, timeout: Duration) -> Option<Event> {
-        let (worker, report) = self.reports.recv_timeout(timeout).ok()?;
+        let (worker, report) = match timeout {
+            // This does not yield the processor.
+            Duration::ZERO => self.reports.try_recv().ok()?,
+            _ => self.reports.recv_timeout(timeout).ok()?,
+        };
         if report.is_batch_done {
             self.in_flight -= 1;
         }

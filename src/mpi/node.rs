@@ -31,10 +31,12 @@ use crate::scoreboard::claims::Claim;
 
 /// How often the lead gets what the scoreboard shows.
 const SHOW: Duration = Duration::from_millis(100);
-/// How long to wait for workers before looking at messages of the lead.
-const LISTEN: Duration = Duration::from_millis(1);
-/// The same, if the lead has said nothing for a while: its workers hang, or copy a large file.
-const LISTEN_IDLE: Duration = Duration::from_millis(4);
+/// How long to wait for the lead before looking at what the workers report. To wait for workers would
+/// be no better: the channel of threads yields the processor several times before it sleeps. On a
+/// busy machine the node would get its turn again only after all the others, each time.
+const LOOK: Duration = Duration::from_millis(1);
+/// The same, if the lead has said nothing for a while: the workers hang, or copy a large file.
+const LOOK_IDLE: Duration = Duration::from_millis(4);
 const IDLE_AFTER: Duration = Duration::from_millis(100);
 /// Bytes for the lead that wait, above which the workers wait too.
 const MOST_UNSENT: usize = 4 << 20;
@@ -226,20 +228,15 @@ impl Node {
             if self.listen() == Next::End {
                 return;
             }
-            let is_busy = self.engine.busy() > 0;
+            let mut has_events = false;
             if self.link.unsent() < MOST_UNSENT {
-                let mut timeout = match is_busy {
-                    true if self.heard.elapsed() > IDLE_AFTER => LISTEN_IDLE,
-                    true => LISTEN,
-                    false => Duration::ZERO,
-                };
                 // Bounded, so that the lead's messages are read too.
                 for _ in 0..64 {
-                    let Some(event) = self.engine.next(timeout) else {
+                    let Some(event) = self.engine.next(Duration::ZERO) else {
                         break;
                     };
                     self.handle_event(event);
-                    timeout = Duration::ZERO;
+                    has_events = true;
                 }
                 let _ = self.link.flush();
             }
@@ -251,9 +248,16 @@ impl Node {
                 ticked = now;
                 self.tick(now);
             }
-            if self.engine.busy() == 0 || self.link.unsent() >= MOST_UNSENT {
-                self.link.wait(SHOW);
-            }
+            let wait = if self.engine.busy() == 0 || self.link.unsent() >= MOST_UNSENT {
+                SHOW
+            } else if has_events {
+                continue;
+            } else if self.heard.elapsed() > IDLE_AFTER {
+                LOOK_IDLE
+            } else {
+                LOOK
+            };
+            self.link.wait(wait);
         }
     }
 
