@@ -2,6 +2,9 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, fence};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -49,6 +52,7 @@ pub(crate) struct Threads {
     queued: Receiver<Vec<Arc<Job>>>,
     sender: Sender<(usize, Report)>,
     reports: Receiver<(usize, Report)>,
+    waiter: Arc<Waiter>,
 }
 
 impl Threads {
@@ -76,6 +80,7 @@ impl Threads {
             queued,
             sender,
             reports,
+            waiter: Arc::new(Waiter::new()),
         })
     }
 
@@ -101,11 +106,11 @@ impl Threads {
     /// Makes one thread of the pool run the next batch.
     fn wake_one(&mut self) {
         let (context, retired, sender) = (self.context, self.retired, self.sender.clone());
-        let queued = self.queued.clone();
+        let (queued, waiter) = (self.queued.clone(), Arc::clone(&self.waiter));
         self.pool.spawn(move || {
             // Empty if a thread of an earlier pool was faster.
             if let Ok(batch) = queued.try_recv() {
-                run_batch(context, retired, &batch, sender);
+                run_batch(context, retired, &batch, sender, waiter);
             }
         });
     }
@@ -159,15 +164,67 @@ fn make_pool(
     Ok((pool, unstarted))
 }
 
+/// The thread that waits for reports. The channel itself yields the processor several times before it
+/// sleeps. On a busy machine each yield lets all others go first.
+struct Waiter {
+    thread: Thread,
+    is_waiting: AtomicBool,
+}
+
+impl Waiter {
+    /// Returns the waiter of this thread.
+    fn new() -> Self {
+        Self {
+            thread: thread::current(),
+            is_waiting: AtomicBool::new(false),
+        }
+    }
+
+    /// Waits for a report. Returns `None` after `timeout`.
+    fn wait<T>(&self, reports: &Receiver<T>, timeout: Duration) -> Option<T> {
+        if let Ok(report) = reports.try_recv() {
+            return Some(report);
+        }
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            self.is_waiting.store(true, Relaxed);
+            // Either this thread sees the report, or its sender sees that this thread waits.
+            fence(SeqCst);
+            let report = reports.try_recv();
+            if report.is_err() {
+                thread::park_timeout(left);
+            }
+            self.is_waiting.store(false, Relaxed);
+            if let Ok(report) = report {
+                return Some(report);
+            }
+        }
+    }
+
+    /// Wakes the thread after a report was sent.
+    fn wake(&self) {
+        fence(SeqCst);
+        if self.is_waiting.load(Relaxed) && self.is_waiting.swap(false, Relaxed) {
+            self.thread.unpark();
+        }
+    }
+}
+
 struct Channel {
     worker: usize,
     sender: Sender<(usize, Report)>,
+    waiter: Arc<Waiter>,
 }
 
 impl ReportSink for Channel {
     fn send(&mut self, report: Report) {
         // The receiver lives as long as the run; after that the process ends.
         let _ = self.sender.send((self.worker, report));
+        self.waiter.wake();
     }
 }
 
@@ -176,6 +233,7 @@ fn run_batch(
     retired: usize,
     batch: &[Arc<Job>],
     sender: Sender<(usize, Report)>,
+    waiter: Arc<Waiter>,
 ) {
     let number = retired + rayon::current_thread_index().unwrap_or(0);
     WORKER.with_borrow_mut(|worker| {
@@ -187,6 +245,7 @@ fn run_batch(
         let mut sink = Channel {
             worker: number,
             sender,
+            waiter,
         };
         worker.run_batch(batch, &mut sink);
     });
@@ -217,11 +276,7 @@ impl Engine for Threads {
     }
 
     fn next(&mut self, timeout: Duration) -> Option<Event> {
-        let (worker, report) = match timeout {
-            // This does not yield the processor.
-            Duration::ZERO => self.reports.try_recv().ok()?,
-            _ => self.reports.recv_timeout(timeout).ok()?,
-        };
+        let (worker, report) = self.waiter.wait(&self.reports, timeout)?;
         if report.is_batch_done {
             self.in_flight -= 1;
         }

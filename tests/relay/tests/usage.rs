@@ -4,8 +4,14 @@ use std::process::Command;
 
 #[test]
 fn help_lists_the_options() {
-    let output = Command::new(env!("CARGO_BIN_EXE_relay")).arg("--help").output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_relay"))
+        .arg("--help")
+        .output()
+        .unwrap();
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{output:?}");
-    assert!(help.contains("--fault") && help.contains("--script"), "{help}");
+    assert!(
+        help.contains("--fault") && help.contains("--script"),
+        "{help}"
+    );
 }
