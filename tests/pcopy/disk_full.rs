@@ -3,8 +3,10 @@
 use std::fs;
 
 use crate::compare::assert_only_whole_files;
+use crate::env::Mode;
 use crate::noise::pattern;
 use crate::outcome::Run;
+use crate::relay;
 use crate::trees::tree;
 
 /// The number of workers, and the option for it.
@@ -13,13 +15,14 @@ const JOBS_OPTION: &str = "-j4";
 
 /// Fails unless the run stopped for this reason, without an error for each missing entry.
 #[track_caller]
-fn stopped_because_full(run: Run, reason: &str) {
+fn stopped_because_full(mode: Mode, run: Run, reason: &str) {
     let run = run
         .exits(1)
         .stderr_has(reason)
         .summary_ends_with("; stopped: destination is full");
     // At most one entry of each worker fails.
-    assert!(run.complaints().len() <= JOBS, "{run}");
+    let nodes = if mode == Mode::Mpi { relay::NODES } else { 1 };
+    assert!(run.complaints().len() <= nodes * JOBS, "{run}");
 }
 
 all_modes!(
@@ -34,7 +37,7 @@ all_modes!(
         let source = env.snapshot("src");
         let run = env.pcopy([JOBS_OPTION, "src", "mnt/dst"]);
         let run = run.stderr_has(" not tried");
-        stopped_because_full(run, "No space left on device");
+        stopped_because_full(env.mode(), run, "No space left on device");
         let copied = assert_only_whole_files(&source, &env.snapshot("mnt/dst"));
         assert!((10..60).contains(&copied), "{copied} files were copied");
         source.assert_untouched();
@@ -56,6 +59,7 @@ all_modes!(
         env.file("src/big", pattern(40 * 1024 * 1024, 1));
         let source = env.snapshot("src");
         stopped_because_full(
+            env.mode(),
             env.pcopy([JOBS_OPTION, "src", "mnt/dst"]),
             "No space left on device",
         );
@@ -73,6 +77,7 @@ all_modes!(a_file_without_space_keeps_the_old_one, |env| {
         .mtime(1_000, 1);
     let old = env.snapshot("mnt/dst/file");
     stopped_because_full(
+        env.mode(),
         env.pcopy([JOBS_OPTION, "src", "mnt/dst"]),
         "No space left on device",
     );
@@ -89,6 +94,7 @@ both_modes!(a_destination_without_inodes_is_full, |env| {
     }
     let source = env.snapshot("src");
     stopped_because_full(
+        env.mode(),
         env.pcopy([JOBS_OPTION, "src", "mnt/dst"]),
         "No space left on device",
     );
@@ -107,7 +113,7 @@ both_modes!(a_quota_stops_the_run, |env| {
     }
     let source = env.snapshot("src");
     let run = env.pcopy([JOBS_OPTION, "src", "mnt/limited/dst"]);
-    stopped_because_full(run, "quota exceeded");
+    stopped_because_full(env.mode(), run, "quota exceeded");
     let copied = assert_only_whole_files(&source, &env.snapshot("mnt/limited/dst"));
     assert!((10..150).contains(&copied), "{copied} files were copied");
     env.sh("btrfs qgroup limit none mnt/limited");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::env::{Env, skip};
 
 /// How many nodes there are: the lead's, and two that can be lost.
-pub(crate) const NODES: &str = "3";
+pub(crate) const NODES: usize = 3;
 
 /// Returns the path of the program. Cargo builds it beside the directory of this test program.
 fn path() -> PathBuf {

@@ -144,7 +144,7 @@ impl<'a> Pcopy<'a> {
         if self.with_mode && self.env.mode() == EnvMode::Mpi {
             argv.push(relay::program(self.env, self.unprivileged).into());
             argv.extend(self.relay);
-            argv.push(relay::NODES.into());
+            argv.push(relay::NODES.to_string().into());
         }
         argv.push(self.env.program(self.unprivileged).into());
         if self.with_mode {
