@@ -217,6 +217,9 @@ fn a_killed_relay_ends_the_run_and_leaves_nothing_behind() {
     let node = titled(&family, "pcopy: node 1");
     let parent = family.iter().find(|it| it.pid == node).unwrap().parent;
     let relay = family.iter().find(|it| it.pid == parent).unwrap();
+    // Slurm's proctrack/linuxproc does not see a process with a blank in its name.
+    let name = std::fs::read_to_string(format!("/proc/{parent}/comm")).unwrap();
+    assert_eq!(name.trim_end(), "pcopy-relay");
     relay.signal(Signal::KILL);
     let run = running.wait();
     assert_ne!(run.status.code(), Some(0), "{run}");
