@@ -97,6 +97,18 @@ def fill_files(count: int, size: int, directories: int, root: Path) -> None:
         (parent / f"file-{number}").write_bytes(content)
 
 
+# Subdirectories of each directory of `wide`, and how deep they are.
+WIDE, WIDE_DEPTH = 10, 5
+# A directory is a job, and another one if it has subdirectories.
+WIDE_JOBS = sum(WIDE**depth for depth in range(WIDE_DEPTH + 1)) + sum(WIDE**depth for depth in range(WIDE_DEPTH))
+
+
+def fill_wide(root: Path, depth: int = WIDE_DEPTH) -> None:
+    for number in range(WIDE if depth else 0):
+        (root / str(number)).mkdir()
+        fill_wide(root / str(number), depth - 1)
+
+
 def fill_counted(root: Path) -> None:
     for count in (1000, 2000):
         (root / str(count)).mkdir()
@@ -146,6 +158,8 @@ FILLERS: dict[str, Callable[[Path], None]] = {
     "big": fill_big,
     "film": fill_film,
     "small": functools.partial(fill_files, 2_000, 2 * KIB, 100),
+    "medium": functools.partial(fill_files, 5_700, 2 * KIB, 300),
+    "wide": fill_wide,
     "tiny": functools.partial(fill_files, 10, 200, 0),
     "sparse": fill_sparse,
     "counted": fill_counted,

@@ -48,7 +48,13 @@ syscalls    system calls on files and sockets for one small file: strace's
             count for 2,000 files minus its count for 1,000
 mpi         the tree by 2 and 4 ranks on this machine: mpirun pcopy --mode mpi,
             and dcp; needs mpirun, and a pcopy built with --features mpi.
-            `pcopy-mpi alone` is 2 ranks, without the time of an empty mpirun
+            `pcopy-mpi alone` is 2 ranks, without the time in which mpirun runs an MPI
+            program that does nothing (mpi_start.c)
+mpi-slow    5,700 files in 300 directories on the device of `slow`, with six workers in
+            all: by 2 ranks of pcopy, in one process mode, and by 6 ranks of dcp;
+            and with as many workers as pcopy finds right, against 2 ranks of dcp
+mpi-jobs    111,111 empty directories by 2 ranks: processor time for each job
+            of the lead, and of the relay for each job that it passes on
 progress    the tree with the progress bar drawn on a terminal, and without
 
 `floor` (floor.c, built if cc is installed) runs beside the copiers. It does the
@@ -90,7 +96,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.dont_write_bytecode = True  # No __pycache__ in the project.
-from arena import DEVICES, GIB, MIB, Arena, Skip, arena, free_gib, measure_tree, unmount  # noqa: E402
+from arena import DEVICES, GIB, MIB, WIDE_JOBS, Arena, Skip, arena, free_gib, measure_tree, unmount  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parent.parent
 # The longest that a single run may take, in seconds.
@@ -172,6 +178,15 @@ MPI = [
     launched("pcopy-mpi alone", 2, "pcopy --mode=mpi {src} {dst}", beyond_launcher=True),
     *(launched(f"dcp -n{n}", n, "dcp -p {src} {dst}") for n in (2, 4)),
 ]
+# As many workers in all, and as many as each of them chooses.
+MPI_SLOW = [
+    launched("pcopy-mpi -n2 -j3", 2, "pcopy --mode=mpi -j3 {src} {dst}"),
+    *(launched(f"dcp -n{n}", n, "dcp -p {src} {dst}") for n in (2, 6)),
+    MPI[0],
+]
+# The part that is measured is the last word of the name.
+MPI_JOBS = [launched(f"pcopy-mpi {part}", 2, "pcopy --mode=mpi {src} {dst}") for part in ("lead", "relay")]
+MPI_START = "mpi_start"
 FLOOR = Program("floor", ["floor", "{src}", "{dst}"])
 
 
@@ -263,7 +278,7 @@ def measure_seconds(program: Program, place: Arena) -> tuple[float, str]:
         with terminal() as tty:
             return run(argv, tty), ""
     if program.beyond_launcher:
-        nothing = run([*program.launcher, "true"], place.log)
+        nothing = run([*program.launcher, MPI_START], place.log)
         return max(0.001, run(argv, place.log) - nothing), ""
     return run(argv, place.log), ""
 
@@ -336,6 +351,62 @@ def measure_syscalls(program: Program, place: Arena) -> tuple[float, str]:
     each = {name: (twice[name] - once[name]) / 1000 for name in twice}
     note = ", ".join(f"{name} {n:.2f}" for name, n in sorted(each.items(), key=lambda x: -x[1]) if n >= 0.02)
     return sum(each.values()), f"{once.total()} for 1,000; each: {note}"
+
+
+def processor_seconds(pid: int) -> float:
+    """Returns the processor time of all threads of a process, and 0 once it has ended."""
+    times = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(time.read_text().split()[0]) for time in times) / 1e9
+
+
+def parts_of_run(root: int) -> dict[str, int]:
+    """Returns the process numbers of the parts of a run by two ranks, or nothing before it has begun."""
+    parts = {}
+    for pid in process_tree(root):
+        title = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode(errors="replace")
+        if title in ("pcopy: node 0", "pcopy: node 1"):
+            parts[title[-6:]] = pid
+    if len(parts) < 2:
+        return {}
+
+    def parent(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+    lead = parent(parts["node 0"])
+    return {**parts, "lead": lead, "relay": parent(lead)}
+
+
+def measure_jobs(program: Program, place: Arena) -> tuple[float, str]:
+    """Measures the processor time of the lead, or of its relay, for each job, in µs.
+
+    The relay passes on the jobs of the other node. Its share of them is its share of the processor time
+    of both nodes, as all jobs are alike.
+    """
+    parts: dict[str, int] = {}
+    begun: dict[str, float] = {}
+    used: dict[str, float] = {}
+
+    def sample(pid: int) -> None:
+        # WNOWAIT leaves the exit status for run() to collect.
+        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            with contextlib.suppress(OSError):
+                parts.update(parts or parts_of_run(pid))
+                now = {name: processor_seconds(part) for name, part in parts.items()}
+                # Without what MPI does before it begins and after it ends.
+                if not all(now.values()):
+                    return
+                used.update(now)
+                begun.update({name: seconds for name, seconds in now.items() if name not in begun})
+            time.sleep(0.01)
+
+    run(program.command(place.src, place.dst), place.log, sample)
+    if not used:
+        raise Failure("no lead and two nodes seen")
+    spent = {name: used[name] - begun[name] for name in used}
+    share = spent["node 1"] / (spent["node 0"] + spent["node 1"])
+    jobs = {"lead": WIDE_JOBS, "relay": WIDE_JOBS * share}
+    part = program.name.split()[-1]
+    return spent[part] / jobs[part] * 1e6, f"{jobs[part]:.0f} jobs, {spent[part]:.3f} s"
 
 
 # --------------------------------------------------------------------- rows
@@ -419,6 +490,11 @@ ROWS = [
     Row("mpi", "tree",
         [Goal(1.15, "pcopy-process", ("pcopy-mpi alone",)), *(Goal(0.6, f"dcp -n{n}", (f"pcopy-mpi -n{n}",)) for n in (2, 4))],
         programs=[*pcopy_programs([]), *MPI]),
+    Row("mpi-slow", "medium",
+        [Goal(0.85, "dcp -n6", ("pcopy-mpi -n2 -j3",)), Goal(0.85, "dcp -n2", ("pcopy-mpi -n2",))], "slow",
+        [pcopy_programs([])[1], pcopy_programs(["-j6"], " -j6")[1], *MPI_SLOW], gib=1),
+    Row("mpi-jobs", "wide", [Goal(4, "", ("pcopy-mpi lead",)), Goal(3, "", ("pcopy-mpi relay",))],
+        programs=MPI_JOBS, measure=measure_jobs, unit="µs"),
     Row("progress", "tree",
         times_plain(1.01, " bar"),
         programs=pcopy_programs(["--progress=never"], "", True) + pcopy_programs(["--progress=always"], " bar", True), rounds=3),
@@ -599,7 +675,10 @@ def build(rows: list[Row], args: argparse.Namespace) -> None:
     if shutil.which("cc") and any(FLOOR in row.programs and FLOOR.is_selected(args.only) for row in rows):
         source = PROJECT / "benches" / "floor.c"
         subprocess.run(["cc", "-O2", "-pthread", "-o", args.data / FLOOR.name, source], check=True)
-        os.environ["PATH"] += f":{args.data}"
+    if shutil.which("mpicc") and any(program.beyond_launcher for row in rows for program in row.programs):
+        source = PROJECT / "benches" / f"{MPI_START}.c"
+        subprocess.run(["mpicc", "-O2", "-o", args.data / MPI_START, source], check=True)
+    os.environ["PATH"] += f":{args.data}"
     if args.pcopy:
         args.pcopy = args.pcopy.resolve(strict=True)
         args.built = args.pcopy.parent

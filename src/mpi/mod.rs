@@ -150,7 +150,7 @@ fn wait_for_hello(link: &mut Link) -> Result<(u32, u32)> {
 
 fn become_node(rank: u32) {
     if let Some(parent) = rustix::process::getppid() {
-        become_child("pcopy: node", &format!("pcopy: node {rank}"), parent);
+        become_child("pcopy-node", &format!("pcopy: node {rank}"), parent);
     }
 }
 
@@ -210,7 +210,7 @@ fn prepare_lead(mut config: Config, relay: Link, size: u32, outputs: &Outputs) -
             for fd in outputs.descriptors() {
                 sys::close_inherited(fd);
             }
-            become_child("pcopy: node", "pcopy: node 0", lead);
+            become_child("pcopy-node", "pcopy: node 0", lead);
             let _ = node::serve(Link::new(there, LONGEST_FROM_LEAD), 0, config);
             sys::exit_now(0)
         }

@@ -101,7 +101,9 @@ fn relay(child: Pid, socket: OwnedFd) -> Result<i32> {
     if getppid() != launcher {
         bail!("the launcher has ended");
     }
-    let _ = rustix::thread::set_name(c"pcopy: relay");
+    // Without a blank: Slurm's proctrack/linuxproc does not find a process with one in its name, so
+    // that it could neither stop nor kill the run.
+    let _ = rustix::thread::set_name(c"pcopy-relay");
     let Some(mut mpi) = Mpi::start() else {
         bail!("MPI cannot start");
     };

@@ -9,6 +9,8 @@
 //! - `PCOPY_TEST_PROGRAM` names another pcopy to test, such as an installed one.
 //! - `PCOPY_TEST_RSYNC` is the number of random trees that rsync and pcopy copy with rules.
 //! - `PCOPY_TEST_SEED` is the seed of the randomised tests, which print it. It has a default.
+//! - `PCOPY_TEST_MPIRUN` is the command that starts ranks, with its options, such as `mpirun.mpich`.
+//!   It is for a pcopy that was built with another MPI than OpenMPI (`mpirun.rs`).
 //! - `PCOPY_TEST_CASES` is the number of random trees that are compared with those of rsync.
 //!
 //! No test measures time: a busy machine only makes them slower. What must be fast is

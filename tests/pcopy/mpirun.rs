@@ -1,6 +1,16 @@
 //! A run under a real mpirun, if pcopy was built with MPI: `cargo test --features mpi`.
 //!
+//! It is OpenMPI's, unless `PCOPY_TEST_MPIRUN` names another one: the one of the MPI that pcopy was
+//! built with. On Debian, with both:
+//!
+//! ```sh
+//! export MPICC=mpicc.mpich CARGO_TARGET_DIR=target/mpich PCOPY_TEST_MPIRUN=mpirun.mpich
+//! cargo test --features mpi --test pcopy mpirun::
+//! ```
+//!
 //! What depends on lead and nodes alone is tested without MPI (`mpi.rs`).
+
+use std::path::PathBuf;
 
 use rustix::process::Signal;
 
@@ -14,6 +24,27 @@ use crate::zoo::Zoo;
 /// mpirun does not start anything as root, unless it is asked twice.
 const AS_ROOT: &str = "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1";
 
+/// Starts ranks: OpenMPI's, with more ranks than cores.
+const MPIRUN: &str = "mpirun --oversubscribe --bind-to none";
+
+/// The same of each MPI, as Debian names them.
+const LAUNCHERS: [&str; 2] = [
+    "mpirun.openmpi --oversubscribe --bind-to none",
+    "mpirun.mpich",
+];
+
+/// Returns the command that starts ranks, with its options.
+fn launcher() -> String {
+    std::env::var("PCOPY_TEST_MPIRUN").unwrap_or_else(|_| MPIRUN.to_owned())
+}
+
+/// Returns the file that such a command runs.
+fn file_of(launcher: &str) -> Option<PathBuf> {
+    let name = launcher.split_whitespace().next()?;
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).find_map(|directory| directory.join(name).canonicalize().ok())
+}
+
 /// Prepares a run under mpirun. `None` if that is not possible.
 #[track_caller]
 fn with_mpi() -> Option<Env> {
@@ -21,24 +52,24 @@ fn with_mpi() -> Option<Env> {
         skip("needs cargo test --features mpi");
         return None;
     }
-    let env = Env::new(Mode::Process);
-    (!env.skipped_without("mpirun")).then_some(env)
+    if file_of(&launcher()).is_none() {
+        skip(format_args!("needs {}", launcher()));
+        return None;
+    }
+    Some(Env::new(Mode::Process))
 }
 
 fn mpirun<'a>(env: &'a Env, ranks: &str, args: &[&str]) -> Pcopy<'a> {
+    under(env, &launcher(), ranks, args)
+}
+
+fn under<'a>(env: &'a Env, launcher: &str, ranks: &str, args: &[&str]) -> Pcopy<'a> {
     let args = [&["--mode", "mpi"], args].concat();
-    let launcher = [
-        "mpirun",
-        "--oversubscribe",
-        "--bind-to",
-        "none",
-        "-n",
-        ranks,
-    ];
+    let launcher = launcher.split_whitespace().chain(["-n", ranks]);
     env.command(args)
         .without_mode()
         .after(AS_ROOT)
-        .under(&launcher)
+        .under(&launcher.collect::<Vec<_>>())
 }
 
 /// Lists the living processes below this one, at any depth. mpirun's children are in groups of their
@@ -116,7 +147,25 @@ fn one_rank_and_none_copy_as_processes() {
 }
 
 #[test]
-fn the_mpirun_of_another_mpi_is_refused() {
+fn the_mpirun_of_the_other_mpi_is_refused() {
+    let Some(env) = with_mpi() else { return };
+    let own = file_of(&launcher());
+    let (ours, others): (Vec<_>, Vec<_>) = LAUNCHERS
+        .into_iter()
+        .filter(|launcher| file_of(launcher).is_some())
+        .partition(|launcher| file_of(launcher) == own);
+    let ([_], [other]) = (&ours[..], &others[..]) else {
+        skip("needs OpenMPI and MPICH");
+        return;
+    };
+    small_tree(&env);
+    let run = under(&env, other, "2", &["src", "dst"]).run().exits(2);
+    run.stderr_has("this pcopy's MPI sees only itself");
+    assert!(!env.exists("dst"));
+}
+
+#[test]
+fn a_launcher_whose_ranks_mpi_does_not_see_is_refused() {
     let Some(env) = with_mpi() else { return };
     small_tree(&env);
     let run = env
@@ -168,6 +217,9 @@ fn a_killed_relay_ends_the_run_and_leaves_nothing_behind() {
     let node = titled(&family, "pcopy: node 1");
     let parent = family.iter().find(|it| it.pid == node).unwrap().parent;
     let relay = family.iter().find(|it| it.pid == parent).unwrap();
+    // Slurm's proctrack/linuxproc does not see a process with a blank in its name.
+    let name = std::fs::read_to_string(format!("/proc/{parent}/comm")).unwrap();
+    assert_eq!(name.trim_end(), "pcopy-relay");
     relay.signal(Signal::KILL);
     let run = running.wait();
     assert_ne!(run.status.code(), Some(0), "{run}");
