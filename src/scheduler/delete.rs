@@ -12,6 +12,9 @@
 //! - Files that vanished or changed meanwhile (exit status 3) prevent nothing: their directories
 //!   were listed, so their names were seen, and no name that was seen is deleted. But if a
 //!   directory vanished, nothing is deleted: its entries are unknown.
+//! - If a file system below the source was unmounted meanwhile, nothing is deleted: the empty
+//!   directory below it may have been listed in its place. (The lead looks, so on other machines
+//!   nobody does.)
 //! - Metadata that could not be kept prevents nothing: the contents were copied.
 //!
 //! Then two rounds follow. The first removes entries that are in the way of one of another type,
@@ -122,6 +125,12 @@ impl Scheduler {
         };
         let line = if self.deleting.is_incomplete {
             format!("{more} was deleted, because not everything could be copied (named above)")
+        } else if let Some(mount) = self.context.targets.lost_mount() {
+            let path = self.ui.path(Side::Source, TARGET, &mount, None);
+            format!(
+                "{}: was unmounted meanwhile, so {more} was deleted",
+                quote(&path)
+            )
         } else if self.deleting.is_source_empty {
             let source = self
                 .ui

@@ -22,8 +22,8 @@ use rustix::io::Errno;
 pub(crate) use self::batch::BatchedDevice;
 use self::batch::{is_synced_at_once, open_roots};
 use self::beside::Beside;
-use self::mounts::Mounts;
 pub(crate) use self::mounts::mount_options;
+use self::mounts::{MountBelow, Mounts};
 use self::overlap::Overlap;
 pub(crate) use self::resolve::SingleFile;
 use self::resolve::{
@@ -100,6 +100,8 @@ pub(crate) struct Targets {
     pub(crate) filter: Option<Filter>,
     overlap: Overlap,
     beside: Beside,
+    /// With `--delete`, the mounts below the source when the run began.
+    mounts: Vec<MountBelow>,
 }
 
 impl Targets {
@@ -149,7 +151,12 @@ impl Targets {
             filter,
             overlap,
             beside: Beside::default(),
+            mounts: Vec::new(),
         };
+        if config.mirror.is_some() && !config.one_file_system {
+            let sources = sources.iter().map(|it| mounts.below(it.source.as_fd()));
+            targets.mounts = sources.flatten().collect();
+        }
         let named = beside::named_directory(config, &sources);
         for source in sources {
             targets.add(source, &named, config, umask, &mounts)?;
@@ -157,6 +164,18 @@ impl Targets {
         let root = targets.list.first().and_then(|it| it.destination.clone());
         targets.beside = Beside::open(config, &named, root, &targets.overlap, &mounts)?;
         Ok(targets)
+    }
+
+    /// Returns the path below the source of a mount that has gone since the run began. If that was
+    /// before its directory was opened, the empty directory below it was taken for the source.
+    pub(crate) fn lost_mount(&self) -> Option<RelPath> {
+        if self.mounts.is_empty() {
+            return None;
+        }
+        let mounts = Mounts::read();
+        let lost = self.mounts.iter().find(|mount| !mounts.has(mount))?;
+        let names = lost.path.iter().map(OsStrExt::as_bytes);
+        Some(names.fold(RelPath::default(), |path, name| path.join(name)))
     }
 
     /// Creates and opens the destination directory of one source.

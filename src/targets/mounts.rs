@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{self, AtFlags, StatxFlags};
 
-use crate::fs::proc::unescape_mount;
+use crate::fs::proc::{real_path, unescape_mount};
 
 /// The place of a directory in its file system.
 ///
@@ -19,6 +19,15 @@ pub(super) struct Place {
     pub(super) device: String,
     /// The path from the root of that file system.
     pub(super) path: PathBuf,
+}
+
+/// A mount below a directory.
+pub(crate) struct MountBelow {
+    /// As the mount table writes it.
+    id: Vec<u8>,
+    point: PathBuf,
+    /// The path below the directory.
+    pub(crate) path: PathBuf,
 }
 
 /// A snapshot of the mount table.
@@ -53,6 +62,31 @@ impl Mounts {
         Some(Place {
             device: String::from_utf8_lossy(line[2]).into_owned(),
             path: unescape_mount(line[3]).join(below_mount),
+        })
+    }
+
+    /// Returns the mounts below a directory. The one that it is on itself is not among them: it stays
+    /// open.
+    pub(super) fn below(&self, dir: BorrowedFd<'_>) -> Vec<MountBelow> {
+        let Ok(dir) = real_path(dir) else {
+            return Vec::new();
+        };
+        let mounts = self.table.split(|&b| b == b'\n').filter_map(|line| {
+            let fields: Vec<&[u8]> = line.splitn(6, |&b| b == b' ').collect();
+            let point = unescape_mount(fields.get(4)?);
+            let path = point.strip_prefix(&dir).ok()?.to_owned();
+            let id = fields[0].to_owned();
+            (!path.as_os_str().is_empty()).then_some(MountBelow { id, point, path })
+        });
+        mounts.collect()
+    }
+
+    /// Returns true if a mount is where it was.
+    pub(super) fn has(&self, mount: &MountBelow) -> bool {
+        self.table.split(|&b| b == b'\n').any(|line| {
+            let mut fields = line.split(|&b| b == b' ');
+            fields.next() == Some(&mount.id)
+                && fields.nth(3).map(unescape_mount).as_ref() == Some(&mount.point)
         })
     }
 
@@ -119,6 +153,26 @@ mod tests {
         assert_eq!(mounts.type_of(fs::makedev(254, 0)), Some(&b"ext4"[..]));
         assert_eq!(mounts.type_of(fs::makedev(0, 5)), Some(&b"proc"[..]));
         assert_eq!(mounts.type_of(fs::makedev(0, 6)), None);
+    }
+
+    #[test]
+    fn a_mount_is_lost_if_it_is_gone_or_elsewhere() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = fs::open(temp.path(), crate::fs::open::DIRECTORY, fs::Mode::empty()).unwrap();
+        let path = real_path(dir.as_fd()).unwrap();
+        let table = |id: u8, point: &str| {
+            let point = path.join(point);
+            let line = format!("{id} 1 0:5 / {} rw - tmpfs none rw\n", point.display());
+            let table = line.into_bytes();
+            Mounts { table }
+        };
+        assert!(table(7, "").below(dir.as_fd()).is_empty());
+        let below = table(7, "a/disk").below(dir.as_fd());
+        assert_eq!(below.len(), 1);
+        assert_eq!(below[0].path, PathBuf::from("a/disk"));
+        assert!(table(7, "a/disk").has(&below[0]));
+        assert!(!table(8, "a/disk").has(&below[0]));
+        assert!(!table(7, "b/disk").has(&below[0]));
     }
 
     #[test]

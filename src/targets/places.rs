@@ -136,6 +136,8 @@ impl Targets {
             filter,
             overlap,
             beside,
+            // The lead looks after these.
+            mounts: Vec::new(),
         };
         for ((resolved, place), (_, destination, above)) in
             resolved.into_iter().zip(places).zip(opened)

@@ -250,6 +250,29 @@ both_modes!(
     }
 );
 
+both_modes!(
+    a_source_that_is_unmounted_before_it_is_listed_deletes_nothing,
+    |env| {
+        let script = "mkdir -p src/disk dst/disk && mount -t tmpfs none src/disk
+                  echo x >src/disk/x && cp -a src/disk/x dst/disk/ && touch dst/old";
+        let Some(env) = env.mounted(script) else {
+            return;
+        };
+        // One worker copies this first, for about two seconds.
+        env.file("src/first", pattern(2 << 20, 1));
+        let args = ["-j1", "--bwlimit=1M", "--delete", "src", "dst"];
+        let running = env.command(args).start();
+        eventually("it copies", || env.exists("dst/first"));
+        env.sh("umount -l src/disk");
+        let run = running.wait().exits(1);
+        run.stderr_has("src/disk: was unmounted meanwhile, so nothing was deleted");
+        assert!(env.exists("dst/disk/x") && env.exists("dst/old"));
+        // What is gone for good is deleted by the next run.
+        env.pcopy(["--delete", "src", "dst"]).ok();
+        assert!(!env.exists("dst/disk/x") && !env.exists("dst/old"));
+    }
+);
+
 both_modes!(temporary_files_of_live_runs_stay, |env| {
     env.file("src/kept", "kept");
     let Some(_slow) = slow_tree(env, 0) else {
