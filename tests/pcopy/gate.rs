@@ -11,14 +11,14 @@ use crate::processes::Process;
 use crate::run::Running;
 use crate::trees::assert_same_without;
 
-/// Makes files in three directories, and one that cannot be read. They are on a disk with one head,
+/// Makes files in three directories, and in a fourth one that cannot be read. They are on a disk with one head,
 /// so that one worker at a time copies contents.
 fn disk_with_stuck_file(env: &Env) -> Option<FaultFs> {
     for number in 0..30 {
         let file = format!("real/{}/file-{number}", number % 3);
         env.file(file, pattern(200_000, number));
     }
-    env.file("real/1/stuck", pattern(100_000, 1));
+    env.file("real/3/stuck", pattern(100_000, 1));
     let options = ["--head", "5,50", "--fault", "hang-read:stuck"];
     FaultFs::mount(env, "real", "src", &options)
 }
@@ -67,9 +67,9 @@ fn a_killed_worker_keeps_nobody_from_reading() {
     let run = running
         .wait()
         .exits(1)
-        .fails_only(&[("src/1/stuck", error)]);
+        .fails_only(&[("src/3/stuck", error)]);
     assert_eq!(run.replaced_workers(), 2, "{run}");
-    assert_same_without(&env, "1/stuck");
+    assert_same_without(&env, "3/stuck");
 }
 
 both_modes!(decisions_can_be_seen_and_j_leaves_none, |env| {
