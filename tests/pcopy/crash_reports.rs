@@ -56,13 +56,13 @@ fn the_summary_counts_each_entry_once_after_a_crash() {
         &["--overwrite=always"],
         &["--no-preserve=timestamps"],
     ] {
-        kill_one(&Env::in_memory(Mode::Process), options).counts(FILES, 0, 0);
+        kill_one(&Env::new(Mode::Process), options).counts(FILES, 0, 0);
     }
 }
 
 #[test]
 fn verbose_prints_each_entry_once_after_a_crash() {
-    let run = kill_one(&Env::in_memory(Mode::Process), &["-v"]);
+    let run = kill_one(&Env::new(Mode::Process), &["-v"]);
     let mut lines = BTreeMap::new();
     for (_, entry) in run.finished_entries() {
         *lines.entry(entry).or_insert(0) += 1;

@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FileType, mknodat};
+use rustix::fs::{Access, AtFlags, CWD, FileType, StatVfsMountFlags, access, mknodat, statvfs};
 use rustix::process::geteuid;
 use tempfile::TempDir;
 
@@ -109,25 +109,34 @@ pub(crate) struct Env {
     temp: TempDir,
 }
 
+/// The space that the tests need in memory.
+const MEMORY: u64 = 4 << 30;
+
+/// Returns the directory for those of the tests: one in memory, where thousands of files are made and
+/// removed in half of the time, unless the user has named another one.
+fn directory_of_all() -> PathBuf {
+    if let Some(named) = std::env::var_os("PCOPY_TEST_DIR") {
+        return named.into();
+    }
+    let memory = PathBuf::from("/dev/shm");
+    let has_space = statvfs(&memory).is_ok_and(|stat| {
+        stat.f_bavail * stat.f_frsize >= MEMORY && !stat.f_flag.contains(StatVfsMountFlags::NOEXEC)
+    });
+    if std::env::var_os("TMPDIR").is_none()
+        && has_space
+        && access(&memory, Access::WRITE_OK).is_ok()
+    {
+        memory
+    } else {
+        std::env::temp_dir()
+    }
+}
+
 impl Env {
+    /// Creates one in the directory of all tests.
     pub(crate) fn new(mode: Mode) -> Env {
-        Env::below(mode, std::env::temp_dir())
-    }
-
-    /// Creates one in memory if possible, for tests with a great many files.
-    pub(crate) fn in_memory(mode: Mode) -> Env {
-        let memory = PathBuf::from("/dev/shm");
-        let base = if rustix::fs::access(&memory, rustix::fs::Access::WRITE_OK).is_ok() {
-            memory
-        } else {
-            std::env::temp_dir()
-        };
-        Env::below(mode, base)
-    }
-
-    fn below(mode: Mode, base: PathBuf) -> Env {
         normalize_children();
-        let base = std::env::var_os("PCOPY_TEST_DIR").map_or(base, PathBuf::from);
+        let base = directory_of_all();
         let temp = tempfile::Builder::new()
             .prefix("pcopy-test-")
             .tempdir_in(&base)

@@ -5,7 +5,8 @@
 //! - A test that needs root, a mount or a program that is missing prints
 //!   `skipped: TEST: REASON` and passes. With `PCOPY_TEST_NO_SKIP` set it fails instead.
 //! - `PCOPY_TEST_DIR` names the directory in which the tests create their temporary
-//!   directories, on any file system. The default is the system's temporary directory.
+//!   directories, on any file system. The default is `TMPDIR`. If that is not set, it is memory
+//!   (/dev/shm) with 4 GiB free, and the system's temporary directory otherwise.
 //! - `PCOPY_TEST_PROGRAM` names another pcopy to test, such as an installed one.
 //! - `PCOPY_TEST_RSYNC` is the number of random trees that rsync and pcopy copy with rules.
 //! - `PCOPY_TEST_SEED` is the seed of the randomised tests, which print it. It has a default.

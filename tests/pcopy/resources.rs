@@ -60,7 +60,7 @@ fn peak_memory(env: &Env, args: &[&str]) -> u64 {
 /// One test for both modes, because to create the files takes longest.
 #[test]
 fn a_directory_of_100_000_files_needs_less_than_32_mib_in_either_mode() {
-    let mut env = Env::in_memory(Mode::Thread);
+    let mut env = Env::new(Mode::Thread);
     let dir = env.dir("src/flat");
     for i in 0..100_000 {
         rustix::fs::mknodat(
