@@ -1,17 +1,28 @@
 //! SIGINT, SIGTERM and SIGHUP: the first one stops the run cleanly, the second one ends it at
 //! once.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result};
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
-use crate::fs::sys;
+use crate::fs::sys::{self, Fork};
 
 /// The signals that stop a run.
 pub(crate) const STOP_SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+
+/// Forks this process. The caller must be its only thread.
+///
+/// A SIGSTOP that comes during a fork reaches the child once it runs. The following SIGCONT cancels
+/// the stop only if SIGCONT has a handler. Without one the child would stay stopped (Linux 6.18,
+/// `__send_signal_locked`). The child inherits the handler, and so do those that it forks.
+pub(crate) fn fork() -> io::Result<Fork> {
+    flag::register(SIGCONT, Arc::default())?;
+    sys::fork()
+}
 
 /// The stop signal that was caught, if any.
 pub(crate) struct Signals {

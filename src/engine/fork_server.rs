@@ -18,13 +18,13 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
-use signal_hook::consts::{SIGCONT, SIGXFSZ};
+use signal_hook::consts::SIGXFSZ;
 
 use crate::context::Context;
 use crate::fs::sys::{self, Fork};
 use crate::protocol::wire::{self, Wire};
 use crate::protocol::{Job, Report};
-use crate::signals::STOP_SIGNALS;
+use crate::signals::{self, STOP_SIGNALS};
 use crate::worker::{ReportSink, Worker};
 
 /// The parent's end of the connection to the fork server.
@@ -40,13 +40,9 @@ impl ForkServer {
     /// # Errors
     /// If the system allows no further process or descriptor.
     pub(super) fn start(context: &'static Context, private: &[BorrowedFd<'_>]) -> Result<Self> {
-        // A SIGSTOP that comes during a fork reaches the child once it runs. The following SIGCONT
-        // cancels the stop only if SIGCONT has a handler. Without one the child would stay stopped
-        // (Linux 6.18, __send_signal_locked). All forked processes inherit the handler.
-        signal_hook::flag::register(SIGCONT, Arc::default()).context("cannot handle signals")?;
         let (here, there) = Wire::pair().context("cannot make a socket")?;
         let parent = getpid();
-        match sys::fork().context("cannot fork")? {
+        match signals::fork().context("cannot fork")? {
             Fork::Parent(pid) => Ok(Self { control: here, pid }),
             Fork::Child => {
                 drop(here);

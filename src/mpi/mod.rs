@@ -33,7 +33,7 @@ use crate::run_number::RunNumber;
 use crate::scheduler::autoscale::WorkerLimit;
 use crate::scheduler::{JOBS_PER_WORKER, Scheduler};
 use crate::scoreboard::Scoreboard;
-use crate::signals::Signals;
+use crate::signals::{self, Signals};
 use crate::targets::Targets;
 use crate::ui::{Manifest, Outputs};
 
@@ -203,7 +203,7 @@ fn prepare_lead(mut config: Config, relay: Link, size: u32, outputs: &Outputs) -
     let (here, there) = Link::pair().context("cannot make a socket")?;
     let lead = getpid();
     // Before any thread exists.
-    let child = match sys::fork().context("cannot fork")? {
+    let child = match signals::fork().context("cannot fork")? {
         Fork::Parent(child) => child,
         Fork::Child => {
             drop((targets, relay, here));

@@ -24,7 +24,7 @@ use crate::fs::sys::{self, Fork};
 use crate::protocol::frames::{LONGEST_FROM_LEAD, Link, RELAY};
 use crate::protocol::nodes::{FromRelay, ToRelay};
 use crate::protocol::wire::decode;
-use crate::signals::STOP_SIGNALS;
+use crate::signals::{self, STOP_SIGNALS};
 
 /// A frame of pcopy.
 const FRAME: i32 = 1;
@@ -64,7 +64,7 @@ pub(super) fn connect() -> Result<Connection> {
     }
     let (here, there) = Link::pair().context("cannot make a socket")?;
     let parent = getpid();
-    match sys::fork().context("cannot fork")? {
+    match signals::fork().context("cannot fork")? {
         Fork::Child => {
             drop(here);
             let died_with = set_parent_process_death_signal(Some(Signal::KILL));

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use rustix::io::{FdFlags, fcntl_setfd};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use faults::Fault;
@@ -49,6 +49,9 @@ struct Cli {
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
+    // Without a handler, a SIGCONT right after a SIGSTOP may not reach a process that is being
+    // forked, and it would stay stopped.
+    flag::register(SIGCONT, Arc::default())?;
     if cli.serve { serve(cli) } else { lead(&cli) }
 }
 
