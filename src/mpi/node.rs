@@ -31,9 +31,8 @@ use crate::scoreboard::claims::Claim;
 
 /// How often the lead gets what the scoreboard shows.
 const SHOW: Duration = Duration::from_millis(100);
-/// How long to wait for the lead before looking at what the workers report. To wait for workers would
-/// be no better: the channel of threads yields the processor several times before it sleeps. On a
-/// busy machine the node would get its turn again only after all the others, each time.
+/// How long to wait for the lead before looking at what the workers report. They have more batches
+/// meanwhile.
 const LOOK: Duration = Duration::from_millis(1);
 /// The same, if the lead has said nothing for a while: the workers hang, or copy a large file.
 const LOOK_IDLE: Duration = Duration::from_millis(4);
