@@ -112,9 +112,14 @@ pub(crate) struct Env {
 /// The space that the tests need in memory.
 const MEMORY: u64 = 4 << 30;
 
-/// Returns the directory for those of the tests: one in memory, where thousands of files are made and
-/// removed in half of the time, unless the user has named another one.
-fn directory_of_all() -> PathBuf {
+/// Returns the directory in which all tests make theirs, as it is at the first call: one in memory, where
+/// thousands of files are made and removed in half of the time, unless the user has named another one.
+fn directory_of_all() -> &'static Path {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(choose_directory)
+}
+
+fn choose_directory() -> PathBuf {
     if let Some(named) = std::env::var_os("PCOPY_TEST_DIR") {
         return named.into();
     }
@@ -139,7 +144,7 @@ impl Env {
         let base = directory_of_all();
         let temp = tempfile::Builder::new()
             .prefix("pcopy-test-")
-            .tempdir_in(&base)
+            .tempdir_in(base)
             .unwrap_or_else(|e| panic!("temporary directory in {}: {e}", base.display()));
         // A normal user must be able to pass through it.
         fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();

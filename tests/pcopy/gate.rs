@@ -11,8 +11,8 @@ use crate::processes::Process;
 use crate::run::Running;
 use crate::trees::assert_same_without;
 
-/// Makes files in three directories, and in a fourth one that cannot be read. They are on a disk with one head,
-/// so that one worker at a time copies contents.
+/// Makes files in three directories, and in a fourth one a file that cannot be read. They are on a disk
+/// with one head, so that one worker at a time copies contents.
 fn disk_with_stuck_file(env: &Env) -> Option<FaultFs> {
     for number in 0..30 {
         let file = format!("real/{}/file-{number}", number % 3);
