@@ -15,7 +15,7 @@ use std::sync::{Mutex, OnceLock};
 
 use rustix::fs::{major, minor};
 
-use super::proc::unescape_mount;
+use super::proc::{mount_lines, unescape_mount};
 
 /// The bit of numbers that no kernel uses for a device.
 const NAMED: u64 = 1 << 63;
@@ -103,11 +103,9 @@ impl Devices {
     /// its path. Of several places it is always the same one.
     fn place_of(&self, dev: u64, table: &[u8]) -> Option<(usize, Vec<u8>)> {
         let device = format!("{}:{}", major(dev), minor(dev));
-        let points = table.split(|&b| b == b'\n').filter_map(|line| {
-            let fields: Vec<&[u8]> = line.splitn(6, |&b| b == b' ').collect();
-            let is_it = fields.len() == 6 && fields[2] == device.as_bytes();
-            is_it.then(|| unescape_mount(fields[4]))
-        });
+        let points = mount_lines(table)
+            .filter(|line| line[2] == device.as_bytes())
+            .map(|line| unescape_mount(line[4]));
         points.filter_map(|point| self.below_root(&point)).min()
     }
 

@@ -30,6 +30,14 @@ pub(crate) fn path_in(dir: BorrowedFd<'_>, name: &CStr) -> CString {
     CString::new(path).unwrap_or_default()
 }
 
+/// Returns the fields of each line of proc_pid_mountinfo(5): mount ID, parent's ID, device, root in the
+/// file system, mount point, and more.
+pub(crate) fn mount_lines(table: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
+    let lines = table.split(|&b| b == b'\n');
+    let lines = lines.map(|line| line.splitn(6, |&b| b == b' ').collect());
+    lines.filter(|fields: &Vec<&[u8]>| fields.len() == 6)
+}
+
 /// Decodes a path of the mount table, which has blanks, newlines and backslashes in octal.
 pub(crate) fn unescape_mount(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());

@@ -154,8 +154,9 @@ impl Targets {
             mounts: Vec::new(),
         };
         if config.mirror.is_some() && !config.one_file_system {
-            let sources = sources.iter().map(|it| mounts.below(it.source.as_fd()));
-            targets.mounts = sources.flatten().collect();
+            // There is one.
+            let source = sources.first();
+            targets.mounts = source.map_or_else(Vec::new, |it| mounts.below(it.source.as_fd()));
         }
         let named = beside::named_directory(config, &sources);
         for source in sources {
@@ -172,8 +173,8 @@ impl Targets {
         if self.mounts.is_empty() {
             return None;
         }
-        let mounts = Mounts::read();
-        let lost = self.mounts.iter().find(|mount| !mounts.has(mount))?;
+        let present = Mounts::read().below(self.list.first()?.source_fd());
+        let lost = self.mounts.iter().find(|mount| !present.contains(mount))?;
         let names = lost.path.iter().map(OsStrExt::as_bytes);
         Some(names.fold(RelPath::default(), |path, name| path.join(name)))
     }

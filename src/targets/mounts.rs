@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 use rustix::fs::{self, AtFlags, StatxFlags};
 
-use crate::fs::proc::{real_path, unescape_mount};
+use crate::fs::proc::{mount_lines, real_path, unescape_mount};
 
 /// The place of a directory in its file system.
 ///
@@ -22,12 +22,12 @@ pub(super) struct Place {
 }
 
 /// A mount below a directory.
-pub(crate) struct MountBelow {
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct MountBelow {
     /// As the mount table writes it.
     id: Vec<u8>,
-    point: PathBuf,
     /// The path below the directory.
-    pub(crate) path: PathBuf,
+    pub(super) path: PathBuf,
 }
 
 /// A snapshot of the mount table.
@@ -51,13 +51,8 @@ impl Mounts {
     /// Returns the place of a directory, or `None` if the kernel or /proc does not tell.
     pub(super) fn place_of(&self, dir: BorrowedFd<'_>) -> Option<Place> {
         let mount = mount_id(dir)?.to_string();
-        let link = format!("/proc/thread-self/fd/{}", dir.as_raw_fd());
-        let path = std::fs::read_link(link).ok()?;
-        // The fields: mount ID, parent's ID, device, root in the file system, mount point, more.
-        let line = self.table.split(|&b| b == b'\n').find_map(|line| {
-            let fields: Vec<&[u8]> = line.splitn(6, |&b| b == b' ').collect();
-            (fields.len() == 6 && fields[0] == mount.as_bytes()).then_some(fields)
-        })?;
+        let path = real_path(dir).ok()?;
+        let line = mount_lines(&self.table).find(|line| line[0] == mount.as_bytes())?;
         let below_mount = path.strip_prefix(unescape_mount(line[4])).ok()?;
         Some(Place {
             device: String::from_utf8_lossy(line[2]).into_owned(),
@@ -71,23 +66,12 @@ impl Mounts {
         let Ok(dir) = real_path(dir) else {
             return Vec::new();
         };
-        let mounts = self.table.split(|&b| b == b'\n').filter_map(|line| {
-            let fields: Vec<&[u8]> = line.splitn(6, |&b| b == b' ').collect();
-            let point = unescape_mount(fields.get(4)?);
-            let path = point.strip_prefix(&dir).ok()?.to_owned();
-            let id = fields[0].to_owned();
-            (!path.as_os_str().is_empty()).then_some(MountBelow { id, point, path })
+        let mounts = mount_lines(&self.table).filter_map(|line| {
+            let path = unescape_mount(line[4]).strip_prefix(&dir).ok()?.to_owned();
+            let id = line[0].to_owned();
+            (!path.as_os_str().is_empty()).then_some(MountBelow { id, path })
         });
         mounts.collect()
-    }
-
-    /// Returns true if a mount is where it was.
-    pub(super) fn has(&self, mount: &MountBelow) -> bool {
-        self.table.split(|&b| b == b'\n').any(|line| {
-            let mut fields = line.split(|&b| b == b' ');
-            fields.next() == Some(&mount.id)
-                && fields.nth(3).map(unescape_mount).as_ref() == Some(&mount.point)
-        })
     }
 
     /// Returns the type of the file system on a device, as mount(8) names it.
@@ -170,9 +154,10 @@ mod tests {
         let below = table(7, "a/disk").below(dir.as_fd());
         assert_eq!(below.len(), 1);
         assert_eq!(below[0].path, PathBuf::from("a/disk"));
-        assert!(table(7, "a/disk").has(&below[0]));
-        assert!(!table(8, "a/disk").has(&below[0]));
-        assert!(!table(7, "b/disk").has(&below[0]));
+        let is_there = |table: Mounts| table.below(dir.as_fd()).contains(&below[0]);
+        assert!(is_there(table(7, "a/disk")));
+        assert!(!is_there(table(8, "a/disk")));
+        assert!(!is_there(table(7, "b/disk")));
     }
 
     #[test]
