@@ -29,6 +29,12 @@ pub(crate) trait Engine {
     /// Returns how many workers have nothing to do, including those that have not been started.
     fn idle(&self) -> usize;
 
+    /// Returns how many nodes take batches. Each has workers of its own, and its jobs are claimed for
+    /// it when they are sent. `None` if this engine sends to the workers themselves.
+    fn nodes(&self) -> Option<usize> {
+        None
+    }
+
     /// Returns how many batches have been sent and not ended.
     fn busy(&self) -> usize;
 

@@ -7,9 +7,10 @@ use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::fmt;
+use std::sync::Arc;
 
 use rustix::fs::FileType;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_bytes::ByteBuf;
 
 /// The type of an entry, as a directory's listing reports it.
@@ -311,7 +312,7 @@ impl fmt::Debug for Name {
 /// link, and [`crate::fs::open`] refuses links.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "ByteBuf")]
-pub(crate) struct RelPath(#[serde(with = "serde_bytes")] Vec<u8>);
+pub(crate) struct RelPath(#[serde(serialize_with = "serialize_bytes")] Arc<[u8]>);
 
 impl RelPath {
     /// Returns the path of the entry `name` in this directory.
@@ -322,7 +323,7 @@ impl RelPath {
             path.push(b'/');
         }
         path.extend_from_slice(name);
-        Self(path)
+        Self(path.into())
     }
 
     /// Returns this path with another one below it.
@@ -336,7 +337,7 @@ impl RelPath {
     /// Splits the path into its parent directory and its last name. Both are empty for the root.
     pub(crate) fn split_last(&self) -> (Self, &[u8]) {
         match self.0.iter().rposition(|&b| b == b'/') {
-            Some(slash) => (Self(self.0[..slash].to_vec()), &self.0[slash + 1..]),
+            Some(slash) => (Self(self.0[..slash].into()), &self.0[slash + 1..]),
             None => (Self::default(), &self.0),
         }
     }
@@ -348,8 +349,12 @@ impl RelPath {
 
     fn checked(bytes: Vec<u8>) -> Option<Self> {
         let is_path = bytes.is_empty() || bytes.split(|&b| b == b'/').all(is_name);
-        is_path.then_some(Self(bytes))
+        is_path.then(|| Self(bytes.into()))
     }
+}
+
+fn serialize_bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bytes(bytes)
 }
 
 impl TryFrom<ByteBuf> for RelPath {

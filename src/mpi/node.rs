@@ -43,6 +43,8 @@ const MOST_UNSENT: usize = 4 << 20;
 const ROWS: usize = 256;
 /// How long workers may take to end, and to die.
 const END_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long the list of jobs behind others may be before it is cleared.
+const MOST_BEHIND: usize = 64;
 /// The number that stands for no worker in claims of jobs that are given back.
 const NOBODY: usize = 65_000;
 /// Part of the time after which the lead gives up a silent node. By then the node must be dead.
@@ -66,6 +68,8 @@ pub(super) struct Node {
     numbers: Numbers,
     rank: u32,
     held: JobMap<Held>,
+    /// Jobs that were sent behind others and may not have been claimed yet.
+    behind: Vec<JobId>,
     last_batch: u64,
     /// What the lead knows of each worker.
     shown: Vec<Row>,
@@ -201,6 +205,7 @@ impl Node {
             numbers,
             rank,
             held: JobMap::default(),
+            behind: Vec::new(),
             last_batch: 0,
             shown: Vec::new(),
             shown_at: now,
@@ -239,6 +244,7 @@ impl Node {
                 }
                 let _ = self.link.flush();
             }
+            self.relieve();
             let now = Instant::now();
             if now.saturating_duration_since(ticked) >= PERIOD {
                 // If this process was stopped, what the lead has sent meanwhile has not been read.
@@ -303,7 +309,7 @@ impl Node {
                 for job in &jobs {
                     scoreboard.claims.publish(job.claim, job.id);
                 }
-                self.send(jobs);
+                self.divide(&jobs);
             }
             ToNode::Wanted(jobs) => self.share(jobs as usize),
             ToNode::ChunkedEnded => scoreboard.end_chunked(),
@@ -345,9 +351,40 @@ impl Node {
     }
 
     /// Sends jobs to a worker. If there is none, gives them back.
+    /// Sends jobs from the lead: to each idle worker a part of them.
+    fn divide(&mut self, jobs: &[Arc<Job>]) {
+        let parts = self.engine.idle().max(1);
+        for part in jobs.chunks(jobs.len().div_ceil(parts).max(1)) {
+            self.send(part.to_vec());
+        }
+    }
+
+    /// Sends jobs that wait behind others to workers that are idle by now. Whoever claims them first
+    /// runs them.
+    fn relieve(&mut self) {
+        let mut idle = self.engine.idle();
+        while idle > 0
+            && let Some(id) = self.behind.pop()
+        {
+            if let Some(held) = self.held.get(&id).filter(|held| self.is_open(held)) {
+                let job = Arc::clone(&held.job);
+                self.send(vec![job]);
+                idle -= 1;
+            }
+        }
+        if self.behind.len() > 2 * self.held.len() + MOST_BEHIND {
+            let mut behind = std::mem::take(&mut self.behind);
+            behind.retain(|id| self.held.get(id).is_some_and(|held| self.is_open(held)));
+            self.behind = behind;
+        }
+    }
+
     fn send(&mut self, jobs: Vec<Arc<Job>>) {
         self.last_batch += 1;
         let batch = self.last_batch;
+        let waiting = usize::from(self.engine.idle() > 0);
+        self.behind
+            .extend(jobs.iter().skip(waiting).map(|job| job.id));
         let sent = self.engine.send(jobs.clone());
         let sent_to = match sent {
             Sent::To(worker) => Some(worker),

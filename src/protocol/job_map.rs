@@ -10,6 +10,8 @@ use super::JobId;
 
 pub(crate) type JobMap<T> = HashMap<JobId, T, BuildHasherDefault<JobHasher>>;
 
+const UPPER: u64 = 0x7f << 57;
+
 /// Hashes one number.
 #[derive(Default)]
 pub(crate) struct JobHasher(u64);
@@ -26,8 +28,9 @@ impl Hasher for JobHasher {
     }
 
     fn write_u64(&mut self, number: u64) {
-        // Multiplies by the golden ratio. The map uses the upper bits too.
-        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+        // The map takes the place from the lower bits, and tells the entries of a place apart by
+        // the upper ones, for which the number is multiplied by the golden ratio.
+        self.0 = number ^ (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) & UPPER);
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod wire;
 
 use std::collections::HashSet;
 use std::ops::{Add, AddAssign, Range, Sub};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -58,7 +59,7 @@ pub(crate) enum JobKind {
     /// List the source directory, make its subdirectories, copy its entries.
     Directory {
         /// The directories above this one, to notice loops.
-        ancestors: Vec<DirIds>,
+        ancestors: Arc<[DirIds]>,
         /// The progress that an earlier worker reported of the listing.
         resume: Resume,
     },

@@ -198,6 +198,7 @@ mod tests {
     use crate::protocol::error::{CopyError, Step};
     use crate::protocol::{EntryError, Job, JobKind, JobUpdate, Report, Resume};
     use proptest::prelude::*;
+    use std::sync::Arc;
 
     fn wire(socket: OwnedFd) -> Wire {
         Wire::new(socket, usize::MAX)
@@ -281,7 +282,7 @@ mod tests {
         let mut job = jobs().remove(0);
         let names = (0..100_000).map(|number| Name::new(format!("name {number}").as_bytes()));
         job.kind = JobKind::Directory {
-            ancestors: Vec::new(),
+            ancestors: Arc::default(),
             resume: Resume {
                 skip: names.collect(),
                 ..Resume::default()

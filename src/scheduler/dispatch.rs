@@ -21,6 +21,10 @@ use crate::worker::ENTRIES_PER_JOB;
 /// wake the parent.
 const JOBS_PER_BATCH: usize = 16;
 
+/// The same for a node, which divides a batch among its workers. The larger a batch, the less the
+/// lead does for each job.
+const JOBS_PER_NODE_BATCH: usize = 32;
+
 /// A job that has not been sent.
 pub(super) struct NewJob {
     pub(super) node: NodeKey,
@@ -276,10 +280,18 @@ impl Scheduler {
             && self.engine.free_slots() > 0
             && !(is_behind && self.queue.urgent.is_empty())
         {
-            let share = self.queue.jobs / (4 * self.limit.limit());
-            let batch = self.take_batch(share.clamp(1, JOBS_PER_BATCH));
-            // Jobs that will wait behind another job or batch.
-            let waiting = usize::from(self.engine.idle() > 0);
+            let nodes = self.engine.nodes();
+            let (receivers, most) = match nodes {
+                Some(nodes) => (nodes, JOBS_PER_NODE_BATCH),
+                None => (self.limit.limit(), JOBS_PER_BATCH),
+            };
+            let share = self.queue.jobs / (4 * receivers.max(1));
+            let batch = self.take_batch(share.clamp(1, most));
+            // Jobs that will wait behind another job or batch. A node looks after its own.
+            let waiting = match nodes {
+                Some(_) => batch.len(),
+                None => usize::from(self.engine.idle() > 0),
+            };
             let ids: Vec<JobId> = batch.iter().skip(waiting).map(|job| job.id).collect();
             if batch.is_empty() || !self.send(batch) {
                 break;
@@ -350,7 +362,7 @@ impl Scheduler {
                 break;
             }
             match self.pop() {
-                Some(Popped::New(job)) => batch.push(self.begin(*job)),
+                Some(Popped::New(job)) => batch.push(self.begin(job)),
                 Some(Popped::Resend(id)) => batch.extend(self.unclaimed(id)),
                 None => break,
             }
@@ -364,11 +376,11 @@ impl Scheduler {
     pub(super) fn pop(&mut self) -> Option<Popped> {
         self.queue.jobs = self.queue.jobs.saturating_sub(1);
         if let Some(job) = self.queue.urgent.pop() {
-            return Some(Popped::New(Box::new(job)));
+            return Some(Popped::New(job));
         }
         let (job, is_last) = match self.queue.entries.last_mut()? {
             Queued::Job(_) | Queued::Resend(_) => match self.queue.entries.pop() {
-                Some(Queued::Job(job)) => return Some(Popped::New(Box::new(job))),
+                Some(Queued::Job(job)) => return Some(Popped::New(job)),
                 Some(Queued::Resend(id)) => return Some(Popped::Resend(id)),
                 _ => return None,
             },
@@ -407,7 +419,7 @@ impl Scheduler {
         if is_last {
             self.queue.entries.pop();
         }
-        Some(Popped::New(Box::new(job)))
+        Some(Popped::New(job))
     }
 
     /// Numbers a job and publishes it for claims.
@@ -511,8 +523,9 @@ impl Scheduler {
 }
 
 /// A job taken from the queue.
+#[expect(clippy::large_enum_variant, reason = "it is used at once")]
 pub(super) enum Popped {
-    New(Box<NewJob>),
+    New(NewJob),
     Resend(JobId),
 }
 

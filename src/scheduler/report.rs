@@ -24,10 +24,10 @@ use crate::scoreboard::claims::Claim;
 use crate::ui::Side;
 
 impl Scheduler {
-    pub(super) fn handle_report(&mut self, worker: usize, report: Report) {
+    pub(super) fn handle_report(&mut self, worker: usize, mut report: Report) {
         self.refusals.grant(&report.granted);
-        for update in report.updates {
-            if self.accept(worker, &update) {
+        for update in &mut report.updates {
+            if self.accept(worker, update) {
                 self.apply(worker, update);
             }
         }
@@ -55,7 +55,7 @@ impl Scheduler {
         true
     }
 
-    fn apply(&mut self, worker: usize, mut update: JobUpdate) {
+    fn apply(&mut self, worker: usize, update: &mut JobUpdate) {
         let Some(running) = self.running.get(&update.job) else {
             return;
         };
@@ -73,18 +73,18 @@ impl Scheduler {
             let path = self.ui.path(side, job.target, &job.path, Some(name));
             self.ui.warn_repeated(&path);
         }
-        self.note_unlinked(&job, &update);
-        self.note_progress(node, &update);
-        self.note_cut(&job, &update);
-        let deferred = self.deferred_error(&job, &update);
+        self.note_unlinked(&job, update);
+        self.note_progress(node, update);
+        self.note_cut(&job, update);
+        let deferred = self.deferred_error(&job, update);
         let is_listed = update.is_done && matches!(job.kind, JobKind::Directory { .. });
         if !is_listed || deferred.is_some() {
-            self.tree.dir_mut(dir).hand_out(handed_out(&update));
+            self.tree.dir_mut(dir).hand_out(handed_out(update));
         }
 
-        let mut leads = self.take_settled_leads(&update);
-        self.note_unsynced(dir, &mut update, &mut leads);
-        if let Some(error) = update.sync_error {
+        let mut leads = self.take_settled_leads(update);
+        self.note_unsynced(dir, update, &mut leads);
+        if let Some(error) = update.sync_error.take() {
             self.note_sync_error(dir, &job, error);
         }
         let directory = self.tree.dir_mut(dir);
@@ -106,15 +106,15 @@ impl Scheduler {
             }
         }
         if update.is_about_deletion() || !update.doomed.is_empty() {
-            self.note_deletion(worker, dir, &job, &mut update);
+            self.note_deletion(worker, dir, &job, update);
         }
         if !update.errors.is_empty() && self.tree.dir(dir).is_doomed() {
             self.tree.dir_mut(dir).deletion().keep();
         }
-        for missing in update.missing_metadata {
+        for missing in std::mem::take(&mut update.missing_metadata) {
             self.handle_missing_metadata(worker, node, &job, missing);
         }
-        for (names, origin) in update.subdirs.into_lists() {
+        for (names, origin) in std::mem::take(&mut update.subdirs).into_lists() {
             if !names.is_empty() {
                 self.tree.add_pending(dir, names.len());
                 self.push_subdirs(dir, names, origin);
@@ -122,20 +122,19 @@ impl Scheduler {
         }
         if !update.shared.is_empty() {
             self.tree.add_pending(dir, 1);
-            let names = update.shared;
+            let names = std::mem::take(&mut update.shared);
             let hard_links = HardLinks::Report;
             self.push(dir, JobKind::Entries { names, hard_links });
         }
-        self.add_hard_links(dir, update.hard_links);
-        for file in update.chunked {
+        self.add_hard_links(dir, std::mem::take(&mut update.hard_links));
+        for file in update.chunked.drain(..) {
             let lead = leads.iter().position(|(name, _)| *name == file.name);
             let lead = lead.and_then(|at| leads.remove(at)).map(|(_, id)| id);
             // A comparison that found a difference leads no more. The copy does.
             let lead = lead.or_else(|| self.tree.chunked_mut(node)?.leads.take());
             self.begin_chunked(dir, file, lead);
         }
-        let checksums = update.checksums;
-        self.settle_leads(dir, leads, &failed, &checksums);
+        self.settle_leads(dir, leads, &failed, &update.checksums);
         if update.is_done
             && let Some(mut running) = self.end_job(update.job)
         {
@@ -147,7 +146,7 @@ impl Scheduler {
             if let Some(error) = deferred {
                 return self.defer_job(worker, &running, error);
             }
-            self.on_job_done(running, &update.errors, &checksums);
+            self.on_job_done(running, &update.errors, &update.checksums);
         }
     }
 

@@ -210,7 +210,7 @@ impl Scheduler {
                 && let Some(popped) = self.pop()
             {
                 let job = match popped {
-                    Popped::New(job) => Some(self.begin(*job)),
+                    Popped::New(job) => Some(self.begin(job)),
                     Popped::Resend(id) => self.unclaimed(id),
                 };
                 if let Some(job) = job {

@@ -10,6 +10,7 @@
 //! A node exists only while it is in progress, so memory does not grow with the tree.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use slab::Slab;
 
@@ -43,7 +44,7 @@ pub(super) struct Directory {
     pub(super) origin: DirOrigin,
     pub(super) suspects: Vec<Suspect>,
     /// The directories above.
-    pub(super) ancestors: Vec<DirIds>,
+    pub(super) ancestors: Arc<[DirIds]>,
     /// Its own ids, once its listing has shown subdirectories.
     pub(super) ids: Option<DirIds>,
     pub(super) listing: ListingState,
@@ -145,7 +146,7 @@ impl Tree {
                 path: RelPath::default(),
                 origin,
                 suspects: Vec::new(),
-                ancestors: Vec::new(),
+                ancestors: Arc::default(),
                 ids: None,
                 listing,
                 stat_to_finish: None,
@@ -465,7 +466,7 @@ impl Directory {
         };
         self.listing = ListingState::Running(listed);
         JobKind::Directory {
-            ancestors: self.ancestors.clone(),
+            ancestors: Arc::clone(&self.ancestors),
             resume,
         }
     }

@@ -49,8 +49,9 @@ const WANT_AGAIN: Duration = Duration::from_millis(4);
 /// A chunk of a file. On network file systems, machines that write close to each other take each
 /// other's locks.
 const CHUNK: u64 = 64 << 20;
-/// Jobs that are at all nodes together, if there are many nodes. Each costs about a kilobyte here.
-const MOST_JOBS: usize = 32 << 10;
+/// Jobs that are at all nodes together, if each has enough of them. Each takes about a kilobyte here,
+/// and most of the lead's time goes into fetching that from memory.
+const MOST_JOBS: usize = 8 << 10;
 /// Nodes that are compared to find the one with the least work.
 const CANDIDATES: usize = 16;
 /// Neighbouring chunks that one node gets.
@@ -324,6 +325,10 @@ impl Engine for Nodes {
 
     fn idle(&self) -> usize {
         self.figures.idle
+    }
+
+    fn nodes(&self) -> Option<usize> {
+        Some(self.figures.able)
     }
 
     fn busy(&self) -> usize {

@@ -9,11 +9,11 @@ use crate::protocol::job_map::JobMap;
 use crate::protocol::nodes::Room;
 use crate::protocol::{Job, JobId};
 
-/// A node that has many jobs gets more when it has ended so many.
-const ROOM_FOR: usize = 16;
-
-/// However many nodes there are, each has so many jobs for each worker.
-const JOBS_OF_WORKER: usize = 4;
+/// However many nodes there are, each gets more jobs while it has fewer than so many for each worker.
+/// A batch brings it more than one for each: while they run, the next one comes. With a thousand nodes
+/// of 16 workers, workers could only lack jobs that end within 40 ms. But so many as these would end
+/// then, the lead cannot send.
+const JOBS_OF_WORKER: usize = 1;
 
 /// Whether a node takes part.
 pub(super) enum State {
@@ -55,7 +55,7 @@ pub(super) struct Node {
     pub(super) host: String,
     pub(super) room: Room,
     pub(super) jobs: JobMap<SentJob>,
-    /// How many jobs it may have, and [`JOBS_OF_WORKER`] in any case.
+    /// It gets more while it has fewer jobs than these, or than [`JOBS_OF_WORKER`].
     most_jobs: usize,
     /// It is in the lead's list of nodes that take batches.
     pub(super) is_roomy: bool,
@@ -121,8 +121,7 @@ impl Node {
         let most = self
             .most_jobs
             .max(JOBS_OF_WORKER * self.room.workers as usize);
-        // Room for a few jobs: they are sent in one message.
-        if self.is_ready() && self.jobs.len() + ROOM_FOR <= most {
+        if self.is_ready() && self.jobs.len() < most {
             batches.saturating_sub(self.batches.len())
         } else {
             0
@@ -132,7 +131,8 @@ impl Node {
     pub(super) fn idle(&self) -> usize {
         let workers = self.room.workers as usize;
         if self.is_ready() && self.room.batches > 0 {
-            workers.saturating_sub(self.batches.len())
+            // It divides its jobs among them.
+            workers.saturating_sub(self.jobs.len())
         } else {
             0
         }
@@ -154,7 +154,7 @@ impl Node {
 
     /// Returns how busy it is for its size.
     pub(super) fn load(&self) -> usize {
-        self.batches.len() * 1024 / (self.room.workers as usize).max(1)
+        self.jobs.len() * 1024 / (self.room.workers as usize).max(1)
     }
 
     /// Notes that a job of a batch is there.
