@@ -315,7 +315,7 @@ fn a_pipe_is_refused() {
 fn zoo_through_mounts(options: &[&str]) -> Option<(Env, Run)> {
     let env = nodes()?;
     Zoo::User.build(&env, "real");
-    env.file("real/9/large", pattern(150 << 20, 3));
+    env.file("real/9/large", pattern(100 << 20, 3));
     env.dir("back");
     let mut mounts = Vec::new();
     for (source, at) in [("real", "src"), ("back", "to")] {
