@@ -15,7 +15,7 @@ use crate::noise::pattern;
 use crate::outcome::Run;
 use crate::trees::{small_files, tree_with_stuck_file};
 
-const FILES: u64 = 40_000;
+const FILES: u64 = 12_000;
 
 /// Copies a directory of empty files with one worker, and kills that worker in the middle.
 ///

@@ -35,10 +35,11 @@ impl Random {
 /// Returns bytes that look random and contain no block of zeros.
 pub(crate) fn pattern(len: usize, seed: u64) -> Vec<u8> {
     let mut random = Random::new(seed);
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        bytes.extend_from_slice(&random.next().to_le_bytes());
+    let mut bytes = vec![0; len];
+    let (words, rest) = bytes.as_chunks_mut();
+    for word in words {
+        *word = random.next().to_le_bytes();
     }
-    bytes.truncate(len);
+    rest.copy_from_slice(&random.next().to_le_bytes()[..rest.len()]);
     bytes
 }

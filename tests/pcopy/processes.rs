@@ -13,6 +13,21 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// Returns a process as it is now, or nothing if there is none.
+    fn read(pid: i32) -> Option<Process> {
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        // The name before it, in parentheses, may contain any byte.
+        let end = stat.iter().rposition(|&byte| byte == b')')?;
+        let rest = String::from_utf8_lossy(&stat[end + 1..]);
+        let mut fields = rest.split_whitespace();
+        Some(Process {
+            pid,
+            state: fields.next()?.chars().next()?,
+            parent: fields.next()?.parse().ok()?,
+            group: fields.next()?.parse().ok()?,
+        })
+    }
+
     /// Returns true unless it has ended. A zombie has ended.
     pub(crate) fn is_alive(&self) -> bool {
         !matches!(self.state, 'Z' | 'X')
@@ -55,7 +70,7 @@ impl Process {
 
     /// Returns true once SIGSTOP has taken effect, or if it has ended.
     pub(crate) fn is_stopped(&self) -> bool {
-        let now = processes().find(|process| process.pid == self.pid);
+        let now = Process::read(self.pid);
         now.is_none_or(|now| now.state == 'T' || !now.is_alive())
     }
 
@@ -67,23 +82,8 @@ impl Process {
 
 /// Lists all processes of this machine.
 pub(crate) fn processes() -> impl Iterator<Item = Process> {
-    fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter_map(|entry| {
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read(entry.path().join("stat")).ok()?;
-            // The name before it, in parentheses, may contain any byte.
-            let end = stat.iter().rposition(|&byte| byte == b')')?;
-            let rest = String::from_utf8_lossy(&stat[end + 1..]).into_owned();
-            let mut fields = rest.split_whitespace();
-            Some(Process {
-                pid,
-                state: fields.next()?.chars().next()?,
-                parent: fields.next()?.parse().ok()?,
-                group: fields.next()?.parse().ok()?,
-            })
-        })
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?))
 }
 
 /// Returns true if all processes of a group have ended.

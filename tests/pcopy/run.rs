@@ -21,6 +21,16 @@ use crate::outcome::Run;
 use crate::processes::{Process, processes};
 use crate::relay;
 
+/// Has `Command` call posix_spawn(3) in a statically linked test program too.
+///
+/// It does that for a command with a directory of its own only if it finds this function, and a
+/// reference that is weak does not link it. To fork this program copies its tables of pages.
+#[used]
+static SPAWN_IN_DIRECTORY: unsafe extern "C" fn(
+    *mut libc::posix_spawn_file_actions_t,
+    *const libc::c_char,
+) -> libc::c_int = libc::posix_spawn_file_actions_addchdir_np;
+
 /// A command line of pcopy.
 #[must_use]
 pub(crate) struct Pcopy<'a> {

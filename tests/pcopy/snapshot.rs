@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::hash::{DefaultHasher, Hasher};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -13,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
+use twox_hash::XxHash3_128;
 
 use crate::compare::{Properties, differences};
 
@@ -35,7 +35,7 @@ pub(crate) struct Entry {
     pub(crate) target: Vec<u8>,
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// A digest of a file's content.
-    pub(crate) content: u64,
+    pub(crate) content: u128,
 }
 
 /// A tree at one moment.
@@ -55,12 +55,14 @@ impl Snapshot {
 
     fn try_take(root: &Path) -> Result<Snapshot, String> {
         let mut entries = BTreeMap::new();
-        let root_entry = Entry::read(CWD, root.as_os_str().as_bytes())?;
+        // One for all entries: to clear a new one for each costs more than to read most files.
+        let mut buffer = vec![0; 64 * BLOCK];
+        let root_entry = Entry::read(CWD, root.as_os_str().as_bytes(), &mut buffer)?;
         let is_dir = root_entry.kind == FileType::Directory;
         entries.insert(Vec::new(), root_entry);
         if is_dir {
             let dir = open_dir(CWD, root.as_os_str().as_bytes()).map_err(|e| e.to_string())?;
-            visit(dir.as_fd(), b"", &mut entries)?;
+            visit(dir.as_fd(), b"", &mut entries, &mut buffer)?;
         }
         Ok(Snapshot {
             root: root.to_owned(),
@@ -158,9 +160,10 @@ fn visit(
     dir: BorrowedFd<'_>,
     path: &[u8],
     entries: &mut BTreeMap<Vec<u8>, Entry>,
+    buffer: &mut [u8],
 ) -> Result<(), String> {
     for name in list(dir).map_err(|e| format!("{}: {e}", show(path)))? {
-        let entry = Entry::read(dir, &name)?;
+        let entry = Entry::read(dir, &name, buffer)?;
         let is_dir = entry.kind == FileType::Directory;
         let below = if path.is_empty() {
             name.clone()
@@ -170,7 +173,7 @@ fn visit(
         entries.insert(below.clone(), entry);
         if is_dir {
             let inner = open_dir(dir, &name).map_err(|e| format!("{}: {e}", show(&below)))?;
-            visit(inner.as_fd(), &below, entries)?;
+            visit(inner.as_fd(), &below, entries, buffer)?;
         }
     }
     Ok(())
@@ -218,7 +221,7 @@ fn list(dir: BorrowedFd<'_>) -> rustix::io::Result<Vec<Vec<u8>>> {
 }
 
 impl Entry {
-    fn read(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Entry, String> {
+    fn read(dir: BorrowedFd<'_>, name: &[u8], buffer: &mut [u8]) -> Result<Entry, String> {
         let failed = |step: &str, e: Errno| format!("{step} {}: {e}", show(name));
         let stat: Stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|e| failed("stat", e))?;
@@ -232,7 +235,7 @@ impl Entry {
         let content = match kind {
             FileType::RegularFile => {
                 let file = open_file(dir, name).map_err(|e| failed("open", e))?;
-                digest(&file).map_err(|e| format!("read {}: {e}", show(name)))?
+                digest(&file, buffer).map_err(|e| format!("read {}: {e}", show(name)))?
             }
             _ => 0,
         };
@@ -249,28 +252,33 @@ impl Entry {
             device: if is_device { stat.st_rdev } else { 0 },
             links: stat.st_nlink,
             target,
-            xattrs: read_xattrs(dir, name).map_err(|e| failed("read the attributes of", e))?,
+            xattrs: read_xattrs(dir, name, buffer)
+                .map_err(|e| failed("read the attributes of", e))?,
             content,
         })
     }
 }
 
 /// Returns all extended attributes, of a link its own.
-fn read_xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+fn read_xattrs(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    buffer: &mut [u8],
+) -> rustix::io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     // The way through the open directory is short, whatever the length of the real path.
     let path = match dir.as_raw_fd() {
         fd if fd < 0 => name.to_vec(),
         fd => [format!("/proc/self/fd/{fd}/").as_bytes(), name].concat(),
     };
-    let mut names = vec![0; 64 * 1024];
-    let length = match rustix::fs::llistxattr(&path, &mut names) {
+    let length = match rustix::fs::llistxattr(&path, &mut *buffer) {
         Ok(length) => length,
         // This file system has no attributes.
         Err(Errno::OPNOTSUPP) => 0,
         Err(e) => return Err(e),
     };
     let mut xattrs = BTreeMap::new();
-    for name in names[..length]
+    let names = buffer[..length].to_vec();
+    for name in names
         .split(|&byte| byte == 0)
         .filter(|name| !name.is_empty())
     {
@@ -278,35 +286,31 @@ fn read_xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<BTreeMap<
         if name.starts_with(b"trusted.SGI_ACL_") {
             continue;
         }
-        let mut value = vec![0; 64 * 1024];
-        let length = rustix::fs::lgetxattr(&path, name, &mut value)?;
-        value.truncate(length);
-        xattrs.insert(name.to_vec(), value);
+        let length = rustix::fs::lgetxattr(&path, name, &mut *buffer)?;
+        xattrs.insert(name.to_vec(), buffer[..length].to_vec());
     }
     Ok(xattrs)
 }
 
+/// The unit in which a digest looks for zeros.
+const BLOCK: usize = 4096;
+
 /// Returns a digest of the content, which is the same for stored zeros and for holes.
-fn digest(file: &File) -> std::io::Result<u64> {
-    const BLOCK: u64 = 4096;
-    let mut hasher = DefaultHasher::new();
-    let mut buffer = vec![0; 64 * BLOCK as usize];
-    let zeros = [0; BLOCK as usize];
+fn digest(file: &File, buffer: &mut [u8]) -> std::io::Result<u128> {
+    let mut hasher = XxHash3_128::new();
+    let zeros = [0; BLOCK];
     let mut offset = 0;
     loop {
         match rustix::fs::seek(file, SeekFrom::Data(offset)) {
-            Ok(data) => offset = data - data % BLOCK,
+            Ok(data) => offset = data - data % BLOCK as u64,
             Err(Errno::NXIO) => break,
             // A file system that does not know holes.
             Err(_) => {}
         }
-        let count = read_fully_at(file, &mut buffer, offset)?;
-        for (block, start) in buffer[..count]
-            .chunks(BLOCK as usize)
-            .zip((offset..).step_by(BLOCK as usize))
-        {
+        let count = read_fully_at(file, buffer, offset)?;
+        for (block, start) in buffer[..count].chunks(BLOCK).zip((offset..).step_by(BLOCK)) {
             if block != &zeros[..block.len()] {
-                hasher.write_u64(start);
+                hasher.write(&start.to_ne_bytes());
                 hasher.write(block);
             }
         }
@@ -315,7 +319,7 @@ fn digest(file: &File) -> std::io::Result<u64> {
         }
         offset += count as u64;
     }
-    Ok(hasher.finish())
+    Ok(hasher.finish_128())
 }
 
 /// Fills the buffer up to the end of the file.

@@ -167,7 +167,7 @@ fn an_idle_worker_that_is_stopped_does_not_hold_up_the_run() {
         env.file(format!("real/{number}/file"), "x");
         env.file(format!("{chain}/{number}/file"), "x");
     }
-    let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "50"]) else {
+    let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "30"]) else {
         return;
     };
     let running = env
