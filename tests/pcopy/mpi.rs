@@ -2,7 +2,6 @@
 //!
 //! The nodes are processes on this machine, joined by a relay of the tests (tests/relay).
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
 use rustix::process::Signal;
@@ -425,26 +424,6 @@ fn nodes_that_start_elsewhere_find_everything() {
     assert!(!env.exists("listed/3") && !env.exists("parents/real/5"));
     let inode = |path: &str| env.stat(path).ino();
     assert_eq!(inode("linked/7/file-7"), inode("before/7/file-7"));
-}
-
-/// A node gets several jobs in one batch. If one worker kept them all, others would have nothing.
-#[test]
-fn a_node_divides_its_jobs_among_its_workers() {
-    let Some(env) = nodes() else { return };
-    for i in 0..64 {
-        env.file(format!("real/{i}/file"), "x");
-    }
-    let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "50"]) else {
-        return;
-    };
-    let run = env.pcopy(["-v", "-j16", "src", "dst"]).exits(0);
-    let mut files: BTreeMap<&str, usize> = BTreeMap::new();
-    for line in run.stdout.lines().filter(|line| line.ends_with("/file")) {
-        let (worker, _) = line.split_once(']').expect("the worker");
-        *files.entry(worker).or_default() += 1;
-    }
-    assert_eq!(files.values().sum::<usize>(), 64, "{run}");
-    assert!(files.values().all(|&count| count <= 4), "{files:?}");
 }
 
 /// Another node knows nothing of what the lost one has deleted.
