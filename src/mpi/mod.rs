@@ -8,6 +8,7 @@
 
 #[cfg(feature = "mpi")]
 mod ffi;
+mod held;
 mod node;
 #[cfg(feature = "mpi")]
 mod relay;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use rustix::process::getpid;
 
+use super::held::{HeldJobs, divide};
 use super::start;
 use crate::config::{Config, Mode};
 use crate::context::{Context, Identity};
@@ -21,13 +22,11 @@ use crate::engine::threads::Threads;
 use crate::engine::{Engine, Event, Sent};
 use crate::killed::Presence;
 use crate::protocol::frames::{Link, Numbers, RELAY};
-use crate::protocol::job_map::JobMap;
 use crate::protocol::nodes::{FromNode, Room, Row, Start, ToNode};
 use crate::protocol::{Job, JobId, JobKind};
 use crate::scheduler::autoscale::{PERIOD, WorkerLimit};
 use crate::scheduler::watchdog::{Stall, Watchdog};
 use crate::scoreboard::Scoreboard;
-use crate::scoreboard::claims::Claim;
 
 /// How often the lead gets what the scoreboard shows.
 const SHOW: Duration = Duration::from_millis(100);
@@ -43,22 +42,9 @@ const MOST_UNSENT: usize = 4 << 20;
 const ROWS: usize = 256;
 /// How long workers may take to end, and to die.
 const END_TIMEOUT: Duration = Duration::from_millis(300);
-/// How long the list of jobs behind others may be before it is cleared.
-const MOST_BEHIND: usize = 64;
-/// The number that stands for no worker in claims of jobs that are given back.
-const NOBODY: usize = 65_000;
 /// Part of the time after which the lead gives up a silent node. By then the node must be dead.
 const LEAD_TIMEOUT: f64 = 2.0 / 3.0;
 
-/// A job that the lead has sent.
-struct Held {
-    job: Arc<Job>,
-    /// The worker that got it last, if it was sent to a certain one.
-    sent_to: Option<usize>,
-    batch: u64,
-}
-
-/// The node's side of a run.
 pub(super) struct Node {
     context: &'static Context,
     engine: Box<dyn Engine>,
@@ -67,10 +53,7 @@ pub(super) struct Node {
     link: Link,
     numbers: Numbers,
     rank: u32,
-    held: JobMap<Held>,
-    /// Jobs that were sent behind others and may not have been claimed yet.
-    behind: Vec<JobId>,
-    last_batch: u64,
+    held: HeldJobs,
     /// What the lead knows of each worker.
     shown: Vec<Row>,
     shown_at: Instant,
@@ -204,9 +187,7 @@ impl Node {
             link,
             numbers,
             rank,
-            held: JobMap::default(),
-            behind: Vec::new(),
-            last_batch: 0,
+            held: HeldJobs::new(context.scoreboard.claims),
             shown: Vec::new(),
             shown_at: now,
             said: now,
@@ -309,7 +290,9 @@ impl Node {
                 for job in &jobs {
                     scoreboard.claims.publish(job.claim, job.id);
                 }
-                self.divide(&jobs);
+                for part in divide(&jobs, self.engine.idle()) {
+                    self.send(part.to_vec());
+                }
             }
             ToNode::Wanted(jobs) => self.share(jobs as usize),
             ToNode::ChunkedEnded => scoreboard.end_chunked(),
@@ -351,54 +334,22 @@ impl Node {
     }
 
     /// Sends jobs to a worker. If there is none, gives them back.
-    /// Sends jobs from the lead: to each idle worker a part of them.
-    fn divide(&mut self, jobs: &[Arc<Job>]) {
-        let parts = self.engine.idle().max(1);
-        for part in jobs.chunks(jobs.len().div_ceil(parts).max(1)) {
-            self.send(part.to_vec());
-        }
-    }
-
     /// Sends jobs that wait behind others to workers that are idle by now. Whoever claims them first
     /// runs them.
     fn relieve(&mut self) {
-        let mut idle = self.engine.idle();
-        while idle > 0
-            && let Some(id) = self.behind.pop()
-        {
-            if let Some(held) = self.held.get(&id).filter(|held| self.is_open(held)) {
-                let job = Arc::clone(&held.job);
-                self.send(vec![job]);
-                idle -= 1;
-            }
-        }
-        if self.behind.len() > 2 * self.held.len() + MOST_BEHIND {
-            let mut behind = std::mem::take(&mut self.behind);
-            behind.retain(|id| self.held.get(id).is_some_and(|held| self.is_open(held)));
-            self.behind = behind;
+        for _ in 0..self.engine.idle() {
+            let Some(job) = self.held.pop_behind() else {
+                break;
+            };
+            self.send(vec![job]);
         }
     }
 
     fn send(&mut self, jobs: Vec<Arc<Job>>) {
-        self.last_batch += 1;
-        let batch = self.last_batch;
-        let waiting = usize::from(self.engine.idle() > 0);
-        self.behind
-            .extend(jobs.iter().skip(waiting).map(|job| job.id));
+        let was_idle = self.engine.idle() > 0;
+        let ids = jobs.iter().map(|job| job.id).collect();
         let sent = self.engine.send(jobs.clone());
-        let sent_to = match sent {
-            Sent::To(worker) => Some(worker),
-            Sent::ToAll | Sent::NoWorkers => None,
-        };
-        let ids: Vec<JobId> = jobs.iter().map(|job| job.id).collect();
-        for job in jobs {
-            let held = Held {
-                job: Arc::clone(&job),
-                sent_to,
-                batch,
-            };
-            self.held.insert(job.id, held);
-        }
+        self.held.on_sent(jobs, sent, was_idle);
         if sent == Sent::NoWorkers {
             self.give_back(ids);
             self.room.batches = 0;
@@ -408,23 +359,10 @@ impl Node {
 
     /// Gives jobs back that no worker has claimed.
     fn give_back(&mut self, ids: Vec<JobId>) {
-        let claims = self.context.scoreboard.claims;
-        let returned = ids.into_iter().filter(|id| {
-            let held = self.held.get(id);
-            held.is_some_and(|held| claims.claim(held.job.claim, *id, NOBODY))
-        });
-        let returned: Vec<JobId> = returned.collect();
-        for id in &returned {
-            self.held.remove(id);
-        }
+        let returned = self.held.take_back(ids);
         if !returned.is_empty() {
             self.say(FromNode::Returned(returned));
         }
-    }
-
-    fn is_open(&self, held: &Held) -> bool {
-        let claims = self.context.scoreboard.claims;
-        claims.read(held.job.claim, held.job.id) == Claim::Open
     }
 
     /// Returns jobs for idle workers on other nodes, and asks the busy ones here to share the rest.
@@ -432,11 +370,7 @@ impl Node {
         let mut returned = Vec::new();
         // If a worker is idle here, it is about to take a job.
         if wanted > 0 && self.engine.idle() == 0 && !self.context.scoreboard.is_stopping() {
-            let open = self.held.values().filter(|held| self.is_open(held));
-            returned = open.map(|held| held.job.id).collect();
-            // What came last would be done last.
-            returned.sort_unstable_by(|a, b| b.cmp(a));
-            returned.truncate(wanted);
+            returned = self.held.last_open(wanted);
         }
         let rest = wanted - returned.len();
         self.give_back(returned);
@@ -447,7 +381,7 @@ impl Node {
         match event {
             Event::Report { worker, report } => {
                 for update in report.updates.iter().filter(|update| update.is_done) {
-                    self.held.remove(&update.job);
+                    self.held.end(update.job);
                 }
                 let worker = worker as u32;
                 self.say(FromNode::Report { worker, report });
@@ -459,18 +393,7 @@ impl Node {
             } => {
                 self.context.scoreboard.gate.revoke(worker);
                 self.watchdog.forget(worker, Instant::now());
-                let claims = self.context.scoreboard.claims;
-                let is_its =
-                    |held: &Held| claims.read(held.job.claim, held.job.id) == Claim::By(worker);
-                let claimed: Vec<JobId> = self
-                    .held
-                    .values()
-                    .filter(|held| is_its(held))
-                    .map(|held| held.job.id)
-                    .collect();
-                for id in &claimed {
-                    self.held.remove(id);
-                }
+                let claimed = self.held.take_claimed(worker);
                 let row = Row {
                     has_work: false,
                     ..self.row(worker)
@@ -490,16 +413,7 @@ impl Node {
 
     /// Sends jobs again that wait with a stuck or lost worker.
     fn resend_unclaimed(&mut self, worker: usize, batch: Option<u64>) {
-        let is_with_it = |held: &&Held| {
-            held.sent_to == Some(worker)
-                // Workers that share a queue: the rest of the batch that this one took.
-                || held.sent_to.is_none() && batch == Some(held.batch)
-        };
-        let open = self.held.values().filter(is_with_it);
-        let open = open.filter(|held| self.is_open(held));
-        let mut jobs: Vec<Arc<Job>> = open.map(|held| Arc::clone(&held.job)).collect();
-        jobs.sort_unstable_by_key(|job| job.id);
-        for job in jobs {
+        for job in self.held.open_with(worker, batch) {
             self.send(vec![job]);
         }
     }
@@ -525,7 +439,7 @@ impl Node {
                         self.engine.set_limit(limit);
                     }
                     let current = scoreboard.slot(worker).job();
-                    let batch = current.and_then(|id| Some(self.held.get(&id)?.batch));
+                    let batch = current.and_then(|id| self.held.batch(id));
                     self.resend_unclaimed(worker, batch);
                 }
                 Stall::Over => self.engine.set_stuck(worker, false),

@@ -181,3 +181,20 @@ impl Node {
         Some(job)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_node_among_thousands_gets_jobs() {
+        let mut node = Node::new(Instant::now(), 2);
+        node.state = State::Ready;
+        node.room = Room {
+            workers: 1,
+            batches: 6,
+            can_kill: false,
+        };
+        assert_eq!((node.free(), node.idle()), (6, 1));
+    }
+}
