@@ -523,7 +523,6 @@ impl Scheduler {
 }
 
 /// A job taken from the queue.
-#[expect(clippy::large_enum_variant, reason = "it is used at once")]
 pub(super) enum Popped {
     New(NewJob),
     Resend(JobId),

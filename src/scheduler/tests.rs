@@ -99,9 +99,8 @@ impl Stage {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("src")).unwrap();
         let paths = ["src", "dst"].map(|name| dir.path().join(name).into_os_string());
-        let args = [OsString::from("pcopy"), OsString::from("-q")];
-        let cli = Cli::try_parse_from(args.into_iter().chain(paths)).unwrap();
-        let config = Config::new(cli).unwrap();
+        let words = ["pcopy", "-q"].map(OsString::from).into_iter().chain(paths);
+        let config = Config::new(Cli::try_parse_from(words).unwrap()).unwrap();
         let identity = Identity::read();
         let targets = Targets::open(&config, identity.umask).unwrap();
         let scoreboard = Scoreboard::new(WORKERS, 256, WORKERS).unwrap();

@@ -548,13 +548,8 @@ both_modes!(
 
 once!(what_only_the_source_can_say_is_refused_with_delete, |env| {
     env.dir("src");
-    for option in [
-        "--gitignore",
-        "--exclude-caches",
-        "--exclude-if-present=x",
-        "--files-from=/dev/null",
-        "--parents",
-    ] {
+    let options = "--gitignore --exclude-caches --exclude-if-present=x --files-from=- --parents";
+    for option in options.split(' ') {
         env.pcopy(["--delete", option, "src", "dst"])
             .exits(2)
             .stderr_has("--delete does not go with");
