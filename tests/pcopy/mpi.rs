@@ -17,9 +17,9 @@ use crate::run::Running;
 use crate::trees::{slow_tree, small_files, tree};
 use crate::zoo::Zoo;
 
-/// Shortens the time after which a silent node is lost. On a busy machine a node may be silent for
-/// a while, so not too much.
-const IMPATIENT: &str = "export PCOPY_NODE_TIMEOUT=4";
+/// Shortens the time after which a silent node is lost, for tests that wait for that. On a busy
+/// machine a node may be silent for a while, so not too much.
+const IMPATIENT: &str = "export PCOPY_NODE_TIMEOUT=6";
 
 /// Prepares three nodes. `None` if the relay is missing.
 fn nodes() -> Option<Env> {
@@ -67,10 +67,11 @@ fn lose_a_node(rank: usize, workers: &str, signal: Signal) {
     let Some(_slow) = FaultFs::mount(&env, "real", "src", &["--delay-ms", "0.5"]) else {
         return;
     };
-    let running = env
-        .command(["-v", "-j2", workers, "src", "dst"])
-        .after(IMPATIENT)
-        .start();
+    let mut command = env.command(["-v", "-j2", workers, "src", "dst"]);
+    if signal == Signal::STOP {
+        command = command.after(IMPATIENT);
+    }
+    let running = command.start();
     running.await_stdout("some entries", |text| text.lines().count() > 100);
     node(&running, rank).signal(signal);
     let group = running.pid();
@@ -438,7 +439,7 @@ fn no_more_is_deleted_than_allowed_if_a_node_is_lost() {
         return;
     };
     let args = ["-v", "-j1", "--delete", "--max-delete=300", "src", "dst"];
-    let running = env.command(args).after(IMPATIENT).start();
+    let running = env.command(args).start();
     let victim = node(&running, 0);
     running.await_stdout("some deletions", |text| {
         text.matches("delete ").count() > 20
