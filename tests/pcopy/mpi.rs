@@ -224,7 +224,7 @@ fn a_node_that_says_garbage_is_given_up() {
 #[test]
 fn a_node_that_cannot_be_reached_is_given_up() {
     if let Some((env, run)) = with_fault("cut:2:20") {
-        survived(&env, run.stderr_has("silent for 4 s"), 1);
+        survived(&env, run.stderr_has("silent for 6 s"), 1);
     }
 }
 
