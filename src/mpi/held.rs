@@ -43,7 +43,7 @@ impl HeldJobs {
     }
 
     /// Notes a batch that was sent. If a worker was idle, it is about to take the first job.
-    pub(super) fn on_sent(&mut self, batch: Vec<Arc<Job>>, sent: Sent, was_idle: bool) {
+    pub(super) fn on_sent(&mut self, batch: &[Arc<Job>], sent: Sent, was_idle: bool) {
         self.last_batch += 1;
         let sent_to = match sent {
             Sent::To(worker) => Some(worker),
@@ -55,7 +55,7 @@ impl HeldJobs {
             let held = Held {
                 sent_to,
                 batch: self.last_batch,
-                job: Arc::clone(&job),
+                job: Arc::clone(job),
             };
             self.jobs.insert(job.id, held);
         }
@@ -198,7 +198,7 @@ mod tests {
     fn jobs_behind_others_go_to_idle_workers_if_nobody_has_claimed_them() {
         let (claims, jobs) = jobs(5);
         let mut held = HeldJobs::new(claims);
-        held.on_sent(jobs.clone(), Sent::To(0), true);
+        held.on_sent(&jobs, Sent::To(0), true);
         assert!(claims.claim(4, 4, 0));
         held.end(3);
         let waiting: Vec<_> = std::iter::from_fn(|| held.pop_behind()).collect();
@@ -210,7 +210,7 @@ mod tests {
     fn a_job_that_a_worker_has_claimed_is_not_given_back() {
         let (claims, jobs) = jobs(4);
         let mut held = HeldJobs::new(claims);
-        held.on_sent(jobs, Sent::ToAll, false);
+        held.on_sent(&jobs, Sent::ToAll, false);
         assert!(claims.claim(2, 2, 7));
         assert_eq!(held.last_open(2), [4, 3]);
         assert_eq!(held.take_back(vec![1, 2, 9]), [1]);
@@ -223,9 +223,9 @@ mod tests {
     fn what_waits_with_a_stuck_worker_is_found() {
         let (claims, jobs) = jobs(6);
         let mut held = HeldJobs::new(claims);
-        held.on_sent(jobs[..2].to_vec(), Sent::To(3), false);
-        held.on_sent(jobs[2..5].to_vec(), Sent::ToAll, false);
-        held.on_sent(jobs[5..].to_vec(), Sent::To(4), false);
+        held.on_sent(&jobs[..2], Sent::To(3), false);
+        held.on_sent(&jobs[2..5], Sent::ToAll, false);
+        held.on_sent(&jobs[5..], Sent::To(4), false);
         assert!(claims.claim(1, 1, 3) && claims.claim(3, 3, 3));
         assert_eq!(ids(&held.open_with(3, held.batch(3))), [2, 4, 5]);
         assert_eq!(ids(&held.open_with(4, None)), [6]);
@@ -237,7 +237,7 @@ mod tests {
         let mut held = HeldJobs::new(claims);
         for job in jobs {
             let id = job.id;
-            held.on_sent(vec![job], Sent::ToAll, false);
+            held.on_sent(&[job], Sent::ToAll, false);
             assert!(claims.claim(id as u32, id, 0));
             held.end(id);
         }

@@ -45,6 +45,7 @@ const END_TIMEOUT: Duration = Duration::from_millis(300);
 /// Part of the time after which the lead gives up a silent node. By then the node must be dead.
 const LEAD_TIMEOUT: f64 = 2.0 / 3.0;
 
+/// The node's side of a run.
 pub(super) struct Node {
     context: &'static Context,
     engine: Box<dyn Engine>,
@@ -291,7 +292,7 @@ impl Node {
                     scoreboard.claims.publish(job.claim, job.id);
                 }
                 for part in divide(&jobs, self.engine.idle()) {
-                    self.send(part.to_vec());
+                    self.send(part);
                 }
             }
             ToNode::Wanted(jobs) => self.share(jobs as usize),
@@ -333,25 +334,23 @@ impl Node {
             && (job.claim as usize) < self.context.scoreboard.claims.capacity()
     }
 
-    /// Sends jobs to a worker. If there is none, gives them back.
-    /// Sends jobs that wait behind others to workers that are idle by now. Whoever claims them first
-    /// runs them.
+    /// Gives idle workers the jobs that wait behind others. The first worker to claim a job runs it.
     fn relieve(&mut self) {
         for _ in 0..self.engine.idle() {
             let Some(job) = self.held.pop_behind() else {
                 break;
             };
-            self.send(vec![job]);
+            self.send(&[job]);
         }
     }
 
-    fn send(&mut self, jobs: Vec<Arc<Job>>) {
+    /// Sends jobs to a worker. If there is none, gives them back.
+    fn send(&mut self, jobs: &[Arc<Job>]) {
         let was_idle = self.engine.idle() > 0;
-        let ids = jobs.iter().map(|job| job.id).collect();
-        let sent = self.engine.send(jobs.clone());
+        let sent = self.engine.send(jobs.to_vec());
         self.held.on_sent(jobs, sent, was_idle);
         if sent == Sent::NoWorkers {
-            self.give_back(ids);
+            self.give_back(jobs.iter().map(|job| job.id).collect());
             self.room.batches = 0;
             self.say(FromNode::Room(self.room));
         }
@@ -414,7 +413,7 @@ impl Node {
     /// Sends jobs again that wait with a stuck or lost worker.
     fn resend_unclaimed(&mut self, worker: usize, batch: Option<u64>) {
         for job in self.held.open_with(worker, batch) {
-            self.send(vec![job]);
+            self.send(&[job]);
         }
     }
 

@@ -548,7 +548,8 @@ both_modes!(
 
 once!(what_only_the_source_can_say_is_refused_with_delete, |env| {
     env.dir("src");
-    let options = "--gitignore --exclude-caches --exclude-if-present=x --files-from=- --parents";
+    let options =
+        "--gitignore --exclude-caches --exclude-if-present=x --files-from=/dev/null --parents";
     for option in options.split(' ') {
         env.pcopy(["--delete", option, "src", "dst"])
             .exits(2)

@@ -49,8 +49,8 @@ const WANT_AGAIN: Duration = Duration::from_millis(4);
 /// A chunk of a file. On network file systems, machines that write close to each other take each
 /// other's locks.
 const CHUNK: u64 = 64 << 20;
-/// Jobs that are at all nodes together, if each has enough of them. Each takes about a kilobyte here,
-/// and most of the lead's time goes into fetching that from memory.
+/// How many jobs all nodes together have, if that is enough for each. A job takes about a kilobyte
+/// here. With more of them, most of the lead's time goes into fetching that from memory.
 const MOST_JOBS: usize = 8 << 10;
 /// Nodes that are compared to find the one with the least work.
 const CANDIDATES: usize = 16;

@@ -11,8 +11,8 @@ use crate::protocol::{Job, JobId};
 
 /// However many nodes there are, each gets more jobs while it has fewer than so many for each worker.
 /// A batch brings it more than one for each: while they run, the next one comes. With a thousand nodes
-/// of 16 workers, workers could only lack jobs that end within 40 ms. But so many as these would end
-/// then, the lead cannot send.
+/// of 16 workers, they can only run out of jobs that take less than 40 ms. But with such jobs the lead
+/// is at its limit of 400,000 a second.
 const JOBS_OF_WORKER: usize = 1;
 
 /// Whether a node takes part.
