@@ -5,10 +5,9 @@ use std::sync::Arc;
 use crate::engine::Sent;
 use crate::protocol::job_map::JobMap;
 use crate::protocol::{Job, JobId};
+use crate::scheduler::behind::Behind;
 use crate::scoreboard::claims::{Claim, Claims};
 
-/// How long the list of jobs behind others may be before it is cleared.
-const MOST_BEHIND: usize = 64;
 /// The number that stands for no worker in claims of jobs that are given back.
 const NOBODY: usize = 65_000;
 
@@ -22,8 +21,7 @@ struct Held {
 pub(super) struct HeldJobs {
     claims: Claims,
     jobs: JobMap<Held>,
-    /// Jobs that were sent behind others and may not have been claimed yet.
-    behind: Vec<JobId>,
+    behind: Behind,
     last_batch: u64,
 }
 
@@ -37,7 +35,7 @@ impl HeldJobs {
         Self {
             claims,
             jobs: JobMap::default(),
-            behind: Vec::new(),
+            behind: Behind::default(),
             last_batch: 0,
         }
     }
@@ -49,8 +47,7 @@ impl HeldJobs {
             Sent::To(worker) => Some(worker),
             Sent::ToAll | Sent::NoWorkers => None,
         };
-        let behind = batch.iter().skip(usize::from(was_idle));
-        self.behind.extend(behind.map(|job| job.id));
+        self.behind.add(batch, was_idle);
         for job in batch {
             let held = Held {
                 sent_to,
@@ -59,11 +56,7 @@ impl HeldJobs {
             };
             self.jobs.insert(job.id, held);
         }
-        if self.behind.len() > 2 * self.jobs.len() + MOST_BEHIND {
-            let mut behind = std::mem::take(&mut self.behind);
-            behind.retain(|&id| self.open(id).is_some());
-            self.behind = behind;
-        }
+        self.behind.forget_claimed(self.claims, self.jobs.len());
     }
 
     /// Notes that a job is done.
@@ -78,9 +71,10 @@ impl HeldJobs {
 
     /// Takes the job that would be the last one to run, from those that wait behind others.
     pub(super) fn pop_behind(&mut self) -> Option<Arc<Job>> {
-        while let Some(id) = self.behind.pop() {
-            if let Some(held) = self.open(id) {
-                return Some(Arc::clone(&held.job));
+        while let Some(job) = self.behind.pop(self.claims) {
+            // A worker may say that a job is done which it has not claimed.
+            if self.jobs.contains_key(&job.id) {
+                return Some(job);
             }
         }
         None
@@ -136,11 +130,6 @@ impl HeldJobs {
         self.claims.read(held.job.claim, held.job.id)
     }
 
-    fn open(&self, id: JobId) -> Option<&Held> {
-        let held = self.jobs.get(&id)?;
-        (self.claim(held) == Claim::Open).then_some(held)
-    }
-
     fn all_open(&self) -> impl Iterator<Item = &Held> {
         let held = self.jobs.values();
         held.filter(|held| self.claim(held) == Claim::Open)
@@ -155,7 +144,7 @@ mod tests {
     use crate::protocol::JobKind;
     use crate::protocol::entry::DirOrigin;
 
-    const JOBS: usize = 512;
+    const JOBS: usize = 16;
 
     fn job(id: JobId) -> Arc<Job> {
         Arc::new(Job {
@@ -229,18 +218,5 @@ mod tests {
         assert!(claims.claim(1, 1, 3) && claims.claim(3, 3, 3));
         assert_eq!(ids(&held.open_with(3, held.batch(3))), [2, 4, 5]);
         assert_eq!(ids(&held.open_with(4, None)), [6]);
-    }
-
-    #[test]
-    fn the_list_of_jobs_behind_others_stays_short() {
-        let (claims, jobs) = jobs(JOBS - 1);
-        let mut held = HeldJobs::new(claims);
-        for job in jobs {
-            let id = job.id;
-            held.on_sent(&[job], Sent::ToAll, false);
-            assert!(claims.claim(id as u32, id, 0));
-            held.end(id);
-        }
-        assert!(held.behind.len() <= MOST_BEHIND + 2);
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::behind::Behind;
 use super::tree::NodeKey;
 use super::{Phase, Scheduler};
 use crate::engine::Sent;
@@ -72,8 +73,7 @@ pub(super) struct Queue {
     free_claims: Vec<u32>,
     unused_from: usize,
     claims: usize,
-    /// Jobs that were sent behind others and may not have been claimed yet.
-    maybe_unclaimed: Vec<JobId>,
+    behind: Behind,
 }
 
 enum Queued {
@@ -116,7 +116,7 @@ impl Queue {
             free_claims: Vec::new(),
             unused_from: 0,
             claims,
-            maybe_unclaimed: Vec::new(),
+            behind: Behind::default(),
         }
     }
 
@@ -287,23 +287,24 @@ impl Scheduler {
             };
             let share = self.queue.jobs / (4 * receivers.max(1));
             let batch = self.take_batch(share.clamp(1, most));
-            // Jobs that will wait behind another job or batch. A node looks after its own.
-            let waiting = match nodes {
-                Some(_) => batch.len(),
-                None => usize::from(self.engine.idle() > 0),
-            };
-            let ids: Vec<JobId> = batch.iter().skip(waiting).map(|job| job.id).collect();
-            if batch.is_empty() || !self.send(batch) {
+            if batch.is_empty() {
                 break;
             }
-            self.queue.maybe_unclaimed.extend(ids);
+            // A node looks after the jobs that wait there.
+            if nodes.is_none() {
+                self.queue.behind.add(&batch, self.engine.idle() > 0);
+            }
+            if !self.send(batch) {
+                break;
+            }
         }
-        self.forget_claimed();
+        let claims = self.context.scoreboard.claims;
+        self.queue.behind.forget_claimed(claims, self.running.len());
         let is_idle = self.queue.is_empty() && !self.is_solo;
         let mut idle = if is_idle { self.engine.idle() } else { 0 };
         while idle > 0
             && self.may_send()
-            && let Some(job) = self.next_unclaimed()
+            && let Some(job) = self.queue.behind.pop(claims)
         {
             if !self.send(vec![job]) {
                 break;
@@ -478,25 +479,6 @@ impl Scheduler {
     pub(super) fn unclaimed(&self, id: JobId) -> Option<Arc<Job>> {
         let running = self.running.get(&id)?;
         (self.claim_of(id)? == Claim::Open).then(|| Arc::clone(&running.job))
-    }
-
-    /// Keeps the list of jobs that wait behind others as short as the number of running jobs.
-    fn forget_claimed(&mut self) {
-        if self.queue.maybe_unclaimed.len() > 2 * self.running.len() + JOBS_PER_BATCH {
-            let mut ids = std::mem::take(&mut self.queue.maybe_unclaimed);
-            ids.retain(|&id| self.unclaimed(id).is_some());
-            self.queue.maybe_unclaimed = ids;
-        }
-    }
-
-    /// Returns a job that waits behind others, for a worker that is idle.
-    fn next_unclaimed(&mut self) -> Option<Arc<Job>> {
-        while let Some(id) = self.queue.maybe_unclaimed.pop() {
-            if let Some(job) = self.unclaimed(id) {
-                return Some(job);
-            }
-        }
-        None
     }
 
     /// Queues again the jobs that a stuck or lost worker got and has not claimed.

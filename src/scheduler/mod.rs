@@ -11,6 +11,7 @@
 
 pub(crate) mod autoscale;
 mod batched;
+pub(crate) mod behind;
 mod deferred;
 mod delete;
 mod dispatch;
